@@ -2,15 +2,16 @@
 
 Conventions, for every function here unless its docstring says otherwise:
 
-* ``A`` has shape (*, m, n): m observations (rows), n features (columns); any real float dtype. It is converted to
-  float64 first, so the result belongs to the values as given, rounding of the input included.
+* ``A`` has shape (*, m, n): m observations (rows), n features (columns); any real float dtype. It is
+  converted to float64 first, so the result belongs to the values as given, rounding of the input included.
 * σ_1 ≥ σ_2 ≥ … ≥ σ_k are the singular values, k = min(m, n), by ``torch.linalg.svdvals`` in float64;
   λ_i = σ_i² are the eigenvalues of the Gram matrix AᵀA that can be non-zero.
-* ``center=True`` subtracts each column's mean over the rows first. Then λ_i / (m − 1) are the eigenvalues of the
-  covariance. All ratios of eigenvalues are the same for the Gram matrix and the covariance.
-* A matrix with a non-finite entry gives NaN, or −1 where the result is an integer count; the other matrices of the
-  batch are not affected. An empty matrix (m = 0 or n = 0) and a zero matrix give 0. Two exceptions: ``alpha_req``
-  is NaN without at least three eigenvalues to fit, and ``gram`` and ``covariance`` are plain arithmetic.
+* ``center=True`` subtracts each column's mean over the rows first. Then λ_i / (m − 1) are the eigenvalues of
+  the covariance. All ratios of eigenvalues are the same for the Gram matrix and the covariance.
+* A matrix with a non-finite entry gives NaN, or −1 where the result is an integer count; the other matrices
+  of the batch are not affected. An empty matrix (m = 0 or n = 0) and a zero matrix give 0. Two exceptions:
+  ``alpha_req`` is NaN without at least three eigenvalues to fit, and ``gram`` and ``covariance`` are plain
+  arithmetic.
 * Float metrics are float64, counts int64, both of the batch shape of ``A``.
 
 Nothing in the ops imports this module, so that an error here and an error there are independent.
@@ -71,14 +72,15 @@ def gram(A: Tensor, *, center: bool = False) -> Tensor:
 
 
 def covariance(A: Tensor, *, correction: int = 1) -> Tensor:
-    """Covariance of the columns, (A − 1ā)ᵀ(A − 1ā) / max(m − correction, 0), as ``torch.cov`` of A's transpose.
+    """Covariance of the columns, (A − 1ā)ᵀ(A − 1ā) / max(m − correction, 0); ``torch.cov`` of Aᵀ.
 
     Args:
         A: (*, m, n).
         correction: 1 is the unbiased estimate, 0 divides by m.
 
     Returns:
-        (*, n, n), float64 (the op returns the input's dtype). 0 / 0 = NaN for m ≤ correction, as in ``torch.cov``.
+        (*, n, n), float64 (the op returns the input's dtype). 0 / 0 = NaN for m ≤ correction, as in
+        ``torch.cov``.
     """
     return gram(A, center=True) / max(A.shape[-2] - correction, 0)
 
@@ -122,8 +124,9 @@ def numerical_rank(
 ) -> Tensor:
     """Numerical rank #{σ_i > max(atol, rtol·σ_1)} by the rules of ``torch.linalg.matrix_rank``.
 
-    ``atol`` defaults to 0. ``rtol`` defaults to eps(dtype of A)·max(m, n), but to 0 where ``atol`` > 0. Tensor
-    tolerances broadcast against the batch shape of A; the default of ``rtol`` is then decided element by element.
+    ``atol`` defaults to 0. ``rtol`` defaults to eps(dtype of A)·max(m, n), but to 0 where ``atol`` > 0.
+    Tensor tolerances broadcast against the batch shape of A; the default of ``rtol`` is then decided element
+    by element.
 
     Args:
         A: (*, m, n), float32 or float64 (``matrix_rank`` takes no half; ``near_rank`` does).
@@ -146,8 +149,8 @@ def near_rank(
 ) -> Tensor:
     """Near-rank #{σ_i > max(atol, rtol·σ_1)}: ``numerical_rank``, for halves too.
 
-    bfloat16 and float16 take float32's eps in the default ``rtol``: with its own, eps(bfloat16)·128 ≥ 1 and every
-    count is 0.
+    bfloat16 and float16 take float32's eps in the default ``rtol``: with its own, eps(bfloat16)·128 ≥ 1 and
+    every count is 0.
 
     Args:
         A: (*, m, n).
@@ -158,7 +161,8 @@ def near_rank(
     Returns:
         int64, the batch shape of A broadcast with the tolerances.
 
-    Source: the near-rank loss of arXiv 2210.12184 counts σ ≪ 1 and gives no number; the threshold is ours to choose.
+    Source: the near-rank loss of arXiv 2210.12184 counts σ ≪ 1 and gives no number; the threshold is ours to
+        choose.
     """
     eps_dtype = torch.float64 if A.dtype == torch.float64 else torch.float32
     return _rank(A, atol, rtol, center, torch.finfo(eps_dtype).eps)
@@ -174,8 +178,8 @@ def _rank(
     else:
         relative = torch.as_tensor(rtol, dtype=torch.float64)
     largest = sigma[..., :1].sum(dim=-1)
-    tau = torch.maximum(absolute, relative * largest)
-    sigma = sigma.expand(*torch.broadcast_shapes(tau.shape, largest.shape), sigma.shape[-1])
+    tau = torch.maximum(absolute, relative * largest)  # broadcast over the batch
+    sigma = sigma.expand(*tau.shape, sigma.shape[-1])
     return _count(sigma > tau[..., None], sigma)
 
 
@@ -191,8 +195,8 @@ def feature_rank(A: Tensor, *, eps: float = 0.01, center: bool = False) -> Tenso
     """Feature rank #{σ_i(Φ/√m) > ε}: an absolute threshold on the root-mean-square scale of the features.
 
     Args:
-        A: (*, m, n), the feature matrix Φ, one row a sample. The source writes n for the number of samples; it is
-            the number of rows, m, here.
+        A: (*, m, n), the feature matrix Φ, one row a sample. The source writes n for the number of samples;
+            it is the number of rows, m, here.
         eps: the threshold ε, 0.01 in the source.
         center: subtract the column means first; the source does not.
 
@@ -207,7 +211,7 @@ def feature_rank(A: Tensor, *, eps: float = 0.01, center: bool = False) -> Tenso
 
 
 def _first_k_reaching(share: float, weights: Tensor) -> Tensor:
-    """min {k : Σ_{i≤k} w_i ≥ share·Σ w_i} for descending weights, 0 if they are all 0."""
+    """Smallest {k : Σ_{i≤k} w_i ≥ share·Σ w_i} for descending weights, 0 if they are all 0."""
     total = weights.cumsum(dim=-1)
     # Divided by the last partial sum, not by a separate sum, so that the last fraction is exactly 1.
     fraction = _divide(total, total[..., -1:])
@@ -218,8 +222,8 @@ def _first_k_reaching(share: float, weights: Tensor) -> Tensor:
 def srank(A: Tensor, *, delta: float = 0.01, center: bool = False) -> Tensor:
     """Effective rank srank_δ = min {k : Σ_{i≤k} σ_i / Σ_i σ_i ≥ 1 − δ}.
 
-    The singular values are *not* squared; ``pca_rank`` is the same with squares. Not the stable rank, for which
-    public code sometimes uses this name.
+    The singular values are *not* squared; ``pca_rank`` is the same with squares. Not the stable rank, for
+    which public code sometimes uses this name.
 
     Args:
         A: (*, m, n).
@@ -235,7 +239,7 @@ def srank(A: Tensor, *, delta: float = 0.01, center: bool = False) -> Tensor:
 
 
 def pca_rank(A: Tensor, *, share: float = 0.99, center: bool = False) -> Tensor:
-    """PCA rank min {k : Σ_{i≤k} σ_i² / Σ_i σ_i² ≥ share}: principal directions that explain ``share`` of the energy.
+    """PCA rank min {k : Σ_{i≤k} σ_i² / Σ_i σ_i² ≥ share}: directions that hold ``share`` of the energy.
 
     Args:
         A: (*, m, n).
@@ -264,8 +268,8 @@ def saturation(A: Tensor, *, share: float = 0.99, center: bool = True) -> Tensor
     Returns:
         float64.
 
-    Source: Shenk, Richter et al., the package delve (doi 10.5281/zenodo.5233860), "saturation". See ``pca_rank``
-        for how its count differs by one.
+    Source: Shenk, Richter et al., the package delve (doi 10.5281/zenodo.5233860), "saturation". See
+        ``pca_rank`` for how its count differs by one.
     """
     count = pca_rank(A, share=share, center=center).to(torch.float64)
     return torch.where(count < 0, torch.nan, count) / max(A.shape[-1], 1)
@@ -276,7 +280,8 @@ def saturation(A: Tensor, *, share: float = 0.99, center: bool = True) -> Tensor
 
 def _exp_entropy(p: Tensor) -> Tensor:
     """exp(−Σ p log p) with 0·log 0 = 0."""
-    return (-torch.special.xlogy(p, p).sum(dim=-1)).exp()
+    entropy: Tensor = -torch.special.xlogy(p, p).sum(dim=-1)
+    return entropy.exp()
 
 
 def effective_rank(A: Tensor, *, center: bool = False) -> Tensor:
@@ -289,7 +294,8 @@ def effective_rank(A: Tensor, *, center: bool = False) -> Tensor:
     Returns:
         float64, between 1 and min(m, n), 0 for a zero matrix.
 
-    Source: Roy, Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, section 3.
+    Source: Roy, Vetterli, "The effective rank: a measure of effective dimensionality", EUSIPCO 2007, section
+        3.
     """
     sigma = singular_values(A, center=center)
     total = sigma.sum(dim=-1, keepdim=True)
@@ -299,8 +305,8 @@ def effective_rank(A: Tensor, *, center: bool = False) -> Tensor:
 def rankme(A: Tensor, *, eps: float = 1e-7, center: bool = False) -> Tensor:
     """RankMe exp(−Σ p_i log p_i), p_i = σ_i / Σσ + ε, over the k = min(m, n) singular values.
 
-    The sum is over singular values, not over eigenvalues of the covariance as in some public code. ε is added to
-    every p_i after the normalisation, so the p_i sum to 1 + kε and the result can slightly exceed k.
+    The sum is over singular values, not over eigenvalues of the covariance as in some public code. ε is added
+    to every p_i after the normalisation, so the p_i sum to 1 + kε and the result can slightly exceed k.
 
     Args:
         A: (*, m, n), the embeddings, one row a sample.
@@ -335,7 +341,8 @@ def participation_ratio(A: Tensor, *, center: bool = False) -> Tensor:
     Returns:
         float64.
 
-    Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262, 2017.
+    Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", bioRxiv 214262,
+        2017.
     """
     lam = _relative(singular_values(A, center=center)).square()
     return _divide(lam.sum(dim=-1).square(), lam.square().sum(dim=-1))
@@ -360,10 +367,10 @@ def nesum(A: Tensor, *, center: bool = True) -> Tensor:
 def alpha_req(A: Tensor, *, center: bool = False, first: int = 10, stop: int = 100) -> Tensor:
     """Decay exponent α of λ_i ∝ i^(−α): *minus* the least-squares slope of log λ_i against log i.
 
-    Positive for a decaying spectrum, 0 for a flat one. i counts from 1 and enters as log i (a regression against i
-    itself would fit an exponential). The fit takes first ≤ i < stop, cut at min(m, n), and of these only
-    λ_i > max(m, n)·2⁻⁵²·λ_1: below it λ_i is the rounding of a float64 Gram matrix and its logarithm is noise. This
-    floor is ours; the source gives none.
+    Positive for a decaying spectrum, 0 for a flat one. i counts from 1 and enters as log i (a regression
+    against i itself would fit an exponential). The fit takes first ≤ i < stop, cut at min(m, n), and of these
+    only λ_i > max(m, n)·2⁻⁵²·λ_1: below it λ_i is the rounding of a float64 Gram matrix and its logarithm is
+    noise. This floor is ours; the source gives none.
 
     Args:
         A: (*, m, n).
@@ -374,8 +381,8 @@ def alpha_req(A: Tensor, *, center: bool = False, first: int = 10, stop: int = 1
     Returns:
         float64, NaN with fewer than three eigenvalues to fit.
 
-    Source: Agrawal, Mondal, Ghosh, Richards, "α-ReQ: assessing representation quality in self-supervised learning
-        by measuring eigenspectrum decay", NeurIPS 2022.
+    Source: Agrawal, Mondal, Ghosh, Richards, "α-ReQ: assessing representation quality in self-supervised
+        learning by measuring eigenspectrum decay", NeurIPS 2022.
     """
     sigma = _relative(singular_values(A, center=center))[..., first - 1 : stop - 1]
     keep = sigma.square() > max(A.shape[-2:]) * _EPS64

@@ -12,8 +12,8 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     """Runs torch on one thread unless BSGAP_TEST_THREADS says otherwise.
 
-    The matrices are small, and threads that wait for each other on a busy two-core machine cost up to 50 times the
-    work. Tests of threaded code ask for threads by the fixture ``use_threads``.
+    The matrices are small, and threads that wait for each other on a busy two-core machine cost up to 50
+    times the work. Tests of threaded code ask for threads by the fixture ``use_threads``.
     """
     torch.set_num_threads(int(os.environ.get("BSGAP_TEST_THREADS", "1")))
 

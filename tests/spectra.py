@@ -1,8 +1,9 @@
 """Test matrices whose singular values are known: prescribed and rounded, or represented exactly.
 
-``from_singular_values`` multiplies random orthogonal factors by chosen singular values in float64 and rounds once;
-``with_count`` also proves that the rounding kept the margin around the threshold. ``hadamard_spectrum`` and
-``signed_permutation_spectrum`` are exact: every entry is representable, so that ties and clusters are what they say.
+``from_singular_values`` multiplies random orthogonal factors by chosen singular values in float64 and rounds
+once; ``with_count`` also proves that the rounding kept the margin around the threshold. ``hadamard_spectrum``
+and ``signed_permutation_spectrum`` are exact: every entry is representable, so that ties and clusters are
+what they say.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ def orthogonal(n: int, columns: int | None = None, *, seed: int = 0) -> Tensor:
 def from_singular_values(
     sigma: Tensor | Sequence[float], m: int, n: int, *, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> Tensor:
-    """U diag(σ) Vᵀ of shape (m, n) with random orthogonal U, V, computed in float64 and rounded once to ``dtype``.
+    """U diag(σ) Vᵀ of shape (m, n), U and V random orthogonal, in float64 and rounded once to ``dtype``.
 
-    Fewer than min(m, n) values are filled up with zeros: the matrix is then rank-deficient up to the rounding.
+    Fewer than min(m, n) values are filled up with zeros: the matrix is then rank-deficient up to the
+    rounding.
     """
     values = torch.as_tensor(sigma, dtype=torch.float64)
     if values.numel() > min(m, n):
@@ -51,9 +53,9 @@ def with_count(
 ) -> Tensor:
     """Matrix with exactly ``count`` singular values above rtol·σ_1, none within a relative ``margin`` of it.
 
-    The values above are spread geometrically from σ_1 = ``scale`` down to rtol·(1 + 2 margin), those below from
-    rtol·(1 − 2 margin) downwards. By Weyl's inequality rounding to ``dtype`` moves each by at most ‖ΔA‖_F, which is
-    measured; a rounding that could eat the margin is an error here, not a wrong count later.
+    The values above are spread geometrically from σ_1 = ``scale`` down to rtol·(1 + 2 margin), those below
+    from rtol·(1 − 2 margin) downwards. By Weyl's inequality rounding to ``dtype`` moves each by at most
+    ‖ΔA‖_F, which is measured; a rounding that could eat the margin is an error here, not a wrong count later.
     """
     k = min(m, n)
     if not 1 <= count <= k or not 0 < rtol * (1 + 2 * margin) < 1 or not 0 < margin < 0.25:
@@ -77,7 +79,7 @@ def geometric(k: int, last: float) -> Tensor:
 
 
 def clustered(k: int, centre: float, width: float, inside: int) -> Tensor:
-    """1, then ``inside`` values within centre·(1 ± width), then values below centre/10; descending, k in all."""
+    """1, ``inside`` values within centre·(1 ± width), then values up to centre/10: k in all, descending."""
     if not 0 < inside < k or not 0 < width < 0.5 or centre * (1 + width) >= 1:
         raise ValueError("a cluster needs 0 < inside < k, 0 < width < 0.5 and centre·(1 + width) < 1")
     cluster = centre * torch.linspace(1 + width, 1 - width, inside, dtype=torch.float64)
@@ -100,10 +102,10 @@ def hadamard_spectrum(
 ) -> Tensor:
     """Dense m x n matrix, n = len(σ), whose singular values are exactly ``sigma``.
 
-    Two-sided: H_m[:, :n] diag(σ / √(mn)) H_n, with m, n powers of two and m·n a power of four so that √(mn) is one
-    too. One-sided: H_m[:, :n] diag(σ / √m) with m a power of four, any n ≤ m. Both factors have orthogonal columns
-    of equal norm. The entries are sums of ±σ_i/√(mn); σ must be dyadic with few enough bits that every sum is exact
-    in ``dtype``, which is checked.
+    Two-sided: H_m[:, :n] diag(σ / √(mn)) H_n, with m, n powers of two and m·n a power of four so that √(mn)
+    is one too. One-sided: H_m[:, :n] diag(σ / √m) with m a power of four, any n ≤ m. Both factors have
+    orthogonal columns of equal norm. The entries are sums of ±σ_i/√(mn); σ must be dyadic with few enough
+    bits that every sum is exact in ``dtype``, which is checked.
     """
     values = torch.as_tensor(sigma, dtype=torch.float64)
     n = values.numel()
@@ -124,7 +126,7 @@ def hadamard_spectrum(
 
 
 def _sums_are_exact(values: Tensor) -> bool:
-    """Whether every ± sum of the values is exact in float64: all multiples of one unit u, and Σ|v| ≤ 2^53 u."""
+    """Whether every ± sum is exact in float64: all values are multiples of one u, and Σ|v| ≤ 2^53 u."""
     nonzero = [abs(v) for v in values.tolist() if v != 0]
     if not nonzero:
         return True

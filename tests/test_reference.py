@@ -6,6 +6,7 @@ import ast
 import itertools
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from torch import Tensor
 import bsgap_kernels
 from bsgap_kernels import reference
 
-COUNTS = [
+Metric = Callable[..., Tensor]
+
+COUNTS: list[Metric] = [
     reference.near_rank,
     reference.numerical_rank,
     reference.feature_rank,
@@ -25,7 +28,7 @@ COUNTS = [
     reference.pca_rank,
     reference.dormant_units,
 ]
-FLOATS = [
+FLOATS: list[Metric] = [
     reference.sigma_max,
     reference.frobenius_norm,
     reference.near_rank_ratio,
@@ -226,7 +229,8 @@ def test_saturation_is_the_centred_pca_rank_over_the_features() -> None:
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99])
 def test_pca_rank_is_one_more_than_the_directions_below_the_share(share: float) -> None:
-    # The count of the package delve: eigenvalues of the covariance whose cumulative share is below the threshold.
+    # The count of the package delve: eigenvalues of the covariance whose cumulative share is below the
+    # threshold.
     A = torch.randn(60, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     lam = torch.linalg.eigvalsh(torch.cov(A.T, correction=0)).flip(0)
     below = int((lam.cumsum(0) / lam.sum() < share).sum())
@@ -356,7 +360,7 @@ def test_dormant_units_by_hand() -> None:
 
 @pytest.mark.parametrize("metric", COUNTS + FLOATS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_non_finite_input_spoils_its_own_matrix_only(metric, bad: float) -> None:  # type: ignore[no-untyped-def]
+def test_non_finite_input_spoils_its_own_matrix_only(metric: Metric, bad: float) -> None:
     A = torch.randn(3, 40, 30, generator=torch.Generator().manual_seed(4))
     alone = metric(A)
     A[1, 2, 3] = bad
@@ -368,7 +372,7 @@ def test_non_finite_input_spoils_its_own_matrix_only(metric, bad: float) -> None
 
 @pytest.mark.parametrize("metric", COUNTS + FLOATS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3), (2, 3, 0), (0, 3, 3)], ids=str)
-def test_empty_matrices_give_zero(metric, shape: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def test_empty_matrices_give_zero(metric: Metric, shape: tuple[int, ...]) -> None:
     value = metric(torch.zeros(shape))
     expected = torch.full(shape[:-2], math.nan if metric is reference.alpha_req else 0.0)
     assert value.dtype == (torch.int64 if metric in COUNTS else torch.float64)
@@ -376,7 +380,7 @@ def test_empty_matrices_give_zero(metric, shape: tuple[int, ...]) -> None:  # ty
 
 
 @pytest.mark.parametrize("metric", COUNTS + FLOATS, ids=lambda f: f.__name__)
-def test_zero_matrix_gives_zero(metric) -> None:  # type: ignore[no-untyped-def]
+def test_zero_matrix_gives_zero(metric: Metric) -> None:
     value = float(metric(torch.zeros(20, 14)))
     if metric is reference.alpha_req:
         assert math.isnan(value)
@@ -391,7 +395,7 @@ SCALE_FREE = [
 
 @pytest.mark.parametrize("metric", SCALE_FREE, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("scale", [2.0**-900, 2.0**900])
-def test_huge_and_tiny_scales_change_nothing(metric, scale: float) -> None:  # type: ignore[no-untyped-def]
+def test_huge_and_tiny_scales_change_nothing(metric: Metric, scale: float) -> None:
     A = torch.randn(30, 20, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     assert math.isclose(float(metric(A * scale)), float(metric(A)), rel_tol=1e-9)
 

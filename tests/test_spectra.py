@@ -87,7 +87,8 @@ def test_hadamard(n: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("m", [8, 32])
 def test_hadamard_spectrum_is_exact(dtype: torch.dtype, m: int) -> None:
-    # σ with ties, a cluster one unit apart, and a zero; H_8 AᵀA H_8 / 8 = diag(σ²) checked in rational arithmetic.
+    # σ with ties, a cluster one unit apart, and a zero; H_8 AᵀA H_8 / 8 = diag(σ²) checked in rational
+    # arithmetic.
     sigma = [4.0, 1.0, 1.0, 1.0, 1.0 - 2.0**-10, 1.0 - 2.0**-10, 0.0625, 0.0]
     A = hadamard_spectrum(sigma, m, dtype=dtype)
     assert int((A != 0).sum()) > A.numel() // 2  # dense
@@ -109,7 +110,7 @@ def test_one_sided_hadamard_spectrum_is_exact() -> None:
 def test_hadamard_spectrum_refuses_what_it_cannot_represent() -> None:
     with pytest.raises(ValueError, match="power of four"):
         hadamard_spectrum([1.0, 1.0], 4)
-    with pytest.raises(ValueError, match="too many bits for torch.float32"):
+    with pytest.raises(ValueError, match=r"too many bits for torch\.float32"):
         hadamard_spectrum([1.0, 2.0**-30], 2, dtype=torch.float32)
     with pytest.raises(ValueError, match="too many bits for exact sums"):
         hadamard_spectrum([1.0, 2.0**-60], 2)
