@@ -19,6 +19,14 @@ struct Threshold {
   double relative = 0;
 };
 
+// The threshold of A * 2^exponent. An absolute part that underflows leaves a square below kTiny, which
+// round_up covers. Under ScopedIeee: with subnormals flushed, a subnormal tolerance would scale to 0.
+inline Threshold scaled(Threshold t, int exponent) {
+  ScopedIeee ieee;
+  t.absolute = std::ldexp(t.absolute, exponent);
+  return t;
+}
+
 struct CountInterval {
   int64_t lower = 0;
   int64_t upper = 0;
@@ -107,9 +115,15 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
       out[i] = {n, n};
       continue;
     }
+    if (rtol >= 1) {  // tau >= sigma_max
+      out[i] = {0, 0};
+      if (trace) *trace = {top, {top.lower, kInfinity}, 0, 0};
+      continue;
+    }
+    // r * (r * lambda), not (r * r) * lambda: r * r may underflow where the product does not.
     const double a = std::max(atol, 0.0), r = std::max(rtol, 0.0);
-    const Bounds t = {std::max(round_down(a * a), round_down(r * r * top.lower)),
-                      std::max(round_up(a * a), round_up(r * r * top.upper))};
+    const Bounds t = {std::max(round_down(a * a), round_down(r * (r * top.lower))),
+                      std::max(round_up(a * a), round_up(r * (r * top.upper)))};
     CertificateTrace here{top, t, 0, 0};
     if (t.lower >= top.upper) {
       out[i] = {0, 0};
@@ -152,7 +166,7 @@ inline void point_counts(const double* g, int64_t n, const Threshold* thresholds
         const Bounds b = small ? Bounds{eigenvalue_by_bisection(t, 1), 0} : largest_eigenvalue(g, n, work.data(), parallel);
         top = std::max(b.lower, 0.0);
       }
-      tau_squared = std::max(tau_squared, rtol * rtol * top);
+      tau_squared = std::max(tau_squared, rtol * (rtol * top));
     }
     if (!(tau_squared < kInfinity)) {
       out[i] = 0;
