@@ -40,7 +40,7 @@ def centred(A: Tensor) -> Tensor:
 
 
 def svd_counts(A: Tensor, pairs: Tensor, center: bool) -> Tensor:
-    """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast with the batch."""
+    """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast."""
     finite = torch.isfinite(A).all(-1).all(-1)
     wide = torch.where(finite[..., None, None], A.double(), torch.zeros((), dtype=torch.float64))
     sigma = torch.linalg.svdvals(centred(wide) if center else wide)
