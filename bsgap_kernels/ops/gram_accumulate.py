@@ -16,7 +16,8 @@ def gram_accumulate_(state: Tensor, A: Tensor, shift: Tensor) -> Tensor:
     state[0, 1:] = state[1:, 0] the shifted sums, state[1:, 1:] the Gram matrix about `shift` (n,) float64.
     States about the same shift add up, over chunks, micro-batches and ranks; the centred Gram matrix is
     state[1:, 1:] - s sᵀ / m. A shift near the mean keeps its digits.
-    Non-finite rows make the state non-finite. Returns state. Does not synchronise. Cost as `gram`. Raises TypeError / ValueError that name the argument.
+    Non-finite rows make the state non-finite. Returns state. Does not synchronise. Cost as `gram`.
+    Raises TypeError / ValueError that name the argument.
     """
     _checks.raise_public(_problem(state, A, shift))
     torch.ops.bsgap.gram_accumulate_(state, A, shift)
