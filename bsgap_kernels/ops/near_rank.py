@@ -27,7 +27,7 @@ def near_rank(
     distance d of τ: d < 0.6 % (rtol ≥ 1e-3, sums promoted to float64 every 256 rows), d < 1 %
     (rtol ≥ 8e-7, float64 Gram matrix), else the error of float64 singular values.
     `near_rank_interval` proves its counts, this does not.
-    Non-finite input gives -1; an empty matrix gives 0. Never requires grad. Nothing to synchronise.
+    Non-finite input gives -1; an empty matrix gives 0. Never requires grad. CPU: nothing to synchronise.
     Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or below 8e-7 an SVD.
     Raises TypeError / ValueError that name the argument; `hermitian`, `out` and `tol` are refused by name.
     Source: torch.linalg.matrix_rank for the rules; docs/certificates.md for the numerics.
