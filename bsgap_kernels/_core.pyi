@@ -1,3 +1,5 @@
+"""Types of the NumPy bindings (csrc/bindings/core.cpp); tests/test_core_stub.py keeps them in step."""
+
 from collections.abc import Sequence
 from typing import Any
 
