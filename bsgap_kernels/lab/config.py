@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Any, Optional, Union
+from typing import Any
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 MODELS = ("lenet5",)
@@ -19,7 +19,6 @@ class UserError(ValueError):
     """A mistake of the user that one sentence explains; the command line prints it without a traceback."""
 
 
-# Optional and Union are spelled out below because jsonargparse evaluates these annotations on Python 3.10 as well.
 @dataclass
 class RunOptions:
     """Options shared by one run and a sweep.
@@ -50,26 +49,26 @@ class RunOptions:
     """
 
     data: str = "digits"
-    data_root: Optional[str] = None
+    data_root: str | None = None
     model: str = "lenet5"
     lr: float = 0.02
     lr_rule: str = "fixed"
     base_batch_size: int = 128
     momentum: float = 0.9
-    epochs: Optional[int] = None
-    steps: Optional[int] = None
+    epochs: int | None = None
+    steps: int | None = None
     eval_every: int = 1
     every: int = 1
     probe_size: int = 512
     probe_every: int = 1
-    max_probes: Optional[int] = None
-    layers: Optional[list[str]] = None
+    max_probes: int | None = None
+    layers: list[str] | None = None
     unfold: str = "flatten"
     rtol: float = 1e-2
-    atol: Optional[float] = None
+    atol: float | None = None
     center: bool = False
     device: str = "cpu"
-    out: Optional[str] = None
+    out: str | None = None
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -117,7 +116,7 @@ class TrainConfig(RunOptions):
         seed: seed of the initial weights and of the order of the data.
     """
 
-    batch_size: Union[int, str] = 128
+    batch_size: int | str = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -140,8 +139,8 @@ class SweepConfig(RunOptions):
         seeds: seeds separated by commas.
     """
 
-    batch_sizes: Union[str, int, list[Union[int, str]]] = "16,128,full"
-    seeds: Union[str, int, list[int]] = "0"
+    batch_sizes: str | int | list[int | str] = "16,128,full"
+    seeds: str | int | list[int] = "0"
 
     def __post_init__(self) -> None:
         super().__post_init__()
