@@ -38,7 +38,7 @@ class RunOptions:
         probe_size: rows of the fixed probe batch, the same training images for every run.
         probe_every: read the metric on the probe batch every so many steps, and at the end.
         max_probes: raise probe_every so that a run probes about this often at most; null sets no limit.
-        layers: glob patterns of the modules to read; null reads every nonlinearity.
+        layers: glob patterns of the modules to read, separated by commas; null reads every nonlinearity.
         unfold: how an activation becomes a matrix: flatten, channel or pool.
         rtol: near-rank counts singular values above max(atol, rtol * largest).
         atol: absolute threshold; null means none.
@@ -62,7 +62,7 @@ class RunOptions:
     probe_size: int = 512
     probe_every: int = 1
     max_probes: int | None = None
-    layers: list[str] | None = None
+    layers: list[str] | str | None = None
     unfold: str = "flatten"
     rtol: float = 1e-2
     atol: float | None = None
@@ -96,10 +96,10 @@ class RunOptions:
             if not isinstance(getattr(self, option), bool):
                 raise UserError(f"{option}: got {getattr(self, option)!r}, expected true or false")
         if self.layers is not None:
-            if isinstance(self.layers, str) or not all(isinstance(item, str) for item in self.layers):
-                raise UserError(f"layers: got {self.layers!r}, expected a list of patterns such as ['relu*']")
-            if not self.layers:
-                raise UserError("layers: got an empty list, expected at least one pattern, or null for the default")
+            patterns = [item.strip() if isinstance(item, str) else item for item in _items(self.layers)]
+            if not patterns or not all(isinstance(item, str) and item for item in patterns):
+                raise UserError(f"layers: got {self.layers!r}, expected patterns such as relu*, or null for the default")
+            self.layers = patterns
 
     @property
     def budget(self) -> str:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.optional import require
 
 # The rows of the probe batch depend on this alone, so every run of every sweep reads the same images.
 _PROBE_SEED = 20221012
@@ -67,11 +71,10 @@ def load_data(name: str, data_root: str | os.PathLike[str] | None = None) -> Ima
 
 
 def _digits() -> ImageData:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    pixels, labels = load_digits(return_X_y=True)
-    split = train_test_split(pixels.reshape(-1, 1, 8, 8), labels, test_size=0.2, stratify=labels, random_state=0)
+    pixels, labels = require("sklearn.datasets").load_digits(return_X_y=True)
+    split = require("sklearn.model_selection").train_test_split(
+        pixels.reshape(-1, 1, 8, 8), labels, test_size=0.2, stratify=labels, random_state=0
+    )
     small_train, small_test = (torch.from_numpy(part).float() / 16 for part in split[:2])
     train, test = (
         torch.nn.functional.interpolate(part, size=(28, 28), mode="bilinear", align_corners=False)
@@ -81,22 +84,20 @@ def _digits() -> ImageData:
 
 
 def _mnist(name: str, root: Path) -> ImageData:
-    from torchvision import datasets
-
+    datasets = require("torchvision.datasets")
     dataset = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
     folder = root / dataset.__name__ / "raw"
     _require([folder / file for file, _ in _MNIST_FILES], name, root)
     for file, ndim in _MNIST_FILES:
         _check_idx(folder / file, ndim)
-    train, test = (_read(name, lambda train=train: dataset(str(root), train=train)) for train in (True, False))
+    train, test = (_read(name, partial(dataset, str(root), train=train)) for train in (True, False))
     return _normalised(
         name, train.data.unsqueeze(1).float() / 255, train.targets, test.data.unsqueeze(1).float() / 255, test.targets, 10
     )
 
 
 def _cifar(name: str, root: Path) -> ImageData:
-    from torchvision import datasets
-
+    datasets = require("torchvision.datasets")
     dataset = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
     folder = root / dataset.base_folder
     listed = [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
@@ -109,7 +110,7 @@ def _cifar(name: str, root: Path) -> ImageData:
                 f"{folder / file}: the file is truncated or corrupt (MD5 {found}, expected {expected}); "
                 f"delete it and unpack {dataset.filename} again in {root}"
             )
-    train, test = (_read(name, lambda train=train: dataset(str(root), train=train)) for train in (True, False))
+    train, test = (_read(name, partial(dataset, str(root), train=train)) for train in (True, False))
     images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 255 for part in (train, test)]
     labels = [torch.tensor(part.targets) for part in (train, test)]
     return _normalised(name, images[0], labels[0], images[1], labels[1], classes=len(train.classes))
@@ -146,7 +147,7 @@ def _check_idx(path: Path, ndim: int) -> None:
         raise UserError(f"{path}: the file is truncated or corrupt ({length} bytes, expected {expected}); {fix}")
 
 
-def _read(name: str, load):  # type: ignore[no-untyped-def]
+def _read(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:

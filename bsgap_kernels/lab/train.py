@@ -48,17 +48,25 @@ def learning_rate(lr: float, rule: str, batch_size: int, base_batch_size: int) -
     return lr * {"fixed": 1.0, "linear": factor, "sqrt": math.sqrt(factor)}[rule]
 
 
+def resolve_device(name: str) -> torch.device:
+    """The torch device `name`, tried out."""
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device: got {name!r}, expected one that torch can use here, such as cpu") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: got {name!r}, expected cpu or cuda")
+    return device
+
+
 def set_up(config: TrainConfig, data: ImageData | None = None) -> Setup:
     """Build data, model, tracker and optimizer; initial weights depend on `config.seed` alone.
 
     Raises:
         UserError: an option does not fit the data, the model or this machine.
     """
-    try:
-        device = torch.device(config.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: got {config.device!r}, expected a device that torch can use here") from error
+    device = resolve_device(config.device)
     data = (load_data(config.data, config.data_root) if data is None else data).to(device)
     total = len(data.train_images)
     batch_size = total if config.batch_size == "full" else int(config.batch_size)
@@ -72,7 +80,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None) -> Setup:
     try:
         tracker = RankTracker(
             model,
-            layers=config.layers,
+            layers=[config.layers] if isinstance(config.layers, str) else config.layers,
             unfold=config.unfold,
             rtol=config.rtol,
             atol=config.atol,
@@ -103,7 +111,7 @@ def train(config: TrainConfig, directory: Path, *, data: ImageData | None = None
     Raises:
         UserError: an option does not fit, or `directory` holds something and `config.overwrite` is not set.
     """
-    device = torch.device(config.device)
+    device = resolve_device(config.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         setup = set_up(config, data)
         with setup.tracker:
