@@ -1,7 +1,7 @@
 """The command `bsgap`: train, sweep, report, demo, info.
 
-Nothing heavy is imported before the options are parsed, so `bsgap --help` and a mistyped option answer at once. A
-user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
+Nothing heavy is imported before the options are parsed, so `bsgap --help` and a mistyped option answer at
+once. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
 """
 
 from __future__ import annotations
@@ -72,7 +72,13 @@ def _usage() -> str:
     width = max(map(len, _COMMANDS))
     lines = [f"  {name.ljust(width)}  {text}" for name, text in _COMMANDS.items()]
     return "\n".join(
-        ["usage: bsgap COMMAND [options]", "", *lines, "", "bsgap COMMAND --help lists the options of a command."]
+        [
+            "usage: bsgap COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "bsgap COMMAND --help lists the options of a command.",
+        ]
     )
 
 
@@ -110,13 +116,17 @@ def _explain(message: str, names: list[str]) -> str:
         return f"{name.removeprefix('--') if match[2] else name}: unknown option{hint}"
     text = text.replace(' in "<unicode string>",', "")
     text = re.sub(r"^Problems parsing config: ", "config: the file is not valid YAML: ", text)
-    text = re.sub(r"^Unexpected config: .*", "config: the file holds no mapping of options such as lr: 0.02", text)
+    text = re.sub(
+        r"^Unexpected config: .*", "config: the file holds no mapping of options such as lr: 0.02", text
+    )
     return text.split(" Note:")[0]
 
 
 def _parse_options(command: str, options: type[RunOptions], arguments: list[str]) -> dict[str, Any]:
     parser = _parser(command)
-    parser.add_argument("--config", action="config", help="YAML file of these options; those on the command line win")
+    parser.add_argument(
+        "--config", action="config", help="YAML file of these options; those on the command line win"
+    )
     parser.add_class_arguments(options, as_group=False)
     switches = {field.name for field in dataclasses.fields(options) if isinstance(field.default, bool)}
     for action in parser._actions:
@@ -181,19 +191,24 @@ def _run_sweep(config: SweepConfig, directory: Path) -> None:
 
 def _demo(arguments: list[str]) -> None:
     parser = _parser("demo")
-    parser.add_argument("--out", type=str, default=None, help="directory of the results; null: a new one under runs/")
-    parser.add_argument("--seeds", type=str, default="0", help="seeds separated by commas; each adds about a minute")
+    parser.add_argument(
+        "--out", type=str, default=None, help="directory of the results; null: a new one under runs/"
+    )
+    parser.add_argument(
+        "--seeds", type=str, default="0", help="seeds separated by commas; each adds about a minute"
+    )
     parser.add_argument("--epochs", type=int, default=DEMO_EPOCHS, help="epochs of every run")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that directory")
     options = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
     config = SweepConfig(**options, batch_sizes="16,128,full", max_probes=DEMO_PROBES)
     directory = _directory("demo", config.out)
     print(
-        f"Training LeNet-5 on scikit-learn's digits (1437 training and 360 test images, 28×28) at batch 16, 128 and "
-        f"full batch,\n{config.budget} each at the same learning rate {config.lr:g}, and counting at every step how "
-        f"many singular values of each layer's\nactivations exceed {config.rtol:g} of the largest (the near-rank), on the "
-        f"training batch and on one fixed probe batch of {config.probe_size}.\nAt equal epochs a larger batch makes fewer "
-        f"updates; compare equal steps by: bsgap sweep --steps 900\nResults go to {directory}.\n",
+        "Training LeNet-5 on scikit-learn's digits (1437 training and 360 test images, 28×28) at batch 16,\n"
+        f"128 and full batch, {config.budget} each at learning rate {config.lr:g}, and counting at every step\n"
+        f"how many singular values of each layer's activations exceed {config.rtol:g} of the largest one (the\n"
+        f"near-rank): on the training batch, and on one fixed probe batch of {config.probe_size} images.\n"
+        "At equal epochs a larger batch makes fewer updates; at equal updates: bsgap sweep --steps 900\n"
+        f"Results go to {directory}\n",
         flush=True,
     )
     _run_sweep(config, directory)
@@ -204,7 +219,9 @@ def _report(arguments: list[str]) -> None:
     parser.add_argument("directory", type=str, help="directory of a sweep or of a run")
     directory = Path(parser.parse_args(arguments).directory).expanduser()
     if not directory.is_dir():
-        raise UserError(f"directory: looked at {directory} and found no such directory, expected a sweep or a run")
+        raise UserError(
+            f"directory: looked at {directory} and found no such directory, expected a sweep or a run"
+        )
     report = require("bsgap_kernels.lab.report")
     try:
         path = report.write_report(directory)
@@ -238,6 +255,8 @@ def _info(arguments: list[str]) -> None:
         print(section)
         items = content.items() if isinstance(content, dict) else [("", content)]
         for name, value in items:
-            print(f"  {name}: {'-' if value is None else value}" if name else f"  {'-' if value is None else value}")
-
-
+            print(
+                f"  {name}: {'-' if value is None else value}"
+                if name
+                else f"  {'-' if value is None else value}"
+            )

@@ -77,14 +77,18 @@ class RunOptions:
         _one_of("lr_rule", self.lr_rule, LR_RULES)
         _one_of("unfold", self.unfold, UNFOLDS)
         if self.data != "digits" and not self.data_root:
-            raise UserError(f"data_root: got none, expected the directory that holds torchvision's files of {self.data}")
+            raise UserError(
+                f"data_root: got none, expected the directory that holds torchvision's files of {self.data}"
+            )
         _number("lr", self.lr, minimum=0.0)
         _number("momentum", self.momentum, minimum=0.0, below=1.0)
         _number("rtol", self.rtol, minimum=0.0)
         if self.atol is not None:
             _number("atol", self.atol, minimum=0.0)
         if self.epochs is not None and self.steps is not None:
-            raise UserError(f"epochs, steps: got both {self.epochs} and {self.steps}, expected one of the two budgets")
+            raise UserError(
+                f"epochs, steps: got both {self.epochs} and {self.steps}, expected one of the two budgets"
+            )
         if self.epochs is None and self.steps is None:
             self.epochs = DEFAULT_EPOCHS
         for option in ("base_batch_size", "eval_every", "every", "probe_size", "probe_every"):
@@ -98,7 +102,9 @@ class RunOptions:
         if self.layers is not None:
             patterns = [item.strip() if isinstance(item, str) else item for item in _items(self.layers)]
             if not patterns or not all(isinstance(item, str) and item for item in patterns):
-                raise UserError(f"layers: got {self.layers!r}, expected patterns such as relu*, or null for the default")
+                raise UserError(
+                    f"layers: got {self.layers!r}, expected patterns such as relu*, or null for the default"
+                )
             self.layers = patterns
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
@@ -40,14 +41,21 @@ class ImageData:
 
     def to(self, device: torch.device) -> ImageData:
         """The same data on another device."""
-        tensors = (self.train_images, self.train_labels, self.test_images, self.test_labels)
-        return ImageData(self.name, *(tensor.to(device) for tensor in tensors), classes=self.classes)
+        return dataclasses.replace(
+            self,
+            train_images=self.train_images.to(device),
+            train_labels=self.train_labels.to(device),
+            test_images=self.test_images.to(device),
+            test_labels=self.test_labels.to(device),
+        )
 
     def probe(self, size: int) -> Tensor:
         """The fixed probe batch: `size` training images, the same for every run."""
         total = len(self.train_images)
         if size > total:
-            raise UserError(f"probe_size: got {size}, expected at most the {total} training images of {self.name}")
+            raise UserError(
+                f"probe_size: got {size}, expected at most the {total} training images of {self.name}"
+            )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(_PROBE_SEED))
         return self.train_images[order[:size].to(self.train_images.device)]
 
@@ -55,8 +63,8 @@ class ImageData:
 def load_data(name: str, data_root: str | os.PathLike[str] | None = None) -> ImageData:
     """Load a data set; nothing is ever downloaded.
 
-    Every channel is shifted and scaled to mean 0 and standard deviation 1 over the training images. `digits` is split
-    80/20 (1437 / 360, stratified, the same split always) and upsampled from 8×8 to 28×28.
+    Every channel is shifted and scaled to mean 0 and standard deviation 1 over the training images. `digits`
+    is split 80/20 (1437 / 360, stratified, the same split always) and upsampled from 8×8 to 28×28.
 
     Raises:
         UserError: the data root or a file is missing, truncated or corrupt; the message names the path.
@@ -64,7 +72,9 @@ def load_data(name: str, data_root: str | os.PathLike[str] | None = None) -> Ima
     if name == "digits":
         return _digits()
     if data_root is None:
-        raise UserError(f"data_root: got none, expected the directory that holds torchvision's files of {name}")
+        raise UserError(
+            f"data_root: got none, expected the directory that holds torchvision's files of {name}"
+        )
     root = Path(data_root).expanduser()
     loaders = {"mnist": _mnist, "fashion-mnist": _mnist, "cifar10": _cifar, "cifar100": _cifar}
     return loaders[name](name, root)
@@ -80,7 +90,9 @@ def _digits() -> ImageData:
         torch.nn.functional.interpolate(part, size=(28, 28), mode="bilinear", align_corners=False)
         for part in (small_train, small_test)
     )
-    return _normalised("digits", train, torch.from_numpy(split[2]), test, torch.from_numpy(split[3]), classes=10)
+    return _normalised(
+        "digits", train, torch.from_numpy(split[2]), test, torch.from_numpy(split[3]), classes=10
+    )
 
 
 def _mnist(name: str, root: Path) -> ImageData:
@@ -92,7 +104,12 @@ def _mnist(name: str, root: Path) -> ImageData:
         _check_idx(folder / file, ndim)
     train, test = (_read(name, partial(dataset, str(root), train=train)) for train in (True, False))
     return _normalised(
-        name, train.data.unsqueeze(1).float() / 255, train.targets, test.data.unsqueeze(1).float() / 255, test.targets, 10
+        name,
+        train.data.unsqueeze(1).float() / 255,
+        train.targets,
+        test.data.unsqueeze(1).float() / 255,
+        test.targets,
+        10,
     )
 
 
@@ -119,12 +136,16 @@ def _cifar(name: str, root: Path) -> ImageData:
 def _require(paths: list[Path], name: str, root: Path) -> None:
     tree = ", ".join(str(path.relative_to(root)) for path in paths)
     if not root.is_dir():
-        raise UserError(f"data_root: looked at {root} and found no such directory; {name} expects in it: {tree}")
+        raise UserError(
+            f"data_root: looked at {root} and found no such directory; {name} expects in it: {tree}"
+        )
     missing = [path for path in paths if not path.is_file()]
     if missing:
         zipped = [path for path in missing if path.with_name(path.name + ".gz").is_file()]
         hint = f"; unpack {zipped[0]}.gz first (gunzip -k)" if zipped else ""
-        raise UserError(f"data_root: looked at {root} and found no {missing[0].relative_to(root)}; expected: {tree}{hint}")
+        raise UserError(
+            f"data_root: looked at {root} and found no {missing[0].relative_to(root)}; expected: {tree}{hint}"
+        )
 
 
 def _check_idx(path: Path, ndim: int) -> None:
@@ -135,7 +156,9 @@ def _check_idx(path: Path, ndim: int) -> None:
     fix = "delete it and unpack its .gz archive again"
     # Third byte 8: unsigned bytes; fourth byte: the number of dimensions.
     if header[:4] != bytes((0, 0, 8, ndim)):
-        raise UserError(f"{path}: the file is corrupt (no IDX header of unsigned bytes in {ndim} dimensions); {fix}")
+        raise UserError(
+            f"{path}: the file is corrupt (no IDX header of unsigned bytes in {ndim} dimensions); {fix}"
+        )
     expected = len(header)
     if len(header) == 4 * (1 + ndim):
         sizes = [int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(1, ndim + 1)]
@@ -144,14 +167,17 @@ def _check_idx(path: Path, ndim: int) -> None:
             payload *= size
         expected += payload
     if len(header) < 4 * (1 + ndim) or length != expected:
-        raise UserError(f"{path}: the file is truncated or corrupt ({length} bytes, expected {expected}); {fix}")
+        raise UserError(
+            f"{path}: the file is truncated or corrupt ({length} bytes, expected {expected}); {fix}"
+        )
 
 
 def _read(name: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:
-        # The checks above have passed, so this is a file that is consistent and still not what torchvision reads.
+        # The checks above have passed, so this is a file that is consistent and still not what torchvision
+        # reads.
         raise UserError(f"data: torchvision could not read {name}: {' '.join(str(error).split())}") from error
 
 
@@ -162,7 +188,9 @@ def _normalised(
         if len(images) == 0:
             raise UserError(f"data: the {split} set of {name} is empty, expected at least one image")
         if len(images) != len(labels):
-            raise UserError(f"data: the {split} set of {name} has {len(images)} images but {len(labels)} labels")
+            raise UserError(
+                f"data: the {split} set of {name} has {len(images)} images but {len(labels)} labels"
+            )
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= classes:
             raise UserError(f"data: labels of {name} run from {low} to {high}, expected 0 to {classes - 1}")

@@ -12,8 +12,8 @@ def require(module: str) -> Any:
     """Import `module`, or say in one sentence what to install.
 
     Raises:
-        UserError: the package is missing, or does not load (torchvision built for another torch dies at import with
-            a RuntimeError).
+        UserError: the package is missing, or does not load (torchvision built for another torch dies at
+            import with a RuntimeError).
     """
     package = module.split(".")[0]
     try:
@@ -22,9 +22,13 @@ def require(module: str) -> Any:
         missing = (error.name or module).split(".")[0]
         if missing == "bsgap_kernels":
             raise
-        raise UserError(f"{missing} is not installed; install it by: pip install 'bsgap_kernels[lab]'") from error
+        raise UserError(
+            f"{missing} is not installed; install it by: pip install 'bsgap_kernels[lab]'"
+        ) from error
     except (ImportError, RuntimeError) as error:
         if package == "bsgap_kernels":
             raise
         reason = " ".join(str(error).split())
-        raise UserError(f"{package} does not load here ({reason}); install the version that fits this torch") from error
+        raise UserError(
+            f"{package} does not load here ({reason}); install the version that fits this torch"
+        ) from error

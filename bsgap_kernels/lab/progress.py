@@ -12,8 +12,8 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Progress of one run with loss, accuracy and near-rank ratio.
 
-    On a terminal a tqdm bar on stderr; otherwise plain lines on stdout, at the first and last step and about every ten
-    seconds between, so that a log file stays short.
+    On a terminal a tqdm bar on stderr; otherwise plain lines on stdout, at the first and last step and about
+    every ten seconds between, so that a log file stays short.
     """
 
     def __init__(self, total: int, label: str) -> None:

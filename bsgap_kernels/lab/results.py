@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,8 +23,9 @@ _RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE)
 class MetricWriter:
     """Append rows (run, attempt, step, site, metric, value) to a metrics.jsonl, one JSON object a line.
 
-    Rows are buffered and written every `buffer_rows`, on `flush`, and when the block is left, also by an exception.
-    Lines are formatted by hand because `json.dumps` costs five times as much and a step writes some sixty rows.
+    Rows are buffered and written every `buffer_rows`, on `flush`, and when the block is left, also by an
+    exception. Lines are formatted by hand because `json.dumps` costs five times as much and a step writes
+    some sixty rows.
     """
 
     def __init__(self, path: Path, run: str, *, attempt: int = 0, buffer_rows: int = 4096) -> None:
@@ -53,7 +53,7 @@ class MetricWriter:
         self._lines.append(f"{self._head}{step}{tail}{text}}}\n")
 
     def add_records(self, step: int, view: str, records: dict[str, SiteRecord]) -> None:
-        """Add everything one read of the sites gave, under `view.`"""
+        """Add everything one read of the sites gave, as metrics of that view."""
         for site, record in records.items():
             self.add(step, site, f"{view}.near_rank", record.near_rank)
             self.add(step, site, f"{view}.ratio", record.ratio)
@@ -82,18 +82,21 @@ def prepare_directory(directory: Path, *, overwrite: bool = False) -> None:
     Only files that this package writes are removed, so a mistyped path cannot cost anything else.
 
     Raises:
-        UserError: it is a file; it holds something and `overwrite` is not set; or it holds no results to overwrite.
+        UserError: it is a file; it holds something and `overwrite` is not set; or it holds no results to
+            overwrite.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"out: {directory} is a file, expected a directory or a new path")
     if directory.is_dir() and any(directory.iterdir()):
         if not overwrite:
             raise UserError(
-                f"out: {directory} already exists and is not empty; choose another directory or give --overwrite"
+                f"out: {directory} already exists and is not empty; name another one or give --overwrite"
             )
         runs = [path.parent for path in directory.glob(f"*/{CONFIG_FILE}")]
         if not runs and not any((directory / name).is_file() for name in (CONFIG_FILE, SWEEP_FILE)):
-            raise UserError(f"out: {directory} holds no results of bsgap ({CONFIG_FILE} or {SWEEP_FILE}) to overwrite")
+            raise UserError(
+                f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE}, so it is not overwritten"
+            )
         for run in [*runs, directory]:
             for name in (*_RUN_FILES, SWEEP_FILE, REPORT_FILE):
                 (run / name).unlink(missing_ok=True)
@@ -114,7 +117,7 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write summary.json, whole or not at all; non-finite numbers become null."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _finite(value: Any) -> Any:

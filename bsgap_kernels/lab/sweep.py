@@ -53,11 +53,14 @@ def format_table(summaries: Sequence[dict[str, Any]]) -> str:
             ]
         )
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [header, *rows]
+    ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     note = (
         "gap: train minus test accuracy. Layer columns: near-rank ratio on the probe batch at the end.\n"
-        "metric %, probe %: time of the metric on the training batch and on the probe batch, per step, in % of a step."
+        "metric %, probe %: time per step of the metric on training batch and probe, in % of a step."
     )
     return "\n".join([*lines, note])
 

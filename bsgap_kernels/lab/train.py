@@ -72,7 +72,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None) -> Setup:
     batch_size = total if config.batch_size == "full" else int(config.batch_size)
     if batch_size > total:
         raise UserError(
-            f"batch_size: got {batch_size}, expected at most the {total} training images of {data.name}, or full"
+            f"batch_size: got {batch_size}, expected at most the {total} images of {data.name}, or full"
         )
     probe = data.probe(config.probe_size)
     torch.manual_seed(config.seed)
@@ -101,12 +101,12 @@ def set_up(config: TrainConfig, data: ImageData | None = None) -> Setup:
 
 
 def train(config: TrainConfig, directory: Path, *, data: ImageData | None = None) -> dict[str, Any]:
-    """Train one network and write config.yaml, metrics.jsonl and summary.json into `directory`; return the summary.
+    """Train one network, write config.yaml, metrics.jsonl and summary.json, and return the summary.
 
-    Batches are drawn without replacement from a new permutation every epoch; the rows left over at the end of an epoch
-    are dropped, so that every training batch has the same shape (the shape alone moves a near-rank). The same
-    configuration gives bit-identical values, times apart, on the same machine and thread count. The caller's random
-    state is left as it was.
+    Batches are drawn without replacement from a new permutation every epoch; the rows left over at the end of
+    an epoch are dropped, so that every training batch has the same shape (the shape alone moves a near-rank).
+    The same configuration gives bit-identical values, times apart, on the same machine and thread count. The
+    caller's random state is left as it was.
 
     Raises:
         UserError: an option does not fit, or `directory` holds something and `config.overwrite` is not set.
@@ -176,7 +176,7 @@ class _Loop:
             logits = setup.model(images)
         loss = nn.functional.cross_entropy(logits, labels)
         setup.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         setup.optimizer.step()
         with torch.no_grad():
             correct = (logits.argmax(1) == labels).to(torch.float64).mean()

@@ -30,23 +30,29 @@ def select_modules(model: nn.Module, layers: Sequence[str] | None = None) -> dic
 
     Raises:
         TypeError: `layers` is one string, where a list of patterns is meant.
-        ValueError: a pattern matches no module (the message lists the nearest names), or `layers` is None and the
-            model has no nonlinearity module.
+        ValueError: a pattern matches no module (the message lists the nearest names), or `layers` is None and
+            the model has no nonlinearity module.
     """
     # A module shared under two names can be asked for by either, and is read once.
-    names = [(name or type(model).__name__, module) for name, module in model.named_modules(remove_duplicate=False)]
+    names = [
+        (name or type(model).__name__, module) for name, module in model.named_modules(remove_duplicate=False)
+    ]
     if isinstance(layers, str):
-        raise TypeError(f"layers: got the string {layers!r}, expected a list of patterns such as [{layers!r}]")
+        raise TypeError(
+            f"layers: got the string {layers!r}, expected a list of patterns such as [{layers!r}]"
+        )
     if layers is None:
         chosen = [(name, module) for name, module in names if isinstance(module, NONLINEARITIES)]
         if not chosen:
             raise ValueError(
-                "layers: the model has no nonlinearity module to read by default; name modules by layers=[...], "
+                "layers: the model has no nonlinearity module to read by default; give patterns, "
                 f"it has {_listing([name for name, _ in names])}"
             )
     else:
         if not layers:
-            raise ValueError("layers: got an empty list, expected at least one pattern, or None for the default")
+            raise ValueError(
+                "layers: got an empty list, expected at least one pattern, or None for the default"
+            )
         for pattern in layers:
             if not any(fnmatchcase(name, pattern) for name, _ in names):
                 raise ValueError(_no_match(pattern, [name for name, _ in names]))
@@ -72,13 +78,17 @@ def _listing(names: list[str], limit: int = 12) -> str:
 
 
 def activation_of(output: Any, site: str) -> Tensor:
-    """The tensor to read from a module's output: the output itself, or the first tensor of a tuple or list."""
+    """The tensor to read from a module's output: itself, or the first tensor of a tuple or list."""
     if isinstance(output, (tuple, list)):
         output = next((item for item in output if isinstance(item, Tensor)), output)
     if not isinstance(output, Tensor):
-        raise TypeError(f"{site}: the module returned {type(output).__name__}, expected a tensor (or a tuple with one)")
+        raise TypeError(
+            f"{site}: the module returned {type(output).__name__}, expected a tensor (or a tuple with one)"
+        )
     if output.ndim == 0:
-        raise ValueError(f"{site}: the module returned a scalar, expected an activation of shape (batch, ...)")
+        raise ValueError(
+            f"{site}: the module returned a scalar, expected an activation of shape (batch, ...)"
+        )
     return output
 
 
@@ -86,8 +96,8 @@ def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
     """Unfold an activation (B, C, ...) to a matrix: observations in rows, features in columns.
 
     `flatten` gives (B, C·H·W), `channel` (B·H·W, C), `pool` (B, C), the mean over positions. `flatten` of a
-    contiguous activation and `channel` of a channels_last one are views; `channel` of a contiguous NCHW activation
-    cannot be one and copies.
+    contiguous activation and `channel` of a channels_last one are views; `channel` of a contiguous NCHW
+    activation cannot be one and copies.
     """
     if activation.ndim == 1:
         return activation.unsqueeze(1)

@@ -22,9 +22,9 @@ from bsgap_kernels.tracking.sites import UNFOLDS, activation_of, select_modules,
 class SiteRecord:
     """What one read of one site gave.
 
-    near_rank is #{σ > max(atol, rtol·σ_max)} of the unfolded activation, lower and upper its certified bounds, ratio
-    near_rank / min(shape). A non-finite activation gives near_rank -1 and NaN floats. seconds is the time spent in the
-    hook (on a GPU: the time to launch).
+    near_rank is #{σ > max(atol, rtol·σ_max)} of the unfolded activation, lower and upper its certified
+    bounds, ratio near_rank / min(shape). A non-finite activation gives near_rank -1 and NaN floats. seconds
+    is the time spent in the hook (on a GPU: the time to launch).
     """
 
     shape: tuple[int, int]
@@ -51,11 +51,11 @@ class RankTracker:
                 loss(model(x), y).backward()
                 records = tracker.collect()          # {"relu1#0": SiteRecord(near_rank=..., ...), ...}
 
-    A site is named `module#call`: a module called several times in one forward pass gives #0, #1, ... Each hook
-    reduces its activation at once (one Gram matrix, `torch.ops.bsgap._spectral_record`) and keeps a few numbers, so an
-    in-place operation that follows cannot spoil the count and no activation is kept alive. The input is detached:
-    gradients are as without the tracker. A second forward pass before `collect` replaces the first one's records of
-    the same view.
+    A site is named `module#call`: a module called several times in one forward pass gives #0, #1, ... Each
+    hook reduces its activation at once (one Gram matrix, `torch.ops.bsgap._spectral_record`) and keeps a few
+    numbers, so an in-place operation that follows cannot spoil the count and no activation is kept alive. The
+    input is detached: gradients are as without the tracker. A second forward pass before `collect` replaces
+    the first one's records of the same view.
 
     Args:
         model: the network; give it before `torch.compile` wraps it.
@@ -65,7 +65,8 @@ class RankTracker:
         center: subtract the column means first.
 
     Raises:
-        ValueError, TypeError: an option out of range, or a pattern that matches nothing (nearest names are listed).
+        ValueError, TypeError: an option out of range, or a pattern that matches nothing (nearest names are
+            listed).
 
     Synchronises only in `collect`, once for all sites.
     """
@@ -101,7 +102,9 @@ class RankTracker:
         self._order: dict[str, None] = {}
         self._pending: dict[str, dict[str, _Pending]] = {}
         self._handles = [model.register_forward_pre_hook(self._begin)]
-        self._handles += [module.register_forward_hook(partial(self._read, name)) for name, module in modules.items()]
+        self._handles += [
+            module.register_forward_hook(partial(self._read, name)) for name, module in modules.items()
+        ]
 
     def __enter__(self) -> RankTracker:
         return self
@@ -123,7 +126,7 @@ class RankTracker:
 
     @contextmanager
     def view(self, label: str) -> Iterator[None]:
-        """Record under another label inside the block, e.g. `probe` for a fixed batch beside the training batch."""
+        """Record under another label inside the block, such as `probe` for a fixed batch."""
         previous, self._view = self._view, label
         try:
             yield
@@ -150,7 +153,9 @@ class RankTracker:
             by_device.setdefault(item.values.device, []).append(site)
         rows: dict[str, list[float]] = {}
         for sites in by_device.values():
-            rows.update(zip(sites, torch.stack([pending[site].values for site in sites]).tolist(), strict=True))
+            rows.update(
+                zip(sites, torch.stack([pending[site].values for site in sites]).tolist(), strict=True)
+            )
         return {site: _record(item, rows[site]) for site, item in pending.items()}
 
     def _begin(self, module: nn.Module, args: Any) -> None:
