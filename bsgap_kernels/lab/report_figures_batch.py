@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bokeh.core.properties import value
-from bokeh.layouts import gridplot
 from bokeh.models import (
     ColumnDataSource,
     FactorRange,
     FixedTicker,
     Legend,
     LegendItem,
-    Model,
     Range1d,
     Span,
 )
@@ -36,6 +34,7 @@ from bsgap_kernels.lab.report_style import (
     base_figure,
     hover,
     short,
+    side_by_side,
 )
 
 _X_LABEL = "batch size (log scale)"
@@ -89,8 +88,8 @@ def near_rank_by_batch(results: Results) -> Plot | None:
         return None
     has_null = any(site.null_near_rank for sites in known.values() for site in sites)
     left_width = 470 if has_null else WIDTH
-    count = _batch_figure(results, "Count", left_width, 380, "near-rank on the probe, at the end (count)")
-    share = _batch_figure(results, "Baseline-corrected", WIDTH - left_width, 380, "near-rank ÷ near-rank of the Gaussian null")
+    count = _batch_figure(results, "Count", left_width, 350, "near-rank on the probe, at the end (count)")
+    share = _batch_figure(results, "Baseline-corrected", WIDTH - left_width, 350, "near-rank ÷ near-rank of the Gaussian null")
     items, tops = [], [1.0]
     for index, layer in enumerate(layers):
         style = {"color": LAYER_COLORS[index % 8], "marker": LAYER_MARKERS[(index + index // 8) % 8]}
@@ -120,7 +119,7 @@ def near_rank_by_batch(results: Results) -> Plot | None:
     share.add_layout(Span(location=1, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.3))
     _add_legend(share if has_null else count, items)
     notes = [_seed_note(results)] if has_null else [_seed_note(results), "The files hold no Gaussian null."]
-    return Plot(gridplot([[count, share] if has_null else [count]], merge_tools=False), notes)
+    return Plot(side_by_side([count, share] if has_null else [count], 2), notes)
 
 
 _NEAR_RANK_TOOLTIPS = [
@@ -245,7 +244,7 @@ def accuracy_by_batch(results: Results) -> Plot | None:
     for plot in (left, right):
         plot.y_range.range_padding = 0.15
         plot.y_range.min_interval = 1.0
-    return Plot(gridplot([[left, right]], merge_tools=False), [_seed_note(results)])
+    return Plot(side_by_side([left, right], 2), [_seed_note(results)])
 
 
 def time_by_batch(results: Results) -> Plot | None:
@@ -271,7 +270,7 @@ def time_by_batch(results: Results) -> Plot | None:
         "left_probe": [row[1] + row[2] for row in rows],
         "end": [sum(row[1:]) for row in rows],
         "percent": [100 * row[2] / row[1] if row[1] else float("nan") for row in rows],
-        "text": [f" {row[2]:.3g} ms" + (f" = {100 * row[2] / row[1]:.3g} % of the step" if row[1] else "") for row in rows],
+        "text": [f" metric {row[2]:.3g} ms" + (f" = {100 * row[2] / row[1]:.3g} % of the step" if row[1] else "") for row in rows],
     }
     source = ColumnDataSource(columns)
     plot = base_figure(
@@ -314,5 +313,3 @@ def time_by_batch(results: Results) -> Plot | None:
     plot.add_layout(legend, "above")
     return Plot(plot, ["Means over the steps of a run" + (" and over seeds." if len(results.runs) > len(rows) else ".")])
 
-
-__all__ = ["Model", "accuracy_by_batch", "near_rank_by_batch", "time_by_batch"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bokeh.models import BasicTickFormatter, BoxZoomTool, HoverTool, PanTool, ResetTool, Tool
+from bokeh.layouts import column, row
+from bokeh.models import BasicTickFormatter, BoxZoomTool, HoverTool, Model, PanTool, ResetTool, Tool
 from bokeh.palettes import Plasma256, Viridis256
 from bokeh.plotting import figure
 
@@ -42,7 +43,12 @@ def short(text: str, limit: int = 20) -> str:
 
 def hover(tooltips: Sequence[tuple[str, str]], renderers: Sequence[object], **options: object) -> HoverTool:
     """A tooltip of (label, field) lines on `renderers`."""
-    return HoverTool(tooltips=list(tooltips), renderers=list(renderers), **options)
+    return HoverTool(tooltips=list(tooltips), renderers=list(renderers), visible=False, **options)
+
+
+def side_by_side(panels: Sequence[Model], columns: int) -> Model:
+    """Panels in rows of `columns`, each with its own toolbar."""
+    return column([row(list(panels[start : start + columns])) for start in range(0, len(panels), columns)])
 
 
 def base_figure(title: str, width: int, height: int, x_label: str, y_label: str, **options: object) -> figure:

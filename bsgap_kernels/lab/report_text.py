@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from bsgap_kernels.lab.report_data import Results, Run, Site
@@ -85,9 +86,11 @@ def _near_rank_findings(results: Results) -> list[str]:
     rises = sum(change > 0 for change, *_ in changes)
     _, layer, start, end = max(changes, key=lambda entry: abs(entry[0]))
     kind = "means over seeds, at the end of training" if len(first_runs) > 1 else "at the end of training"
+    parts = [f"{verb} in {count}" for verb, count in (("falls", falls), ("rises", rises)) if count]
+    how = " and ".join(parts) or "stays the same in all"
     return [
-        f"From batch size {first} to {last}, the near-rank ratio on the probe falls in {falls} of {len(changes)} "
-        f"layers and rises in {rises}; the largest change is in {layer}, from {start:.2f} to {end:.2f} ({kind})."
+        f"From batch size {first} to {last}, the near-rank ratio on the probe {how} of {len(changes)} "
+        f"layers; the largest change is in {layer}, from {start:.2f} to {end:.2f} ({kind})."
     ]
 
 
@@ -153,7 +156,7 @@ def _table(results: Results, layers: list[str], *, outcomes: bool) -> str:
     heads = ["<th>batch<br>size</th>", "<th>seed</th>"]
     if outcomes:
         heads += ["<th>steps</th>", "<th>train<br>acc. (%)</th>", "<th>test<br>acc. (%)</th>", "<th>gap<br>(points)</th>"]
-    heads += [f'<th class="layer">{escape(layer)}</th>' for layer in layers]
+    heads += [f'<th class="layer">{_breakable(layer)}</th>' for layer in layers]
     if outcomes:
         heads += ["<th>metric<br>(ms/step)</th>", "<th>metric<br>(% of step)</th>"]
     group = ""
@@ -180,6 +183,11 @@ def _row(run: Run, layers: list[str], *, outcomes: bool) -> str:
         cells += [significant(run.metric_ms), significant(run.metric_percent)]
     mark = "" if run.status == "finished" else ' class="unfinished"'
     return f'<tr{mark} data-run="{escape(run.name)}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+
+
+def _breakable(layer: str) -> str:
+    """A layer's name that may be broken where its parts meet."""
+    return "<wbr>".join(escape(part) for part in re.split(r"(?<=[._])|(?=#)", layer))
 
 
 def _ratio_cell(site: Site | None) -> str:
