@@ -18,8 +18,9 @@
 #ifdef __FAST_MATH__
 #error "bsgap_kernels: build without -ffast-math and -Ofast, the certified counts need IEEE arithmetic"
 #endif
-static_assert(std::numeric_limits<double>::is_iec559 && FLT_EVAL_METHOD == 0,
-              "bsgap_kernels: the certified counts need IEEE binary64 arithmetic (on 32-bit x86: -mfpmath=sse)");
+static_assert(
+    std::numeric_limits<double>::is_iec559 && FLT_EVAL_METHOD == 0,
+    "bsgap_kernels: the certified counts need IEEE binary64 arithmetic (on 32-bit x86: -mfpmath=sse)");
 
 namespace bsgap {
 
