@@ -44,16 +44,20 @@ namespace detail {
 
 inline constexpr int kShiftGuesses = 4;
 
-inline double a_priori_error(const double* g, int64_t n, double shift, double gram_error) {
+// Only a guess of where to look. A term that is switched off stays out of it too, or the distance kept
+// from the threshold would stand in for the term.
+inline double a_priori_error(const double* g, int64_t n, double shift, double gram_error,
+                             const ErrorTerms& terms) {
   double trace = 0;
   for (int64_t i = 0; i < n; ++i) trace += std::abs(g[i * n + i] - shift);
-  return gram_error + 2 * gamma(static_cast<double>(n) + 4) * trace;
+  return gram_error + (terms.ldlt ? 2 * gamma(static_cast<double>(n) + 4) * trace : 0) +
+         (terms.shift ? kUnitRoundoff * trace : 0);
 }
 
 // #{lambda(M) > t} is at least the count at a shift s with s - error(s) >= t.
 inline int64_t certified_lower(const double* g, int64_t n, double t, double gram_error, double* work,
                                const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {
-  double shift = t + 1.25 * a_priori_error(g, n, t, gram_error);
+  double shift = t + 1.25 * a_priori_error(g, n, t, gram_error, terms);
   for (int guess = 0; guess < kShiftGuesses; ++guess) {
     shift = std::nextafter(shift, kInfinity);
     if (!(shift < kInfinity)) break;
@@ -74,7 +78,7 @@ inline int64_t certified_lower(const double* g, int64_t n, double t, double gram
 // #{lambda(M) > t} is at most the count at a shift s with s + error(s) <= t.
 inline int64_t certified_upper(const double* g, int64_t n, double t, double gram_error, double* work,
                                const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {
-  double shift = t - 1.25 * a_priori_error(g, n, t, gram_error);
+  double shift = t - 1.25 * a_priori_error(g, n, t, gram_error, terms);
   for (int guess = 0; guess < kShiftGuesses; ++guess) {
     shift = std::nextafter(shift, -kInfinity);
     const InertiaCount c = count_above(g, n, shift, work, parallel);
