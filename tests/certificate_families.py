@@ -92,7 +92,9 @@ def _hadamard(rng: random.Random) -> Case:
     wide = rng.random() < 0.5
     dtype = rng.choice([torch.float64, torch.float64, torch.float32])
     power = rng.randint(1, 6)
-    near = [1.0, 1.0, 0.5, 2.0] if dtype == torch.float32 else [1.0, 1.0, 1 - 2.0**-10, 1 + 2.0**-10, 0.5, 2.0]
+    near = (
+        [1.0, 1.0, 0.5, 2.0] if dtype == torch.float32 else [1.0, 1.0, 1 - 2.0**-10, 1 + 2.0**-10, 0.5, 2.0]
+    )
     sigma = [1.0] + [2.0**-power * rng.choice(near) for _ in range(n - 1)]
     A = spectra.hadamard_spectrum(sigma, m) * _scale(rng, torch.float32)
     assert torch.equal(A.to(dtype).double(), A)
@@ -108,7 +110,10 @@ def _permutation(rng: random.Random) -> Case:
     k = rng.randint(1, min(m, n))
     rtol = rng.choice([1e-1, 1e-2, 1e-3, 1e-4, 2.0**-3, 2.0**-7])
     scale = _scale(rng, dtype)
-    raw = [rng.choice([rtol, rtol, 10 ** rng.uniform(-6, 0), rtol * (1 + 1e-3 * rng.uniform(-1, 1))]) for _ in range(k)]
+    raw = [
+        rng.choice([rtol, rtol, 10 ** rng.uniform(-6, 0), rtol * (1 + 1e-3 * rng.uniform(-1, 1))])
+        for _ in range(k)
+    ]
     sigma = (scale * torch.tensor([1.0, *raw[1:]], dtype=torch.float64)).to(dtype).double()
     if bool((sigma == 0).any()):  # below the type's range: then they are zeros, which is fine too
         sigma = sigma[sigma > 0]
@@ -143,7 +148,9 @@ def _centred_exact(rng: random.Random) -> Case:
     means = torch.tensor([rng.choice([0.0, 1.0, -3.0, 1024.0]) for _ in range(n)], dtype=torch.float64)
     A = columns + means
     count, separated = count_above(sigma, atol=0.0, rtol=2.0**-power)
-    return Case("centred, exact", A.to(torch.float32), count, rtol=2.0**-power, center=True, separated=separated)
+    return Case(
+        "centred, exact", A.to(torch.float32), count, rtol=2.0**-power, center=True, separated=separated
+    )
 
 
 def _svd_case(family: str, A: Tensor, rtol: float, *, center: bool = False) -> Case | None:
@@ -170,7 +177,11 @@ def _prescribed(rng: random.Random, kind: str, shape: tuple[int, int] | None = N
         dtype = torch.float64 if rtol < 1e-2 else dtype
     elif kind == "clustered at the threshold":
         width = 10 ** rng.uniform(-7, -2)
-        sigma = spectra.clustered(k, rtol, width, max(1, k // 2)) if k > 2 else spectra.geometric(k, rtol * (1 + width))
+        sigma = (
+            spectra.clustered(k, rtol, width, max(1, k // 2))
+            if k > 2
+            else spectra.geometric(k, rtol * (1 + width))
+        )
     elif kind == "graded":
         sigma = spectra.geometric(k, 10 ** rng.uniform(-12, -2))
     else:
@@ -192,7 +203,9 @@ def _activations(rng: random.Random) -> Case | None:
     low = torch.randn(m, rank, generator=generator) @ torch.randn(rank, n, generator=generator)
     A = torch.relu(low + 0.1 * torch.randn(m, n, generator=generator) + rng.choice([0.0, 1.0, 30.0]))
     center = m > 1 and rng.random() < 0.5
-    return _svd_case("activations", A.to(rng.choice(DTYPES)), rng.choice([1e-1, 3e-2, 1e-2, 1e-3]), center=center)
+    return _svd_case(
+        "activations", A.to(rng.choice(DTYPES)), rng.choice([1e-1, 3e-2, 1e-2, 1e-3]), center=center
+    )
 
 
 def _mpmath(rng: random.Random, largest: int) -> Case | None:
