@@ -40,5 +40,6 @@ def gram(A: Rows, *, center: bool = False) -> list[list[Fraction]]:
     """AᵀA, or about the column means, exactly."""
     columns = [[Fraction(x) for x in column] for column in zip(*A, strict=True)]
     if center:
-        columns = [[x - sum(column) / len(column) for x in column] for column in columns]
+        means = [sum(column) / len(column) for column in columns]
+        columns = [[x - mean for x in column] for column, mean in zip(columns, means, strict=True)]
     return [[sum((x * y for x, y in zip(p, q, strict=True)), Fraction(0)) for q in columns] for p in columns]

@@ -81,10 +81,11 @@ def test_centring_term() -> None:
 
 
 def test_ldlt_term_off_is_false() -> None:
-    # The first pivot is 2^-47 or so: its square over it swallows the rest, whose λ = 3.906 then counts above 4.
-    G = np.array([[4.0 + 2.0**-47, 2.0, 2.0], [2.0, 5.625, 0.125], [2.0, 0.125, 2.375]])
+    # The pivot at the shift is a unit in the last place or so: its reciprocal swallows the digits of all others,
+    # and λ = 4.82 no longer counts above 4.
+    G = np.array([[4.0 - 24 * 2.0**-51, 2.0, 2.0], [2.0, 2.875, -0.9375], [2.0, -0.9375, 5.25]])
     count = rational.count_above(G.tolist(), 4)
-    assert count == 1
+    assert count == 2
     assert not holds(interval(G, atol=2.0, without=["ldlt"]), count)
     assert holds(interval(G, atol=2.0), count)
 
