@@ -9,7 +9,7 @@ Rows = Sequence[Sequence[float | Fraction]]
 
 
 def count_above(G: Rows, shift: float | Fraction) -> int:
-    """#{λ(G) > shift} of a symmetric matrix: the positive pivots of a congruence that diagonalises G - shift I."""
+    """#{λ(G) > shift} of a symmetric matrix: positive pivots of a congruence of G - shift I to a diagonal."""
     n = len(G)
     a = [[Fraction(G[i][j]) - (Fraction(shift) if i == j else 0) for j in range(n)] for i in range(n)]
     left, positive = list(range(n)), 0

@@ -22,7 +22,10 @@ BIG = 2.0**600
 def numbers(largest: float) -> st.SearchStrategy[float]:
     """Floats of every size, subnormal ones too, and small integers: those make ties and singular matrices."""
     return st.one_of(
-        st.integers(-3, 3).map(float), st.floats(-largest, largest), st.floats(-4.0, 4.0), st.floats(-1e-300, 1e-300)
+        st.integers(-3, 3).map(float),
+        st.floats(-largest, largest),
+        st.floats(-4.0, 4.0),
+        st.floats(-1e-300, 1e-300),
     )
 
 
@@ -101,7 +104,9 @@ def test_gram_error_bounds_the_error(A: Matrix, center: bool, observations: bool
     else:
         exact = rational.gram(scaled, center=center)
     got = found["gram"].tolist()
-    squares = sum((Fraction(g) - e) ** 2 for p, q in zip(got, exact, strict=True) for g, e in zip(p, q, strict=True))
+    squares = sum(
+        (Fraction(g) - e) ** 2 for p, q in zip(got, exact, strict=True) for g, e in zip(p, q, strict=True)
+    )
     bound = Fraction(found["rounding_error"]) + Fraction(found["centring_error"])
     assert squares <= len(got) * bound**2  # the Frobenius norm is at most √n times the spectral one
     trace = sum(exact[i][i] for i in range(len(exact)))
