@@ -57,7 +57,7 @@ build: $(built) ## compile csrc/ and install the package in place
 
 demo: $(built) ## train LeNet-5 on digits at three batch sizes, count near-rank at every step, write a report
 	@echo "==> Demo: a batch-size sweep with near-rank at every layer and step; replaces $(DEMO_DIR) (under 2 minutes on 2 cores)"
-	@$(bin)/bsgap demo --output-dir $(DEMO_DIR) --overwrite
+	@$(bin)/bsgap demo --out $(DEMO_DIR) --overwrite
 
 test: $(built) ## run the tests
 	@echo "==> Testing bsgap_kernels on $$($(bin)/python -c 'import platform, torch; print("Python", platform.python_version() + ", torch", torch.__version__)')"
