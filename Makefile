@@ -41,7 +41,7 @@ $(deps): pyproject.toml tools/requirements.py
 		$(PYTHON) -m venv $(venv) || \
 		{ echo "make: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv"; exit 1; }; }
 	@$(bin)/python tools/requirements.py "$(TORCH)" "$(EXTRA_REQ)" > $(venv)/requirements.txt
-	@echo "==> Installing $(TORCH) $(EXTRA_REQ) and the tools into $(VENV) (once; up to 5 GB and some minutes)"
+	@echo "==> Installing $(strip $(TORCH) $(EXTRA_REQ)) and the tools into $(VENV) (once; up to 5 GB and some minutes)"
 	@$(bin)/python -m pip install --requirement $(venv)/requirements.txt
 	@rm -f $(venv)/.bsgap-requirements-*
 	@touch $@
