@@ -213,10 +213,10 @@ def _settings(config: BenchConfig) -> dict[str, Any]:
 
 
 def _headline(result: dict[str, Any]) -> str:
-    threads = result["threads"]
+    threads, versions = result["threads"], result["versions"]
     line = (
-        f"{result['machine']['cpu']}, {result['machine']['cores']} cores; "
-        f"torch {result['versions']['torch']} on {threads['torch']} threads, NumPy {result['versions']['numpy']} on {threads['numpy'] or 'unknown'}"
+        f"{result['machine']['cpu']}, {result['machine']['cores']} cores; torch {versions['torch']} on "
+        f"{threads['torch']} threads, NumPy {versions['numpy']} on {threads['numpy'] or 'unknown'}"
     )
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:

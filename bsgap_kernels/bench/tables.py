@@ -125,11 +125,14 @@ def _foot(result: dict[str, Any]) -> list[str]:
     machine, versions, threads = result["machine"], result["versions"], result["threads"]
     rtols: Sequence[str] = sorted({f"{case['rtol']:g}" for case in result["cases"]})
     commit = (result["commit"] or "none")[:12] + (" with changes" if result["modified"] else "")
+    warm = [case["name"].replace("x", "×") for case in result["cases"] if case["cache"] == "warm"]
+    warm_note = f" ({', '.join(warm)}: warm)" if warm else ""
     return [
-        f"Medians in ms of interleaved, cache-cold calls (32×32: warm); float32, rtol {', '.join(rtols)}; counts "
-        f"checked against float64 SVD in the same run. {machine['cpu']}, {threads['torch']} threads, "
-        f"torch {versions['torch']} ({versions['torch_blas']}), NumPy {versions['numpy']}, commit {commit}, "
-        f"{result['date'][:10]}. Best peer: the quickest of torch's or NumPy's Gram matrix + eigvalsh, svdvals "
-        "and torch.cov + eigvalsh whose counts are right. `make bench` measures it again; see "
-        "[benchmarks/NOTES.md](benchmarks/NOTES.md)."
+        f"Medians in ms of interleaved, cache-cold calls{warm_note}; "
+        f"float32, rtol {', '.join(rtols)}; counts checked against float64 SVD in the same run. "
+        f"{machine['cpu']}, {threads['torch']} thread(s), torch {versions['torch']} "
+        f"({versions['torch_blas']}), NumPy {versions['numpy']}, commit {commit}, "
+        f"{result['date'][:10]}. Best peer: the quickest of torch's "
+        "or NumPy's Gram matrix + eigvalsh, svdvals and torch.cov + eigvalsh whose counts are right. "
+        "`make bench` measures it again; see [benchmarks/NOTES.md](benchmarks/NOTES.md)."
     ]
