@@ -16,6 +16,7 @@ import torch
 
 from bsgap_kernels.bench import CASES, BenchConfig, Case, main, measure, run, select_cases, tables
 from bsgap_kernels.bench.contenders import CONTENDERS, PHASES, Contender, Result
+from bsgap_kernels.bench.run import profile_rows
 from bsgap_kernels.bench.truth import Truth, judge, truth
 
 TINY = (
@@ -71,6 +72,10 @@ def test_phases_of_an_op_add_up_to_it(tmp_path: Path) -> None:
     assert [(r["op"], r["phase"]) for r in rows] == [(p.op, p.name) for p in PHASES]
     for op in {r["op"] for r in rows}:
         assert sum(r["share"] for r in rows if r["op"] == op) == pytest.approx(1, abs=1e-3)
+    times = {"_gram32": 5.0, "near_rank": 4.0, "_gram64": 6.0, "_certified": 8.0, "record": 10.0}
+    known = profile_rows({name: measure.Samples([t]) for name, t in times.items()})
+    assert [r["median_ms"] for r in known] == [5, -1, 6, 2, 6, 2, 2]
+    assert [r["share"] for r in known] == [1, 0, 0.75, 0.25, 0.6, 0.2, 0.2]
     assert "profile" not in quick_run(tmp_path, TINY[1:2], CONTENDERS[0])["cases"][0]
 
 
@@ -110,6 +115,27 @@ def test_the_command_fails_when_one_of_ours_is_wrong(monkeypatch: pytest.MonkeyP
     for liar, code in ((off_by(0, ours=True), 0), (off_by(1, ours=True), 1), (off_by(1), 0)):
         monkeypatch.setattr(module, "run", functools.partial(run, contenders=[liar], cases=TINY[:1]))
         assert main(["--rounds", "1"]) == code
+
+
+def test_an_interrupted_run_keeps_the_finished_cases_and_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(A: torch.Tensor, rtol: float) -> Result:
+        if A.shape == (8, 8):
+            raise KeyboardInterrupt
+        return torch.linalg.matrix_rank(A, rtol=rtol)
+
+    module = importlib.import_module("bsgap_kernels.bench.run")
+    two = functools.partial(run, contenders=[Contender("c", False, interrupt)], cases=[TINY[1], TINY[3]])
+    monkeypatch.setattr(module, "run", two)
+    target = tmp_path / "cpu.json"
+    target.write_text("old")
+    assert main(["--rounds", "1", "--json", str(target)]) == 130
+    assert target.read_text() == "old"
+    kept = json.loads((tmp_path / "cpu.json.partial").read_text(encoding="utf-8"))
+    assert [case["name"] for case in kept["cases"]] == ["3x9x14"]
+    assert kept["complete"] is False
+    assert "cpu.json.partial" in capsys.readouterr().err
 
 
 def test_verdicts_on_known_spectra() -> None:
@@ -186,7 +212,7 @@ def test_rounds_are_interleaved_and_slow_functions_get_few(monkeypatch: pytest.M
 def test_a_sample_of_several_calls_is_their_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     monkeypatch.setattr(measure, "time", clock)
-    seconds = iter([0.1, 0.1, *[0.25, 0.75] * 3])
+    seconds = iter([0.125, 0.125, *[0.25, 0.75] * 3])
     samples = measure.interleave({"f": lambda: clock.sleep(next(seconds))}, rounds=3, budget_s=9.0, calls=2)
     assert samples["f"].times_ms == [500, 500, 500]
 

@@ -29,7 +29,7 @@ class BenchConfig:
     """Settings of a benchmark run."""
 
     json: Path | None = None
-    """Result file (JSON). It is written after every case, so that an interrupted run keeps what it has."""
+    """Result file (JSON). Until the run is complete it is FILE.partial, rewritten after every case."""
     cases: list[str] = field(default_factory=lambda: ["*"])
     """Names of cases, or shell patterns such as '65536*'."""
     quick: bool = False
@@ -192,7 +192,7 @@ def _compare(record: dict[str, Any]) -> None:
 
 
 def profile_rows(parts: dict[str, measure.Samples]) -> list[dict[str, Any]]:
-    """Median milliseconds of each phase of our ops and its share of the op."""
+    """Median milliseconds of each phase of our ops and its share of the op; phases that failed are left out."""
     rows: list[dict[str, Any]] = []
     for phase in PHASES:
         needed = [parts[f.__name__] for f in (phase.upto, phase.less) if f]
@@ -203,8 +203,9 @@ def profile_rows(parts: dict[str, measure.Samples]) -> list[dict[str, Any]]:
             {"op": phase.op, "phase": phase.name, "median_ms": round(medians[0] - sum(medians[1:]), 5)}
         )
     for row in rows:
-        whole = sum(other["median_ms"] for other in rows if other["op"] == row["op"])
-        row["share"] = round(row["median_ms"] / whole, 4) if whole > 0 else 0.0
+        # A difference of medians can come out below 0 where the phase is shorter than the noise.
+        whole = sum(max(other["median_ms"], 0) for other in rows if other["op"] == row["op"])
+        row["share"] = round(max(row["median_ms"], 0) / whole, 4) if whole > 0 else 0.0
     return rows
 
 
@@ -227,9 +228,15 @@ def _headline(result: dict[str, Any]) -> str:
 def _write(path: Path | None, result: dict[str, Any]) -> None:
     if path is None:
         return
-    partial_file = path.with_name(path.name + ".partial")
-    partial_file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial_file.replace(path)
+    unfinished = unfinished_path(path)
+    unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if result["complete"]:
+        unfinished.replace(path)
+
+
+def unfinished_path(path: Path) -> Path:
+    """Where the finished cases of a run are until it is complete."""
+    return path.with_name(path.name + ".partial")
 
 
 class _Progress:
@@ -255,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 0; 1 if one of our counts is wrong or fails; 2 for senseless settings."""
     defaults = BenchConfig()
     parser = argparse.ArgumentParser(prog="bsgap bench", description="Times our ops beside their peers.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="result file, written after every case")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="result file; FILE.partial until complete")
     parser.add_argument("--cases", nargs="+", default=defaults.cases, metavar="GLOB", help="such as '65536*'")
     parser.add_argument(
         "--quick", action="store_true", help="fewer cases and rounds: a look, not a measurement"
@@ -283,7 +290,7 @@ def execute(config: BenchConfig) -> int:
     try:
         result = run(config)
     except KeyboardInterrupt:
-        kept = f"; the finished cases are in {config.json}" if config.json else ""
+        kept = f"; the finished cases are in {unfinished_path(config.json)}" if config.json else ""
         print(f"\nbsgap bench: interrupted{kept}", file=sys.stderr)
         return 130
     ours = [row for case in result["cases"] for row in case["contenders"] if row["ours"]]
