@@ -192,7 +192,7 @@ def _compare(record: dict[str, Any]) -> None:
 
 
 def profile_rows(parts: dict[str, measure.Samples]) -> list[dict[str, Any]]:
-    """Median milliseconds of each phase of our ops and its share of the op; phases that failed are left out."""
+    """Median milliseconds of each phase of our ops and its share of the op, without phases that failed."""
     rows: list[dict[str, Any]] = []
     for phase in PHASES:
         needed = [parts[f.__name__] for f in (phase.upto, phase.less) if f]
