@@ -91,7 +91,14 @@ def test_a_wrong_contender_is_flagged_and_is_not_the_best_peer(tmp_path: Path) -
     case = quick_run(tmp_path, TINY[1:2], *honest, off_by(5))
     (record,) = case["cases"]
     liar = record["contenders"][-1]
-    assert liar["check"] == {"equal": 0, "near_tau": 0, "wrong": 3, "proven": None, "verdict": "WRONG"}
+    assert liar["check"] == {
+        "equal": 0,
+        "near_tau": 0,
+        "wrong": 3,
+        "proven": None,
+        "widest": None,
+        "verdict": "WRONG",
+    }
     assert record["best_peer"] == "torch.linalg.svdvals"
     assert "WRONG: 3 of 3" in case["printed"]
     assert "liar counted 3 of 3 wrong on 3x9x14" in tables.markdown_table(
@@ -157,7 +164,9 @@ def test_verdicts_on_intervals(lower: int, upper: int, wrong: int, proven: int) 
     verdict = judge(
         (torch.tensor([lower]), torch.tensor([upper])), Truth(three, (three, three), (three, three))
     )
-    assert (verdict.wrong, verdict.proven) == (wrong, proven)
+    assert (verdict.wrong, verdict.proven, verdict.widest) == (wrong, proven, upper - lower)
+    said = tables.verdict(dataclasses.asdict(verdict), 1)
+    assert said == ("WRONG: 1" if wrong else "proven" if proven else "hold, 0 of 1 proven, widest 2")
 
 
 def test_centred_contenders_are_checked_against_the_centred_matrix() -> None:

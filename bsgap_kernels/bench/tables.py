@@ -76,11 +76,9 @@ def verdict(check: dict[str, Any], matrices: int) -> str:
     if check["wrong"]:
         return f"WRONG: {check['wrong']}{of}"
     if check["proven"] is not None:
-        return (
-            f"hold, {check['proven']}{of} proven"
-            if matrices > 1
-            else ("proven" if check["proven"] else "hold")
-        )
+        if check["proven"] == matrices:
+            return "proven"
+        return f"hold, {check['proven']} of {matrices} proven, widest {check['widest']}"
     return f"equal but {check['near_tau']}{of} near tau" if check["near_tau"] else "equal"
 
 
@@ -110,7 +108,7 @@ def markdown_table(result: dict[str, Any]) -> str:
         foot.append("**Wrong counts (†):** " + "; ".join(notes) + ".")
     if busy:
         foot.append(f"**Taken on a busy machine:** other processes had up to {max(busy):.0%} of it.")
-    return "\n".join([*lines, "", *foot])
+    return "\n".join(lines) + "\n\n" + "\n\n".join(foot)
 
 
 def _cell(contender: dict[str, Any] | None) -> str:

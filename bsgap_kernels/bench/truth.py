@@ -26,12 +26,16 @@ class Truth:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How many matrices were counted right, differ within the band, or are wrong. `proven`: lower = upper."""
+    """How many matrices were counted right, differ within the band, or are wrong.
+
+    Of intervals: how many are a single number, and the largest upper - lower.
+    """
 
     equal: int
     near_tau: int
     wrong: int
     proven: int | None = None
+    widest: int | None = None
 
     @property
     def word(self) -> str:
@@ -61,7 +65,8 @@ def judge(result: Result, expected: Truth) -> Verdict:
             return Verdict(0, 0, expected.counts.numel())
         # The true count lies between the certain ones; an interval that meets none of them excludes it.
         wrong = (lower > expected.certain[1]) | (upper < expected.certain[0])
-        return Verdict(int((~wrong).sum()), 0, int(wrong.sum()), int(((lower == upper) & ~wrong).sum()))
+        proven = int(((lower == upper) & ~wrong).sum())
+        return Verdict(int((~wrong).sum()), 0, int(wrong.sum()), proven, int((upper - lower).max()))
     counts = result.flatten()
     if counts.shape != expected.counts.shape:
         return Verdict(0, 0, expected.counts.numel())
