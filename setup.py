@@ -6,7 +6,6 @@ from pathlib import Path
 from setuptools import setup
 
 try:
-    import torch
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 except ImportError as error:  # pragma: no cover - only without build isolation
     raise SystemExit(

@@ -1,4 +1,7 @@
-"""Loads the compiled CPU kernels. A library that is there and does not load raises: never a silent fallback."""
+"""Loads the compiled CPU kernels.
+
+A library that is there and does not load raises: never a silent fallback.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ def _library_path() -> Path:
     spec = importlib.util.find_spec("bsgap_kernels._cpu")
     if spec is None or spec.origin is None:
         raise ImportError(
-            "bsgap_kernels: the compiled kernels are missing. Install with 'pip install .' (needs a C++20 compiler), "
-            "or in a checkout run 'python setup.py build_ext --inplace'."
+            "bsgap_kernels: the compiled kernels are missing. Install with 'pip install .' "
+            "(needs a C++20 compiler), or in a checkout run 'python setup.py build_ext --inplace'."
         )
     return Path(spec.origin)
 

@@ -27,7 +27,7 @@ PROBED_MIN_SIDE = 73
 MAX_FACTORISATIONS = 4
 """More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead."""
 TRIDIAGONAL_SIDE = 64
-"""Up to this side one tridiagonalisation serves every threshold (`kTridiagonalSide` in csrc/core/counts.h)."""
+"""Up to this side one tridiagonalisation serves every threshold (`kTridiagonalSide`, csrc/core/counts.h)."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ _PRIVATE = (
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
 )
 
-LIBRARY = torch.library.Library("bsgap", "DEF")  # noqa: TOR901 - one owner, lives as long as the process
+LIBRARY = torch.library.Library("bsgap", "DEF")
 for _schema in _PUBLIC + _PRIVATE:
     LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
 

@@ -402,6 +402,7 @@ def test_huge_and_tiny_scales_change_nothing(metric: Metric, scale: float) -> No
 
 @pytest.mark.parametrize("center", [False, True])
 def test_summary_is_its_columns(center: bool) -> None:
+    assert tuple(reference.SUMMARY) == bsgap_kernels.SUMMARY_COLUMNS
     A = torch.randn(2, 3, 40, 20, generator=torch.Generator().manual_seed(6)) + 1
     summary = reference.spectral_summary(A, center=center)
     assert summary.shape == (2, 3, 10)

@@ -17,9 +17,9 @@ ROUNDOFF: dict[torch.dtype, float] = {
     torch.float64: 2.0**-53,
 }
 
-# Factor on √(terms)·roundoff for a sum of products. Rounding errors of a sum add up like a random walk,
-# √terms (Higham & Mary 2019, SIAM J. Sci. Comput. 41(5): holds with a factor ≈ 6 at probability 1 - 1e-8); 8
-# leaves a third of that again for the conversion of the result.
+# Factor on √(terms)·roundoff for a sum of products. Rounding errors of a sum behave like a random walk: the
+# bound λ·√terms·roundoff fails with probability at most about 2·exp(−λ²/2) (Higham & Mary 2019, SIAM J. Sci.
+# Comput. 41(5)), 3e-8 at λ = 6. 8 leaves a third of that again for the conversion of the result.
 SUM_FACTOR = 8.0
 
 # Factor for a whole metric: its sum, then one eigenvalue solve and one closing formula, each backward stable

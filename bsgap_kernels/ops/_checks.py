@@ -23,7 +23,10 @@ def matrix(A: object, name: str = "A") -> Problem | None:
     if A.layout != torch.strided:
         return TypeError, f"{name} must be a dense (strided) tensor, got layout {A.layout}"
     if A.dtype.is_complex:
-        return TypeError, f"{name}: complex input ({A.dtype}) is not supported, expected a real floating dtype"
+        return (
+            TypeError,
+            f"{name}: complex input ({A.dtype}) is not supported, expected a real floating dtype",
+        )
     if A.dtype not in DTYPES:
         return TypeError, f"{name} must be float64, float32, bfloat16 or float16, got {A.dtype}"
     if A.dim() < 2:
@@ -50,9 +53,11 @@ def tolerance(value: object, name: str, A: Tensor) -> Problem | None:
 
 def broadcasts(shape: torch.Size, batch: torch.Size, name: str) -> Problem | None:
     """`shape` must broadcast with the batch shape of A."""
-    for have, want in zip(reversed(shape), reversed(batch)):
+    for have, want in zip(reversed(shape), reversed(batch), strict=False):
         if have != want and have != 1 and want != 1:
-            text = f"{name} of shape {tuple(shape)} does not broadcast with the batch shape {tuple(batch)} of A"
+            text = (
+                f"{name} of shape {tuple(shape)} does not broadcast with the batch shape {tuple(batch)} of A"
+            )
             return ValueError, text
     return None
 
@@ -89,7 +94,7 @@ def refuse(op: str, unknown: dict[str, Any]) -> None:
     reasons = {
         "hermitian": "hermitian input is not supported: pass the matrix itself, singular values are the same",
         "out": "out= is not supported: use the returned tensor",
-        "tol": "tol is deprecated in torch.linalg.matrix_rank: use atol for an absolute threshold or rtol for a relative one",
+        "tol": "tol is deprecated in torch.linalg.matrix_rank: use atol (absolute) or rtol (relative)",
     }
     for name in unknown:
         if name in reasons:

@@ -20,7 +20,11 @@ def effective_tolerances(A: Tensor, atol: float | None, rtol: float | None) -> t
 
 def threshold_pairs(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> Tensor:
     """(atol, rtol) pairs in float64, shape (*, 2), by the same rules for tensors."""
-    absolute = torch.zeros((), dtype=torch.float64, device=A.device) if atol is None else atol.to(A.device, torch.float64)
+    absolute = (
+        torch.zeros((), dtype=torch.float64, device=A.device)
+        if atol is None
+        else atol.to(A.device, torch.float64)
+    )
     if rtol is None:
         default = torch.full((), default_rtol(A.dtype, *A.shape[-2:]), dtype=torch.float64, device=A.device)
         relative = default if atol is None else torch.where(absolute > 0, torch.zeros_like(default), default)
@@ -36,7 +40,7 @@ def centred(A: Tensor) -> Tensor:
 
 
 def svd_counts(A: Tensor, pairs: Tensor, center: bool) -> Tensor:
-    """Counts (*, t) from float64 singular values; pairs (*, t, 2) broadcast with the batch. -1 for non-finite."""
+    """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast."""
     finite = torch.isfinite(A).all(-1).all(-1)
     wide = torch.where(finite[..., None, None], A.double(), torch.zeros((), dtype=torch.float64))
     sigma = torch.linalg.svdvals(centred(wide) if center else wide)
@@ -55,7 +59,9 @@ def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, cen
     static = absolute == 0  # then sigma_max does not matter: tau_rel is rtol
     plan = select_backend(op, A.dtype, m, n, rtol=relative if static else None)
     if plan.gram != "svd":
-        counts, smallest_tau = torch.ops.bsgap._counts(A, None, absolute, relative, center, plan.gram == "float32")
+        counts, smallest_tau = torch.ops.bsgap._counts(
+            A, None, absolute, relative, center, plan.gram == "float32"
+        )
         if static or bool((smallest_tau >= FLOAT64_GRAM_MIN_RTOL).all()):
             return counts.view(batch)
     pair = torch.tensor([[absolute, relative]], dtype=torch.float64)

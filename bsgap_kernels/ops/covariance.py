@@ -54,7 +54,9 @@ def _fake(A: Tensor, *, correction: int = 1) -> Tensor:
     return A.new_empty((*A.shape[:-2], A.shape[-1], A.shape[-1]), dtype=_result_dtype(A))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.correction = keyword_only_inputs["correction"]
 

@@ -46,7 +46,9 @@ def gram_gradient(A: Tensor, grad: Tensor, center: bool) -> Tensor:
     return (wide @ (grad + grad.mT)).to(A.dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.center = keyword_only_inputs["center"]
 

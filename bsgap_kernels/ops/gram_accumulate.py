@@ -15,8 +15,9 @@ def gram_accumulate_(state: Tensor, A: Tensor, shift: Tensor) -> Tensor:
     Shapes: A (m, n) as `gram`; state (n + 1, n + 1) float64, contiguous: state[0, 0] the number of rows,
     state[0, 1:] = state[1:, 0] the shifted sums, state[1:, 1:] the Gram matrix about `shift` (n,) float64.
     States about the same shift add up, over chunks, micro-batches and ranks; the centred Gram matrix is
-    state[1:, 1:] - s sᵀ / m. A shift near the mean keeps its digits. Non-finite rows make the state non-finite.
-    Returns state. Does not synchronise. Cost as `gram`. Raises TypeError / ValueError that name the argument.
+    state[1:, 1:] - s sᵀ / m. A shift near the mean keeps its digits.
+    Non-finite rows make the state non-finite. Returns state.
+    Does not synchronise. Cost as `gram`. Raises TypeError / ValueError that name the argument.
     """
     _checks.raise_public(_problem(state, A, shift))
     torch.ops.bsgap.gram_accumulate_(state, A, shift)

@@ -11,11 +11,16 @@ from torch import Tensor
 from . import _checks
 from ._register import implement, nondifferentiable
 from ._singular_values import count_scalar
-from .near_rank import checked_tolerances, scalar_problem
+from .near_rank import argument_problem, checked_tolerances
 
 
 def near_rank_grouped(
-    As: Sequence[Tensor], *, atol: float | None = None, rtol: float | None = None, center: bool = False, **refused: Any
+    As: Sequence[Tensor],
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    center: bool = False,
+    **refused: Any,
 ) -> Tensor:
     """near_rank of every matrix in a list.
 
@@ -23,7 +28,7 @@ def near_rank_grouped(
     non-finite input and errors as `near_rank`; an empty list gives an empty result. Never requires grad.
     """
     _checks.refuse("near_rank_grouped", refused)
-    if isinstance(As, Tensor) or not isinstance(As, Sequence):
+    if not isinstance(As, Sequence):
         raise TypeError(f"As must be a list of tensors, got {type(As).__name__}")
     for A in As:
         checked_tolerances(A, atol, rtol, center)
@@ -38,7 +43,7 @@ def near_rank_grouped(
 
 def _problem(As: Sequence[Tensor], atol: float | None, rtol: float | None) -> _checks.Problem | None:
     for i, A in enumerate(As):
-        wrong = scalar_problem(A, atol, rtol)
+        wrong = argument_problem(A, atol, rtol)
         if wrong is not None:
             return wrong[0], f"As[{i}]: {wrong[1]}"
         if A.dim() != 2:

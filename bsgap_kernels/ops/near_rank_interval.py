@@ -11,7 +11,7 @@ from ..dispatch import select_backend
 from . import _checks
 from ._register import implement, nondifferentiable
 from ._singular_values import effective_tolerances
-from .near_rank import checked_tolerances, scalar_problem
+from .near_rank import argument_problem, checked_tolerances
 
 MODES = ("rigorous", "probed")
 
@@ -37,14 +37,18 @@ def near_rank_interval(
 
     Shapes: A (*, m, n) as `near_rank`; results (*), int64. Defaults of the tolerances as `near_rank`.
     mode "rigorous" is deterministic: float64 Gram matrix, a-priori bound of its rounding, LDLᵀ whose
-    error is computed from its own factors, σ_max bounded on both sides. mode "probed" lets 9 Gaussian probes
-    drawn from `seed` bound the error of a cheaper Gram matrix and fails with probability at most 1e-9 a matrix,
-    over the seed; where that does not pay (min(m, n) ≤ 72, rtol < 5e-3, atol, float64 input) it is "rigorous".
-    A threshold that cannot be resolved gives a wide interval, at worst [0, min(m, n)]: equal singular values and
-    thresholds (ties) lie in it. Resolves rtol ≥ about √(50·γ·‖A‖_F²/σ_max²), γ ≈ 1e-16·(256 + rows/256).
-    Non-finite input gives (-1, -1), an empty matrix (0, 0). Never requires grad; on the CPU nothing to synchronise.
-    Cost: `near_rank`'s with a float64 Gram matrix and one LDLᵀ more. Raises as `near_rank`; ValueError for mode and seed.
-    Source: docs/certificates.md; Higham, Accuracy and Stability (2002), ch. 3, 8, 10; Halko, Martinsson & Tropp (2011), lemma 4.1.
+    error is computed from its own factors, σ_max bounded on both sides. mode "probed" lets 9 Gaussian
+    probes drawn from `seed` bound the error of a cheaper Gram matrix and fails with probability at most
+    1e-9 a matrix, over the seed; where that does not pay (min(m, n) ≤ 72, rtol < 5e-3, atol, float64
+    input) it is "rigorous".
+    A threshold that cannot be resolved gives a wide interval, at worst [0, min(m, n)]; singular values
+    equal to the threshold (ties) lie in it. Resolves rtol ≥ about √(50·γ·‖A‖_F²/σ_max²),
+    γ ≈ 1e-16·(256 + max(m, n)/256 + min(m, n)).
+    Non-finite input gives (-1, -1), an empty matrix (0, 0). Never requires grad; does not synchronise.
+    Cost: `near_rank`'s with a float64 Gram matrix and one LDLᵀ more.
+    Raises as `near_rank`; ValueError for mode and seed.
+    Source: docs/certificates.md; Higham, Accuracy and Stability of Numerical Algorithms (2002), chapters 3,
+    8 and 10; Halko, Martinsson & Tropp, SIAM Review 53 (2011), lemma 4.1.
     """
     _checks.refuse("near_rank_interval", refused)
     for name, value in (("atol", atol), ("rtol", rtol)):
@@ -52,7 +56,9 @@ def near_rank_interval(
             raise TypeError(f"{name} must be a number or None for near_rank_interval, got a tensor")
     checked_tolerances(A, atol, rtol, center)
     _checks.raise_public(_option_problem(mode, seed))
-    lower, upper = torch.ops.bsgap.near_rank_interval(A, atol=atol, rtol=rtol, center=center, mode=mode, seed=seed)
+    lower, upper = torch.ops.bsgap.near_rank_interval(
+        A, atol=atol, rtol=rtol, center=center, mode=mode, seed=seed
+    )
     return CountInterval(lower, upper)
 
 
@@ -75,7 +81,7 @@ def _cpu(
     mode: str = "rigorous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _checks.raise_raw("near_rank_interval", scalar_problem(A, atol, rtol) or _option_problem(mode, seed))
+    _checks.raise_raw("near_rank_interval", argument_problem(A, atol, rtol) or _option_problem(mode, seed))
     batch = A.shape[:-2]
     if A.numel() == 0:
         return torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
@@ -102,7 +108,7 @@ def _fake(
     mode: str = "rigorous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _checks.raise_raw("near_rank_interval", scalar_problem(A, atol, rtol) or _option_problem(mode, seed))
+    _checks.raise_raw("near_rank_interval", argument_problem(A, atol, rtol) or _option_problem(mode, seed))
     return A.new_empty(A.shape[:-2], dtype=torch.int64), A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import _checks
 from ._register import implement, nondifferentiable
-from .near_rank import Tolerance, checked_tolerances, scalar_problem, tensor_batch, tensor_problem
+from .near_rank import Tolerance, argument_problem, checked_tolerances, tensor_batch
 
 
 def near_rank_ratio(
@@ -32,26 +32,26 @@ def ratio(counts: Tensor, A: Tensor) -> Tensor:
 
 
 def _cpu(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", scalar_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank(A, atol=atol, rtol=rtol, center=center), A)
 
 
 def _cpu_tensor(
     A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
 ) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", tensor_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center), A)
 
 
 def _fake(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", scalar_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return A.new_empty(A.shape[:-2], dtype=torch.float64)
 
 
 def _fake_tensor(
     A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
 ) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", tensor_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.float64)
 
 

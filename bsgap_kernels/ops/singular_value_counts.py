@@ -17,9 +17,10 @@ def singular_value_counts(
 ) -> Tensor:
     """#{σ > t·σ_max} for every threshold t, or #{σ > t} with relative=False.
 
-    Shapes: A (*, m, n) as `near_rank`; thresholds (t,) or (*, t), any real dtype, on A's device; result (*, t),
-    int64. One Gram matrix and one σ_max serve all thresholds; the float64 Gram resolves thresholds
-    ≥ 8e-7·‖A‖_F, a smaller one takes float64 singular values. Right outside a 1 % band, as `near_rank`.
+    Shapes: A (*, m, n) as `near_rank`; thresholds (t,) or (*, t), any real dtype, on A's device;
+    result (*, t), int64. One Gram matrix and one σ_max serve all thresholds; the float64 Gram
+    resolves thresholds ≥ 8e-7·‖A‖_F, a smaller one takes float64 singular values.
+    Right outside a 1 % band, as `near_rank`.
     Non-finite input or a NaN threshold gives -1; a negative threshold counts all; an empty matrix gives 0.
     Never requires grad. Cost: a Gram matrix, then one LDLᵀ a threshold (up to 4; beyond, all eigenvalues).
     Raises TypeError / ValueError that name the argument.

@@ -15,7 +15,7 @@ from ..schema import LIBRARY
 from . import _checks
 from ._register import implement, nondifferentiable
 from ._singular_values import effective_tolerances, gram_singular_values, singular_values_of_gram
-from .near_rank import scalar_problem
+from .near_rank import argument_problem
 
 SUMMARY_COLUMNS = (
     "sigma_max",
@@ -42,14 +42,15 @@ def spectral_summary(A: Tensor, *, center: bool = False, **refused: Any) -> Tens
     """Metrics of the singular values σ_1 ≥ … ≥ σ_k of each matrix, one column each (`SUMMARY_COLUMNS`).
 
     sigma_max; frobenius_norm ‖A‖_F; stable_rank ‖A‖_F²/σ_1² (with `center`, NESum); participation_ratio
-    (Σσ²)²/Σσ⁴; effective_rank exp(-Σ p log p), p = σ/Σσ; rankme, the same with p + 1e-7; srank, the first k with
-    Σ_{i≤k} σ ≥ 0.99 Σσ; pca_rank, the same with σ²; feature_rank #{σ/√m > 0.01}; alpha_req, minus the slope of
-    log σ_i² against log i for 10 ≤ i < 100 (NaN with fewer than three). Sources: bsgap_kernels/reference.py.
+    (Σσ²)²/Σσ⁴; effective_rank exp(-Σ p log p), p = σ/Σσ; rankme, the same with p + 1e-7; srank, the first
+    k with Σ_{i≤k} σ ≥ 0.99 Σσ; pca_rank, the same with σ²; feature_rank #{σ/√m > 0.01}; alpha_req, minus
+    the slope of log σ_i² against log i for 10 ≤ i < 100 (NaN with fewer than three).
+    Sources: bsgap_kernels/reference.py.
 
-    Shapes: A (*, m, n) as `near_rank`; result (*, 10), float64. A zero or empty matrix gives 0 (alpha_req NaN),
-    non-finite input NaN. From the float64 Gram matrix, so σ below about 1e-8·σ_1 is rounding: it shows in rankme
-    by less than 1e-6. Differentiable in the first five columns, elsewhere the gradient is 0; singular values below
-    1e-8·σ_1 contribute none (the derivative of effective_rank does not exist at σ = 0).
+    Shapes: A (*, m, n) as `near_rank`; result (*, 10), float64. A zero or empty matrix gives 0 (alpha_req
+    NaN), non-finite input NaN. From the float64 Gram matrix, so σ below about 1e-8·σ_1 is rounding.
+    Differentiable in the first five columns, elsewhere the gradient is 0; singular values below 1e-8·σ_1
+    contribute none (the derivative of effective_rank does not exist at σ = 0).
     Cost: a Gram matrix and its eigenvalues (4/3 k³). Raises TypeError / ValueError that name the argument.
     """
     _checks.refuse("spectral_summary", refused)
@@ -84,7 +85,7 @@ def summary_of_singular_values(sigma: Tensor, m: int, n: int) -> Tensor:
 
 
 def _decay_exponent(lam: Tensor, k: int, larger: int) -> Tensor:
-    """Minus the least-squares slope of log λ_i on log i over [10, 100), of λ above the Gram matrix's rounding."""
+    """Minus the least-squares slope of log λ_i on log i over [10, 100), of λ above the Gram's rounding."""
     stop = min(k + 1, _ALPHA_STOP)
     if stop - _ALPHA_FIRST < 3:
         return lam.new_full(lam.shape[:-1], torch.nan)
@@ -118,7 +119,9 @@ def _fake(A: Tensor, *, center: bool = False) -> Tensor:
     return A.new_empty((*A.shape[:-2], len(SUMMARY_COLUMNS)), dtype=torch.float64)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
     ctx.save_for_backward(inputs[0])
     ctx.center = keyword_only_inputs["center"]
 
@@ -168,7 +171,7 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
 def _record_cpu(
     A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _checks.raise_raw("_spectral_record", scalar_problem(A, atol, rtol))
+    _checks.raise_raw("_spectral_record", argument_problem(A, atol, rtol))
     batch = A.shape[:-2]
     if A.numel() == 0:
         zeros = torch.zeros((3, *batch), dtype=torch.int64)
@@ -185,13 +188,15 @@ def _record_cpu(
 def _record_fake(
     A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _checks.raise_raw("_spectral_record", scalar_problem(A, atol, rtol))
+    _checks.raise_raw("_spectral_record", argument_problem(A, atol, rtol))
     batch = A.shape[:-2]
-    counts = (A.new_empty(batch, dtype=torch.int64) for _ in range(3))
-    return (*counts, A.new_empty((*batch, len(SUMMARY_COLUMNS)), dtype=torch.float64))
+    near_rank, lower, upper = (A.new_empty(batch, dtype=torch.int64) for _ in range(3))
+    return near_rank, lower, upper, _fake(A)
 
 
 implement("spectral_summary", _cpu, _fake)
-torch.library.register_autograd("bsgap::spectral_summary", _backward, setup_context=_setup_context, lib=LIBRARY)
+torch.library.register_autograd(
+    "bsgap::spectral_summary", _backward, setup_context=_setup_context, lib=LIBRARY
+)
 implement("_spectral_record", _record_cpu, _record_fake)
 nondifferentiable("_spectral_record")

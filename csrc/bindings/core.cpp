@@ -68,14 +68,15 @@ bsgap::ErrorTerms error_terms(const std::vector<std::string>& without) {
     } else if (name == "underflow") {
       terms.underflow = false;
     } else {
-      fail("without: unknown error term '" + name + "', expected gram, ldlt, shift, spectral_norm or underflow");
+      fail("without: unknown error term '" + name +
+           "', expected gram, ldlt, shift, spectral_norm or underflow");
     }
   }
   return terms;
 }
 
-py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool center, const std::string& mode,
-                             uint64_t seed) {
+py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool center,
+                             const std::string& mode, uint64_t seed) {
   const bsgap::MatrixView v = view_of(a);
   bsgap::Threshold t = threshold(atol, rtol);
   if (mode != "rigorous" && mode != "probed") fail("mode must be 'rigorous' or 'probed', got '" + mode + "'");
@@ -88,16 +89,16 @@ py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool 
   if (!(r.rounding_error < bsgap::kInfinity)) bsgap::probe(v, features_side, seed, r, bsgap::serial_for);
   t.absolute = std::ldexp(t.absolute, r.exponent);
   bsgap::CountInterval out;
-  bsgap::certified_counts(r.g.data(), r.side, bsgap::round_up(r.rounding_error + r.centring_error), &t, 1, &out,
-                          bsgap::serial_for);
+  bsgap::certified_counts(r.g.data(), r.side, bsgap::round_up(r.rounding_error + r.centring_error), &t, 1,
+                          &out, bsgap::serial_for);
   return py::make_tuple(out.lower, out.upper);
 }
 
 py::dict gram(const py::array& a, bool center, bool observations, bool float32) {
   const bsgap::MatrixView v = view_of(a);
-  const bsgap::CertifiedGram r =
-      bsgap::certified_gram(v, !observations, center,
-                            float32 ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64, bsgap::serial_for);
+  const bsgap::CertifiedGram r = bsgap::certified_gram(
+      v, !observations, center, float32 ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64,
+      bsgap::serial_for);
   py::array_t<double> g({r.side, r.side});
   std::copy(r.g.begin(), r.g.end(), g.mutable_data());
   py::dict result;
@@ -110,7 +111,8 @@ py::dict gram(const py::array& a, bool center, bool observations, bool float32) 
 }
 
 py::dict certified_count(const Array& g, double atol, double rtol, double gram_error,
-                         const std::vector<std::string>& without, const std::optional<std::vector<double>>& start) {
+                         const std::vector<std::string>& without,
+                         const std::optional<std::vector<double>>& start) {
   const int64_t n = square_side(g);
   if (start && static_cast<int64_t>(start->size()) != n) fail("start must have one entry per row of G");
   const bsgap::Threshold t = threshold(atol, rtol);
@@ -121,7 +123,8 @@ py::dict certified_count(const Array& g, double atol, double rtol, double gram_e
   py::dict result;
   result["lower"] = out.lower;
   result["upper"] = out.upper;
-  result["largest_eigenvalue"] = py::make_tuple(trace.largest_eigenvalue.lower, trace.largest_eigenvalue.upper);
+  result["largest_eigenvalue"] =
+      py::make_tuple(trace.largest_eigenvalue.lower, trace.largest_eigenvalue.upper);
   result["tau_squared"] = py::make_tuple(trace.tau_squared.lower, trace.tau_squared.upper);
   result["error_at_lower"] = trace.error_at_lower;
   result["error_at_upper"] = trace.error_at_upper;
@@ -177,29 +180,40 @@ PYBIND11_MODULE(_core, m) {
   m.def("near_rank_interval", &near_rank_interval, "A"_a, py::kw_only(), "atol"_a = 0.0, "rtol"_a = 1e-2,
         "center"_a = false, "mode"_a = "rigorous", "seed"_a = 0,
         "Bounds (lower, upper) of #{sigma(A) > max(atol, rtol * sigma_max)} that hold for any rounding.\n\n"
-        "A: (m, n), read in place. mode: 'rigorous', or 'probed' (fails with probability at most 1e-9 over seed).\n"
-        "Non-finite entries give (-1, -1). Raises ValueError / TypeError that name the argument. See docs/certificates.md.");
-  m.def("gram", &gram, "A"_a, py::kw_only(), "center"_a = false, "observations"_a = false, "float32"_a = false,
-        "Gram matrix of A * 2**exponent in float64 with bounds of its error: A^T A, or A A^T with observations=True.");
+        "A: (m, n), read in place. mode: 'rigorous', or 'probed' (fails with probability at most 1e-9 over "
+        "seed).\n"
+        "Non-finite entries give (-1, -1). Raises ValueError / TypeError that name the argument. See "
+        "docs/certificates.md.");
+  m.def("gram", &gram, "A"_a, py::kw_only(), "center"_a = false, "observations"_a = false,
+        "float32"_a = false,
+        "Gram matrix of A * 2**exponent in float64 with bounds of its error: A^T A, or A A^T with "
+        "observations=True.");
   m.def("certified_count", &certified_count, "G"_a, py::kw_only(), "atol"_a = 0.0, "rtol"_a = 0.0,
         "gram_error"_a = 0.0, "without"_a = std::vector<std::string>{}, "start"_a = py::none(),
-        "Interval of #{lambda(M) > max(atol^2, rtol^2 lambda_max)} for any M with ||M - G||_2 <= gram_error.\n\n"
-        "without: error terms to leave out, which makes the result unproven; start: Lanczos start vector. For tests.");
-  m.def("inertia", &inertia, "G"_a, "shift"_a, "Positive pivots of LDL^T of G - shift I with the bounds of its error.");
+        "Interval of #{lambda(M) > max(atol^2, rtol^2 lambda_max)} for any M with ||M - G||_2 <= "
+        "gram_error.\n\n"
+        "without: error terms to leave out, which makes the result unproven; start: Lanczos start vector. "
+        "For tests.");
+  m.def("inertia", &inertia, "G"_a, "shift"_a,
+        "Positive pivots of LDL^T of G - shift I with the bounds of its error.");
   m.def("tridiagonalize", &tridiagonalize, "G"_a, "Householder tridiagonal form: (diagonal, off_diagonal).");
   m.def(
       "sturm_count_above",
       [](const Array& d, const Array& e, double x) { return bsgap::sturm_count_above(tridiagonal(d, e), x); },
-      "diagonal"_a, "off_diagonal"_a, "x"_a, "Number of eigenvalues of a symmetric tridiagonal matrix above x.");
+      "diagonal"_a, "off_diagonal"_a, "x"_a,
+      "Number of eigenvalues of a symmetric tridiagonal matrix above x.");
   m.def(
       "tridiagonal_eigenvalue",
       [](const Array& d, const Array& e, int64_t rank) {
         if (rank < 1 || rank > d.size()) fail("rank must lie in 1 ... n, got " + std::to_string(rank));
         return bsgap::eigenvalue_by_bisection(tridiagonal(d, e), rank);
       },
-      "diagonal"_a, "off_diagonal"_a, "rank"_a, "The rank-th largest eigenvalue (1 = the largest) by bisection.");
-  m.def("probe_vectors", &probe_vectors, "n"_a, "seed"_a, "The Gaussian vectors of the probed certificate, one a row.");
+      "diagonal"_a, "off_diagonal"_a, "rank"_a,
+      "The rank-th largest eigenvalue (1 = the largest) by bisection.");
+  m.def("probe_vectors", &probe_vectors, "n"_a, "seed"_a,
+        "The Gaussian vectors of the probed certificate, one a row.");
   m.def("probe_bound", &probe_bound, "G"_a, "omega"_a, "y"_a, "product_error"_a = 0.0,
         "Bound of ||G - M||_2 from y = omega M, but for a probability of 1e-9.");
-  m.def("instruction_set", &bsgap::instruction_set, "Vector instructions that the kernels use on this processor.");
+  m.def("instruction_set", &bsgap::instruction_set,
+        "Vector instructions that the kernels use on this processor.");
 }

@@ -12,13 +12,13 @@ enum class Content { kFinite, kZero, kNonFinite };
 
 struct CertifiedGram {
   int64_t side = 0;
-  std::vector<double> g;       // side x side, of (A - mean) * 2^exponent
+  std::vector<double> g;  // side x side, of (A - mean) * 2^exponent
   int exponent = 0;
   Content content = Content::kFinite;
-  double frobenius_sq = 0;     // upper bound of ||X||_F^2 (float64 path), estimate otherwise
-  double rounding_error = 0;   // ||g - X^T X||_2, X as read (centred values rounded): float64 path only
-  double centring_error = 0;   // ||X^T X - exact centred Gram||_2
-  std::vector<double> mean;    // subtracted feature means, scaled; empty when not centred
+  double frobenius_sq = 0;    // upper bound of ||X||_F^2 (float64 path), estimate otherwise
+  double rounding_error = 0;  // ||g - X^T X||_2, X as read (centred values rounded): float64 path only
+  double centring_error = 0;  // ||X^T X - exact centred Gram||_2
+  std::vector<double> mean;   // subtracted feature means, scaled; empty when not centred
 };
 
 namespace detail {
@@ -53,8 +53,8 @@ inline double centring_error(const MatrixView& a, const CertifiedGram& r) {
   const double chunks = std::ceil(m / static_cast<double>(kChunk));
   const double norm = std::sqrt(r.frobenius_sq);
   const double n = static_cast<double>(a.cols);
-  const double rho = std::sqrt(squares / m) * (1 + gamma(n + 8)) + gamma(kChunk + chunks + 2) * norm +
-                     std::sqrt(n * kTiny);
+  const double rho =
+      std::sqrt(squares / m) * (1 + gamma(n + 8)) + gamma(kChunk + chunks + 2) * norm + std::sqrt(n * kTiny);
   const double e = rho + 2 * kUnitRoundoff * norm;
   return round_up((2 * norm + e) * e);
 }

@@ -114,10 +114,11 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
     if (t.lower >= top.upper) {
       out[i] = {0, 0};
     } else {
-      out[i].upper = detail::certified_upper(g, n, t.lower, gram_error, work.data(), parallel, terms, &here.error_at_upper);
+      out[i].upper = detail::certified_upper(g, n, t.lower, gram_error, work.data(), parallel, terms,
+                                             &here.error_at_upper);
       out[i].lower = out[i].upper == 0 ? 0
-                                       : detail::certified_lower(g, n, t.upper, gram_error, work.data(), parallel,
-                                                                 terms, &here.error_at_lower);
+                                       : detail::certified_lower(g, n, t.upper, gram_error, work.data(),
+                                                                 parallel, terms, &here.error_at_lower);
       out[i].lower = std::min(out[i].lower, out[i].upper);
     }
     if (trace) *trace = here;
@@ -149,7 +150,8 @@ inline void point_counts(const double* g, int64_t n, const Threshold* thresholds
     double tau_squared = std::max(atol, 0.0) * std::max(atol, 0.0);
     if (rtol > 0) {
       if (top < 0) {
-        const Bounds b = small ? Bounds{eigenvalue_by_bisection(t, 1), 0} : largest_eigenvalue(g, n, work.data(), parallel);
+        const Bounds b = small ? Bounds{eigenvalue_by_bisection(t, 1), 0}
+                               : largest_eigenvalue(g, n, work.data(), parallel);
         top = std::max(b.lower, 0.0);
       }
       tau_squared = std::max(tau_squared, rtol * rtol * top);

@@ -23,16 +23,16 @@ enum class GramPrecision { kFloat64, kFloat32 };
 // X read as (value - mean_of_its_feature) * 2^exponent; observations run along `rows`.
 // features == true: X = A (G is cols x cols); false: X = A^T (G is rows x rows).
 struct GramSource {
-  MatrixView x;                        // depth x side
+  MatrixView x;                           // depth x side
   const double* mean_by_side = nullptr;   // subtracted per column of x (features on the side), or
   const double* mean_by_depth = nullptr;  // subtracted per row of x (features along the depth)
-  double scale = 1.0;                  // a power of two
+  double scale = 1.0;                     // a power of two
 };
 
 namespace detail {
 
-inline constexpr int64_t kChunk = 256;  // rows of X summed in one register accumulation
-inline constexpr int64_t kBlock = 96;   // side of the block of G one work item owns (LCM of the tiles)
+inline constexpr int64_t kChunk = 256;      // rows of X summed in one register accumulation
+inline constexpr int64_t kBlock = 96;       // side of the block of G one work item owns (LCM of the tiles)
 inline constexpr int64_t kSlabRows = 8192;  // a narrow G is summed in row slabs, for parallelism
 
 // Packs rows [p0, p0 + depth) x columns [j0, j0 + count) of the source into panels of `width`
@@ -93,7 +93,8 @@ void gram_block(const GramSource& s, int64_t i0, int64_t j0, int64_t begin, int6
         product(depth, a.data() + ti * depth, b.data() + tj * depth, acc);
         for (int64_t i = 0; i < tile_rows; ++i) {
           double* out = g + (i0 + ti + i) * side + j0 + tj;
-          const int64_t last = std::min<int64_t>(std::min<int64_t>(kCols, cols - tj), i0 + ti + i + 1 - j0 - tj);
+          const int64_t last =
+              std::min<int64_t>(std::min<int64_t>(kCols, cols - tj), i0 + ti + i + 1 - j0 - tj);
           for (int64_t j = 0; j < last; ++j) out[j] += static_cast<double>(acc[i * kCols + j]);
         }
       }

@@ -18,11 +18,11 @@
 namespace bsgap {
 
 struct InertiaCount {
-  int64_t positive = 0;          // positive pivots
-  bool valid = false;            // false: a pivot was zero or not finite, nothing is known
-  double factor_error = 0;       // bound of ||E||_2 from the factorisation
-  double shift_error = 0;        // bound of the error of forming g_jj - s
-  double underflow_error = 0;    // bound of what gradual underflow added
+  int64_t positive = 0;        // positive pivots
+  bool valid = false;          // false: a pivot was zero or not finite, nothing is known
+  double factor_error = 0;     // bound of ||E||_2 from the factorisation
+  double shift_error = 0;      // bound of the error of forming g_jj - s
+  double underflow_error = 0;  // bound of what gradual underflow added
 };
 
 namespace detail {

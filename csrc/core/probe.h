@@ -28,7 +28,8 @@ inline std::vector<double> probe_vectors(int64_t n, uint64_t seed) {
 
 // Bound of ||g - M||_2 from y = fl(M omega), whose own error is at most product_error * ||omega||.
 // g: n x n; omega, y: kProbes x n.
-inline double probe_bound(const double* g, int64_t n, const double* omega, const double* y, double product_error) {
+inline double probe_bound(const double* g, int64_t n, const double* omega, const double* y,
+                          double product_error) {
   ScopedIeee ieee;
   const double nd = static_cast<double>(n);
   double squares = 0, worst = 0;
@@ -45,16 +46,17 @@ inline double probe_bound(const double* g, int64_t n, const double* omega, const
       difference += e * e;
       length += w[i] * w[i];
     }
-    const double rounding = (gamma(nd + 2) * frobenius + product_error) * std::sqrt(length) * (1 + gamma(nd + 8));
+    const double rounding =
+        (gamma(nd + 2) * frobenius + product_error) * std::sqrt(length) * (1 + gamma(nd + 8));
     worst = std::max(worst, std::sqrt(difference) * (1 + gamma(nd + 8)) + rounding + std::sqrt(nd * kTiny));
   }
   return round_up(kProbeFactor * worst);
 }
 
 struct ProbeProduct {
-  std::vector<double> y;     // kProbes x side: X^T X omega
-  double error = 0;          // bound of each row's error divided by ||omega||
-  double frobenius_sq = 0;   // upper bound of ||X||_F^2
+  std::vector<double> y;    // kProbes x side: X^T X omega
+  double error = 0;         // bound of each row's error divided by ||omega||
+  double frobenius_sq = 0;  // upper bound of ||X||_F^2
 };
 
 // X^T (X omega) in float64, in chunks of rows; X as in gram_product.
@@ -100,7 +102,8 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
   double sum = 0;
   for (const double q : squares) sum += q;
   const double chunks = std::ceil(static_cast<double>(slab_rows) / static_cast<double>(detail::kChunk));
-  const double c = static_cast<double>(side) + static_cast<double>(detail::kChunk) + chunks + static_cast<double>(slabs) + 8;
+  const double c = static_cast<double>(side) + static_cast<double>(detail::kChunk) + chunks +
+                   static_cast<double>(slabs) + 8;
   result.frobenius_sq = round_up(sum * (1 + gamma(c)));
   result.error = gamma(c) * result.frobenius_sq * (1 + 1e-10);
   return result;
@@ -110,7 +113,8 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
 inline void probe(const MatrixView& a, bool features_side, uint64_t seed, CertifiedGram& r,
                   const ParallelFor& parallel) {
   const std::vector<double> omega = probe_vectors(r.side, seed);
-  const ProbeProduct product = probe_product(detail::gram_source(a, features_side, r), omega.data(), parallel);
+  const ProbeProduct product =
+      probe_product(detail::gram_source(a, features_side, r), omega.data(), parallel);
   r.frobenius_sq = product.frobenius_sq;
   r.rounding_error = probe_bound(r.g.data(), r.side, omega.data(), product.y.data(), product.error);
   if (!r.mean.empty()) r.centring_error = detail::centring_error(a, r);

@@ -39,8 +39,7 @@ template <class T, int kVectorBytes, int kRows, int kVectors>
     }
   }
   for (int i = 0; i < kRows; ++i)
-    for (int v = 0; v < kVectors; ++v)
-      std::memcpy(acc + i * kCols + v * kLanes, &sum[i][v], kVectorBytes);
+    for (int v = 0; v < kVectors; ++v) std::memcpy(acc + i * kCols + v * kLanes, &sum[i][v], kVectorBytes);
 }
 
 // The whole tile, cut into register blocks of kRows x kVectors.

@@ -89,8 +89,8 @@ inline double eigenvalue_by_bisection(const Tridiagonal& t, int64_t rank) {
   const int64_t n = static_cast<int64_t>(t.diagonal.size());
   double low = kInfinity, high = -kInfinity;
   for (int64_t i = 0; i < n; ++i) {  // Gershgorin
-    const double radius = (i > 0 ? std::abs(t.off_diagonal[i - 1]) : 0) +
-                          (i + 1 < n ? std::abs(t.off_diagonal[i]) : 0);
+    const double radius =
+        (i > 0 ? std::abs(t.off_diagonal[i - 1]) : 0) + (i + 1 < n ? std::abs(t.off_diagonal[i]) : 0);
     low = std::min(low, t.diagonal[i] - radius);
     high = std::max(high, t.diagonal[i] + radius);
   }

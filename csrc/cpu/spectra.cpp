@@ -60,8 +60,12 @@ class Batch {
     }
     static constexpr std::array<int64_t, 4> kBytes = {8, 4, 2, 2};
     const char* base = static_cast<const char*>(tensor_.const_data_ptr());
-    return {base + offset * kBytes[static_cast<size_t>(dtype_)], dtype_, rows(), cols(),
-            tensor_.stride(dims_ - 2), tensor_.stride(dims_ - 1)};
+    return {base + offset * kBytes[static_cast<size_t>(dtype_)],
+            dtype_,
+            rows(),
+            cols(),
+            tensor_.stride(dims_ - 2),
+            tensor_.stride(dims_ - 1)};
   }
 
  private:
@@ -101,7 +105,8 @@ class Thresholds {
     STD_TORCH_CHECK(pairs_->dim() == 3 && pairs_->size(2) == 2 && pairs_->is_contiguous() &&
                         pairs_->scalar_type() == ScalarType::Double,
                     "bsgap: thresholds must be a contiguous float64 tensor (B, t, 2)");
-    STD_TORCH_CHECK(pairs_->size(0) == 1 || pairs_->size(0) == batch, "bsgap: thresholds do not match the batch");
+    STD_TORCH_CHECK(pairs_->size(0) == 1 || pairs_->size(0) == batch,
+                    "bsgap: thresholds do not match the batch");
     count_ = pairs_->size(1);
     shared_ = pairs_->size(0) == 1;
   }
@@ -163,7 +168,8 @@ std::tuple<Tensor, Tensor> counts(const Tensor a, const std::optional<Tensor> pa
     }
     bsgap::point_counts(r.g.data(), r.side, t.data(), thresholds.count(), row, parallel);
     for (const Threshold& x : t) {
-      const double tau = std::max(x.absolute, x.relative * std::sqrt(r.frobenius_sq / static_cast<double>(r.side)));
+      const double tau =
+          std::max(x.absolute, x.relative * std::sqrt(r.frobenius_sq / static_cast<double>(r.side)));
       if (tau >= 0) out_relative[i] = std::min(out_relative[i], tau / std::sqrt(r.frobenius_sq));
     }
   });
@@ -197,16 +203,16 @@ Certified certify(const MatrixView& view, const Thresholds& thresholds, int64_t 
   return c;
 }
 
-std::tuple<Tensor, Tensor> intervals(const Tensor a, const std::optional<Tensor> pairs, double atol, double rtol,
-                                     bool center, bool probed, int64_t seed) {
+std::tuple<Tensor, Tensor> intervals(const Tensor a, const std::optional<Tensor> pairs, double atol,
+                                     double rtol, bool center, bool probed, int64_t seed) {
   const Batch batch(a);
   const Thresholds thresholds(pairs, atol, rtol, batch.size());
   Tensor lower = empty({batch.size(), thresholds.count()}, ScalarType::Long);
   Tensor upper = empty({batch.size(), thresholds.count()}, ScalarType::Long);
   int64_t *low = data<int64_t>(lower), *high = data<int64_t>(upper);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
-    const Certified c =
-        certify(batch[i], thresholds, i, center, probed, static_cast<uint64_t>(seed) + static_cast<uint64_t>(i), parallel);
+    const Certified c = certify(batch[i], thresholds, i, center, probed,
+                                static_cast<uint64_t>(seed) + static_cast<uint64_t>(i), parallel);
     for (int64_t j = 0; j < thresholds.count(); ++j) {
       low[i * thresholds.count() + j] = c.intervals[j].lower;
       high[i * thresholds.count() + j] = c.intervals[j].upper;
