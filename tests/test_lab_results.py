@@ -22,16 +22,22 @@ def test_rows_are_json_and_non_finite_values_null(tmp_path: Path) -> None:
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["value"] for row in found] == [1, -1, 0.1, 1e-300, 1e22, None, None, None]
     assert found[3] == {
-        "run": 'odd "name"', "attempt": 2, "step": 3, "site": "relu#0", "metric": "probe.ratio", "value": 1e-300,
+        "run": 'odd "name"', "attempt": 2, "step": 3, "site": "relu#0", "metric": "probe.ratio",
+        "value": 1e-300,
     }  # fmt: skip
 
 
 def test_rows_reach_the_file_when_the_block_raises(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with pytest.raises(KeyError), MetricWriter(path, "r") as writer:
-        writer.add(0, "", "lr", 0.1)
-        assert path.read_text() == ""
-        raise KeyError
+
+    def measure() -> None:
+        with MetricWriter(path, "r") as writer:
+            writer.add(0, "", "lr", 0.1)
+            assert path.read_text() == ""
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        measure()
     assert len(path.read_text().splitlines()) == 1
 
 
@@ -127,6 +133,7 @@ def test_a_mistake_in_the_last_run_costs_no_training(tmp_path: Path) -> None:
 def test_table_of_a_run_that_was_stopped_early() -> None:
     summary = {
         "batch_size": 16, "seed": 0, "steps": 0, "train_accuracy": None, "test_accuracy": None,
-        "generalization_gap": None, "sites": [], "metric_percent_of_step": None, "probe_percent_of_step": None,
+        "generalization_gap": None, "sites": [], "metric_percent_of_step": None,
+        "probe_percent_of_step": None,
     }  # fmt: skip
     assert format_table([summary]).splitlines()[2].split() == ["16", "0", "0", "-", "-", "-", "-", "-"]

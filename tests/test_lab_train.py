@@ -51,8 +51,8 @@ def test_rows_follow_the_schema(finished: tuple[Path, dict[str, Any]]) -> None:
         expected = {(site, f"{view}.{name}") for site in SITES for name in names}
         assert expected == {(r["site"], r["metric"]) for r in found if r["metric"].startswith(f"{view}.")}
     assert {row["metric"] for row in found if row["site"] == ""} == {
-        "train.loss", "train.accuracy", "test.accuracy", "test.loss", "train_eval.accuracy", "train_eval.loss",
-        "lr", "time.step_ms", "time.metric_ms", "time.probe_ms",
+        "train.loss", "train.accuracy", "test.accuracy", "test.loss", "train_eval.accuracy",
+        "train_eval.loss", "lr", "time.step_ms", "time.metric_ms", "time.probe_ms",
     }  # fmt: skip
 
 
