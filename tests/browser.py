@@ -78,7 +78,9 @@ def open_report(driver: Any, path: Path) -> None:
 
 def screenshot(driver: Any, path: Path, *, height: int | None = None) -> None:
     """Write a PNG of the page from its top: `height` pixels of it, or the whole."""
-    size = driver.execute_script("return [document.documentElement.clientWidth, document.documentElement.scrollHeight]")
+    size = driver.execute_script(
+        "return [document.documentElement.clientWidth, document.documentElement.scrollHeight]"
+    )
     clip = {"x": 0, "y": 0, "width": size[0], "height": min(height or size[1], size[1]), "scale": 1}
     answer = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
     path.write_bytes(base64.b64decode(answer["data"]))

@@ -79,7 +79,9 @@ def write_run(
         for step in range(steps + 1):
             for depth, (site, shape) in enumerate(sites.items()):
                 smallest = min(shape)
-                fall = (1 - math.exp(-4 * step / steps)) * min(0.95, 0.09 * math.log2(rows) * (1 - 0.5 * depth / len(sites)))
+                fall = (1 - math.exp(-4 * step / steps)) * min(
+                    0.95, 0.09 * math.log2(rows) * (1 - 0.5 * depth / len(sites))
+                )
                 count = round(smallest * (1 - fall) + random.normal(0, 0.008 * smallest))
                 count = min(max(count, 1), smallest)
                 spread = 4 if wide_intervals and step % 3 else 0
@@ -108,7 +110,12 @@ def write_run(
                 done = 1 - math.exp(-6 * step / steps)
                 for split, name in (("train", "train_eval"), ("test", "test")):
                     add(step, "", f"{name}.loss", 0.1)
-                    add(step, "", f"{name}.accuracy", accuracies[split] if step == steps else done * accuracies[split])
+                    add(
+                        step,
+                        "",
+                        f"{name}.accuracy",
+                        accuracies[split] if step == steps else done * accuracies[split],
+                    )
 
     summary = {
         "run": run,

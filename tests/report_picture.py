@@ -24,7 +24,9 @@ def make_picture(directory: Path, picture: Path) -> int:
     report = write_report(directory)
     with browser() as driver:
         open_report(driver, report)
-        bottom = driver.execute_script("return document.getElementById('figure-batch').getBoundingClientRect().bottom")
+        bottom = driver.execute_script(
+            "return document.getElementById('figure-batch').getBoundingClientRect().bottom"
+        )
         picture.parent.mkdir(parents=True, exist_ok=True)
         screenshot(driver, picture, height=round(bottom) + 18)
     with Image.open(picture) as image:

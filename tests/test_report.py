@@ -71,7 +71,16 @@ def test_it_names_no_other_address(page):
 
 def test_the_head_says_what_the_experiment_is(page):
     head = html.unescape(re.sub(r"<[^>]+>", " ", page.split("<header")[1].split("</header>")[0]))
-    for fact in ("lenet5", "digits", "16, 128, 1437 (full)", "20 epochs", "0.01", "flatten", "512 fixed", "torch 2.15.0"):
+    for fact in (
+        "lenet5",
+        "digits",
+        "16, 128, 1437 (full)",
+        "20 epochs",
+        "0.01",
+        "flatten",
+        "512 fixed",
+        "torch 2.15.0",
+    ):
         assert fact in head
 
 
@@ -168,11 +177,17 @@ def test_accuracy_and_time_hold_the_numbers_of_the_files(sweep):
     results = load_results(sweep)
     expected = summaries(sweep).values()
     by_name = {data["name"][0]: data for data in sources(accuracy_by_batch(results), "name")}
-    for name, key in (("training set", "train_accuracy"), ("test set", "test_accuracy"), ("gap", "generalization_gap")):
+    for name, key in (
+        ("training set", "train_accuracy"),
+        ("test set", "test_accuracy"),
+        ("gap", "generalization_gap"),
+    ):
         drawn = dict(zip(by_name[name]["x"], by_name[name]["y"], strict=True))
         assert drawn == pytest.approx({entry["batch_size"]: 100 * entry[key] for entry in expected})
     (bars,) = sources(time_by_batch(results), "metric_ms")
-    assert sorted(bars["metric_ms"]) == pytest.approx(sorted(entry["metric_ms_per_step"] for entry in expected))
+    assert sorted(bars["metric_ms"]) == pytest.approx(
+        sorted(entry["metric_ms_per_step"] for entry in expected)
+    )
     assert sorted(bars["step_ms"]) == pytest.approx(sorted(entry["step_ms"] for entry in expected))
 
 
@@ -182,7 +197,9 @@ def test_several_seeds_give_means_and_points(tmp_path):
     test = [data for data in sources(accuracy_by_batch(results), "name") if data["name"][0] == "test set"]
     means, points = sorted(test, key=lambda data: len(data["x"]))
     assert (len(means["x"]), len(points["x"])) == (2, 6)
-    assert means["y"][0] == pytest.approx(np.mean([y for x, y in zip(points["x"], points["y"], strict=True) if x == 16]))
+    assert means["y"][0] == pytest.approx(
+        np.mean([y for x, y in zip(points["x"], points["y"], strict=True) if x == 16])
+    )
     page = write_report(sweep).read_text()
     assert "Of several seeds the first is drawn (seed 0)." in page
     assert "Lines join the means over seeds" in page
@@ -222,13 +239,22 @@ def test_a_large_sweep_stays_under_five_megabytes(tmp_path):
     sizes = (16, 64, 256, 512, "full")
     sites = layers(8)
     sweep = write_sweep(
-        tmp_path / "sweep", sizes, (0, 1, 2), steps=SHOWN_STEPS + 20, sites=sites, every_metric=False, wide_intervals=True
+        tmp_path / "sweep",
+        sizes,
+        (0, 1, 2),
+        steps=SHOWN_STEPS + 20,
+        sites=sites,
+        every_metric=False,
+        wide_intervals=True,
     )
     # More steps than are drawn change nothing in the size, so 320 stand for 2,000.
     assert write_report(sweep).stat().st_size < 5_000_000
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("nowhere", "does not exist"), ("file", "is a file"), ("empty", "holds no results")])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("nowhere", "does not exist"), ("file", "is a file"), ("empty", "holds no results")],
+)
 def test_nothing_to_report_on_is_one_sentence(tmp_path, name, sentence):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")

@@ -71,7 +71,14 @@ def test_a_cut_last_line(sweep):
 def test_a_file_cut_anywhere(tmp_path, kept):
     """Every length of the last line: whatever is left of it, the lines before it are read."""
     path = tmp_path / "metrics.jsonl"
-    row = {"run": "b16-s0", "attempt": 0, "step": 1, "site": "relu#0", "metric": "probe.near_rank", "value": 7}
+    row = {
+        "run": "b16-s0",
+        "attempt": 0,
+        "step": 1,
+        "site": "relu#0",
+        "metric": "probe.near_rank",
+        "value": 7,
+    }
     other = json.dumps(row | {"step": 2, "metric": "batch.srank"})
     path.write_text(json.dumps(row) + "\n" + other[:kept])
     problems = []
@@ -93,7 +100,11 @@ def test_without_a_summary_the_numbers_come_from_the_rows(sweep):
     assert run.metric_percent == pytest.approx(expected["metric_percent_of_step"], rel=1e-3)
     for site in expected["sites"]:
         known = run.sites[site["site"]]
-        assert (known.near_rank, known.ratio, known.lower) == (site["near_rank"], site["ratio"], site["lower"])
+        assert (known.near_rank, known.ratio, known.lower) == (
+            site["near_rank"],
+            site["ratio"],
+            site["lower"],
+        )
         assert known.null_ratio is None
 
 
@@ -147,14 +158,31 @@ def test_a_damaged_summary(sweep, content):
     assert "b16-s0" in notice(sweep)
 
 
-@pytest.mark.parametrize("content", [b"", b"- 1", b"a: [", b"\xff\xfe", b"batch_size: {a: 1}\nseed: many", b"x: !!python/object:os.system {}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"- 1",
+        b"a: [",
+        b"\xff\xfe",
+        b"batch_size: {a: 1}\nseed: many",
+        b"x: !!python/object:os.system {}",
+    ],
+)
 def test_a_damaged_config(sweep, content):
     (sweep / "b16-s0" / "config.yaml").write_bytes(content)
     assert load_results(sweep).runs[0].batch_size == 16
 
 
 def test_damaged_lines_are_left_out_and_counted(tmp_path):
-    row = {"run": "b16-s0", "attempt": 0, "step": 1, "site": "relu#0", "metric": "probe.near_rank", "value": 7}
+    row = {
+        "run": "b16-s0",
+        "attempt": 0,
+        "step": 1,
+        "site": "relu#0",
+        "metric": "probe.near_rank",
+        "value": 7,
+    }
     bad = ["not json", "[]", "5", json.dumps(row | {"step": "1"}), json.dumps(row | {"step": -1}), json.dumps(row | {"value": "x"}),
            json.dumps(row | {"site": None}), json.dumps({"metric": "probe.near_rank"}), json.dumps(row | {"step": 10**30}),
            json.dumps(row | {"value": 10**400})]  # fmt: skip
@@ -166,10 +194,20 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
 
 
 def test_unknown_metrics_and_other_spacing(tmp_path):
-    row = {"run": "b16-s0", "attempt": 0, "step": 1, "site": 'a "metric": "b#0', "metric": "probe.near_rank", "value": 7}
+    row = {
+        "run": "b16-s0",
+        "attempt": 0,
+        "step": 1,
+        "site": 'a "metric": "b#0',
+        "metric": "probe.near_rank",
+        "value": 7,
+    }
     path = tmp_path / "metrics.jsonl"
     compact = json.dumps(row | {"step": 2}, separators=(",", ":"))
-    unknown = [json.dumps(row | {"metric": name}) for name in ("probe.future", "batch.near_rank", "probe.near_rank.x")]
+    unknown = [
+        json.dumps(row | {"metric": name})
+        for name in ("probe.future", "batch.near_rank", "probe.near_rank.x")
+    ]
     path.write_text("\n".join([json.dumps(row), compact, "", *unknown, ""]))
     problems = []
     assert read_rows(path, problems).series == {(row["site"], "probe.near_rank"): {1: 7.0, 2: 7.0}}
@@ -216,7 +254,9 @@ def test_every_file_damaged_is_an_error(tmp_path):
     run = write_run(tmp_path / "sweep", 16, steps=2)
     for name in ("config.yaml", "metrics.jsonl", "summary.json"):
         (run / name).write_bytes(b"\x00")
-    with pytest.raises(ReportError, match=r"holds no results: expected config\.yaml, metrics\.jsonl, summary\.json"):
+    with pytest.raises(
+        ReportError, match=r"holds no results: expected config\.yaml, metrics\.jsonl, summary\.json"
+    ):
         write_report(tmp_path / "sweep")
 
 

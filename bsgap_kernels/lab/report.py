@@ -122,10 +122,16 @@ Point at a figure for its values; the tools at its edge zoom and pan.</footer>
 
 def _title(results: Results) -> tuple[str, str]:
     runs = results.runs
-    models = ", ".join(dict.fromkeys(run.facts["model"] for run in runs if "model" in run.facts)) or "a network"
-    data = ", ".join(dict.fromkeys(run.facts["data"] for run in runs if "data" in run.facts)) or "unnamed data"
+    models = (
+        ", ".join(dict.fromkeys(run.facts["model"] for run in runs if "model" in run.facts)) or "a network"
+    )
+    data = (
+        ", ".join(dict.fromkeys(run.facts["data"] for run in runs if "data" in run.facts)) or "unnamed data"
+    )
     count = len(results.batch_labels)
-    lead = f"{models} on {data}: {count} batch size{'s' * (count != 1)}, {len(runs)} run{'s' * (len(runs) != 1)}"
+    lead = (
+        f"{models} on {data}: {count} batch size{'s' * (count != 1)}, {len(runs)} run{'s' * (len(runs) != 1)}"
+    )
     return "Near-rank of activations" + (" across batch sizes" if count > 1 else ""), f"{lead}."
 
 

@@ -54,7 +54,9 @@ class Trajectory:
         if len(self.steps) <= limit:
             return self
         kept = np.unique(np.linspace(0, len(self.steps) - 1, limit).round().astype(np.int64))
-        return Trajectory(*(column[kept] for column in (self.steps, self.near_rank, self.lower, self.upper, self.ratio)))
+        return Trajectory(
+            *(column[kept] for column in (self.steps, self.near_rank, self.lower, self.upper, self.ratio))
+        )
 
 
 @dataclass
@@ -119,7 +121,9 @@ def load_results(directory: Path) -> Results:
     """
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
-        raise ReportError(f"{directory} {what}; expected a directory of results as `bsgap sweep` or `bsgap train` writes it")
+        raise ReportError(
+            f"{directory} {what}; expected a directory of results as `bsgap sweep` or `bsgap train` writes it"
+        )
     single = _is_run(directory)
     try:
         folders = [directory] if single else sorted(child for child in directory.iterdir() if _is_run(child))
@@ -183,7 +187,9 @@ def _load_run(folder: Path) -> Run | None:
     _take_sites(run, summary)
     _take_rows(run, rows)
     if run.status == "stopped":
-        run.problems.append(f"it was stopped after {run.steps if run.steps is not None else 'unknown'} steps.")
+        run.problems.append(
+            f"it was stopped after {run.steps if run.steps is not None else 'unknown'} steps."
+        )
     if not run.trajectories:
         run.problems.append("it has no probe rows, so it is missing from the figures over steps.")
     return run
@@ -210,7 +216,9 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        problems.append(f"{path.name} is missing (the run did not finish): its numbers are taken from {METRICS_FILE}.")
+        problems.append(
+            f"{path.name} is missing (the run did not finish): its numbers are taken from {METRICS_FILE}."
+        )
         return {}
     except (OSError, ValueError, RecursionError):
         problems.append(f"{path.name} cannot be read: its numbers are taken from {METRICS_FILE}.")
@@ -250,12 +258,27 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
     status = summary.get("status")
     run.status = status if isinstance(status, str) else None
     run.steps, run.epochs = _count(summary.get("steps")), _number(summary.get("epochs"))
-    run.train_accuracy, run.test_accuracy = _number(summary.get("train_accuracy")), _number(summary.get("test_accuracy"))
+    run.train_accuracy, run.test_accuracy = (
+        _number(summary.get("train_accuracy")),
+        _number(summary.get("test_accuracy")),
+    )
     run.gap = _number(summary.get("generalization_gap"))
     run.step_ms, run.metric_ms = _number(summary.get("step_ms")), _number(summary.get("metric_ms_per_step"))
     run.metric_percent = _number(summary.get("metric_percent_of_step"))
     run.probe_ms = _number(summary.get("probe_ms_per_step"))
-    for key in ("model", "data", "budget", "lr", "lr_rule", "momentum", "rtol", "atol", "unfold", "center", "device"):
+    for key in (
+        "model",
+        "data",
+        "budget",
+        "lr",
+        "lr_rule",
+        "momentum",
+        "rtol",
+        "atol",
+        "unfold",
+        "center",
+        "device",
+    ):
         value = summary.get(key, config.get(key))
         if isinstance(value, (str, int, float)):
             run.facts[key] = str(value)
@@ -266,7 +289,9 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
                 break
     versions = summary.get("versions")
     if isinstance(versions, dict):
-        run.facts["versions"] = ", ".join(f"{key} {value}" for key, value in versions.items() if value is not None)
+        run.facts["versions"] = ", ".join(
+            f"{key} {value}" for key, value in versions.items() if value is not None
+        )
 
 
 def _take_sites(run: Run, summary: dict[str, Any]) -> None:
@@ -277,7 +302,10 @@ def _take_sites(run: Run, summary: dict[str, Any]) -> None:
             continue
         shape = entry.get("probe_shape")
         sizes = [_count(size) for size in shape] if isinstance(shape, list) else []
-        counts = {key: _number(entry.get(key)) for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio")}
+        counts = {
+            key: _number(entry.get(key))
+            for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio")
+        }
         if counts["near_rank"] is not None and counts["near_rank"] < 0:
             # -1 says that the activations were not finite.
             counts.update(dict.fromkeys(("near_rank", "lower", "upper", "ratio")))
@@ -290,8 +318,14 @@ def _take_sites(run: Run, summary: dict[str, Any]) -> None:
 def _take_rows(run: Run, rows: Rows) -> None:
     """Trajectories, and whatever the summary did not say."""
     names = dict.fromkeys(site for site, metric in rows.series if site and metric.startswith("probe."))
-    for name in (*(name for name in run.sites if name in names), *(name for name in names if name not in run.sites)):
-        by_metric = {metric: rows.series.get((name, f"probe.{metric}"), {}) for metric in ("near_rank", "lower", "upper", "ratio")}
+    for name in (
+        *(name for name in run.sites if name in names),
+        *(name for name in names if name not in run.sites),
+    ):
+        by_metric = {
+            metric: rows.series.get((name, f"probe.{metric}"), {})
+            for metric in ("near_rank", "lower", "upper", "ratio")
+        }
         steps = np.array(sorted(set().union(*by_metric.values())), dtype=np.int64)
         columns = {
             metric: np.array([values.get(step, math.nan) for step in steps.tolist()], dtype=np.float64)
@@ -312,7 +346,9 @@ def _take_rows(run: Run, rows: Rows) -> None:
                 setattr(site, metric, float(values[-1]))
     if run.steps is None and rows.last_step is not None:
         run.steps = rows.last_step
-    run.train_accuracy = _last(rows, "train_eval.accuracy") if run.train_accuracy is None else run.train_accuracy
+    run.train_accuracy = (
+        _last(rows, "train_eval.accuracy") if run.train_accuracy is None else run.train_accuracy
+    )
     run.test_accuracy = _last(rows, "test.accuracy") if run.test_accuracy is None else run.test_accuracy
     if run.gap is None and run.train_accuracy is not None and run.test_accuracy is not None:
         run.gap = run.train_accuracy - run.test_accuracy

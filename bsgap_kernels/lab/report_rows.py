@@ -74,7 +74,11 @@ def read_rows(path: Path, problems: list[str]) -> Rows:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 damaged += 1
                 continue
-            valid = isinstance(site, str) and isinstance(metric, str) and isinstance(value, (int, float, type(None)))
+            valid = (
+                isinstance(site, str)
+                and isinstance(metric, str)
+                and isinstance(value, (int, float, type(None)))
+            )
             if not valid or type(step) is not int or not 0 <= step < _MAX_STEP:
                 damaged += 1
                 continue
@@ -89,9 +93,13 @@ def read_rows(path: Path, problems: list[str]) -> Rows:
             rows.series.setdefault((site, metric), {})[step] = number if math.isfinite(number) else math.nan
     if cut:
         damaged -= 1
-        problems.append(f"the last line of {path.name} is cut (the run was killed while writing): it is left out.")
+        problems.append(
+            f"the last line of {path.name} is cut (the run was killed while writing): it is left out."
+        )
     if damaged:
-        problems.append(f"{damaged} line{'s' * (damaged > 1)} of {path.name} cannot be read and are left out.")
+        problems.append(
+            f"{damaged} line{'s' * (damaged > 1)} of {path.name} cannot be read and are left out."
+        )
     if not rows.series:
         problems.append(f"{path.name} holds no values that the report shows.")
     return rows

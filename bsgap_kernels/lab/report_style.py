@@ -55,7 +55,13 @@ def base_figure(title: str, width: int, height: int, x_label: str, y_label: str,
     """A figure in the report's style: zoom and pan on a toolbar that shows under the pointer only."""
     tools: list[Tool] = [PanTool(), BoxZoomTool(), ResetTool()]
     plot = figure(
-        title=plain(title), width=width, height=height, x_axis_label=x_label, y_axis_label=y_label, tools=tools, **options
+        title=plain(title),
+        width=width,
+        height=height,
+        x_axis_label=x_label,
+        y_axis_label=y_label,
+        tools=tools,
+        **options,
     )
     plot.toolbar.logo = None
     plot.toolbar.autohide = True

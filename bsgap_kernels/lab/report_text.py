@@ -33,7 +33,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
         return ", ".join(dict.fromkeys(run.facts[key] for run in runs if key in run.facts)) or None
 
     seeds = sorted({run.seed for run in runs if run.seed is not None})
-    shapes = dict.fromkeys(site.probe_shape for run in runs for site in run.sites.values() if site.probe_shape)
+    shapes = dict.fromkeys(
+        site.probe_shape for run in runs for site in run.sites.values() if site.probe_shape
+    )
     rows = sorted({shape[0] for shape in shapes})
     rates = joined("lr")
     if rates and joined("momentum"):
@@ -58,7 +60,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 def facts_html(results: Results) -> str:
     """The head's list of facts."""
-    entries = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(results))
+    entries = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(results)
+    )
     return f'<dl class="facts">{"".join(entries)}</dl>'
 
 
@@ -155,7 +159,12 @@ def table_html(results: Results) -> str:
 def _table(results: Results, layers: list[str], *, outcomes: bool) -> str:
     heads = ["<th>batch<br>size</th>", "<th>seed</th>"]
     if outcomes:
-        heads += ["<th>steps</th>", "<th>train<br>acc. (%)</th>", "<th>test<br>acc. (%)</th>", "<th>gap<br>(points)</th>"]
+        heads += [
+            "<th>steps</th>",
+            "<th>train<br>acc. (%)</th>",
+            "<th>test<br>acc. (%)</th>",
+            "<th>gap<br>(points)</th>",
+        ]
     heads += [f'<th class="layer">{_breakable(layer)}</th>' for layer in layers]
     if outcomes:
         heads += ["<th>metric<br>(ms/step)</th>", "<th>metric<br>(% of step)</th>"]
