@@ -71,7 +71,8 @@ def open_report(driver: Any, path: Path) -> None:
     driver.get(path.resolve().as_uri())
     WebDriverWait(driver, 120).until(
         lambda page: page.execute_script(
-            "return !window.Bokeh || (Bokeh.documents.length > 0 && Bokeh.documents.every((each) => each.is_idle))"
+            "return !window.Bokeh || "
+            "(Bokeh.documents.length > 0 && Bokeh.documents.every((each) => each.is_idle))"
         )
     )
 

