@@ -27,9 +27,9 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 _SHARP = """{ const ratio = window.devicePixelRatio || 1;
   Object.defineProperty(window, "devicePixelRatio", { get: () => Math.max(2, ratio) }); }"""
 
-_TERMS = """<p class="terms"><b>Near-rank</b> of a layer: how many singular values of its activation matrix (rows:
-samples, columns: units) exceed τ = max(atol, rtol × the largest one). <b>Ratio</b>: near-rank divided by
-the smaller dimension, 1 at most. <b>Probe</b>: one fixed batch, the same samples for every run, so that
+_TERMS = """<p class="terms"><b>Near-rank</b> of a layer: how many singular values of its activation matrix
+(rows: samples, columns: units) exceed τ = max(atol, rtol × the largest one). <b>Ratio</b>: near-rank divided
+by the smaller dimension, 1 at most. <b>Probe</b>: one fixed batch, the same samples for every run, so that
 the matrix has the same shape whatever the training batch. <b>Gaussian null</b>: the same count for a
 matrix of that shape with independent normal entries, what the shape alone gives. <b>Certified
 interval</b>: bounds that hold despite rounding; equal bounds prove the count.</p>"""
