@@ -41,7 +41,7 @@ class Site:
 
 @dataclass
 class Trajectory:
-    """Near-rank of one layer on the probe at every step that has a value; NaN where the value was null or −1."""
+    """Near-rank of one layer on the probe at every step that has one; NaN where it was null or −1."""
 
     steps: NDArray[np.int64]
     near_rank: NDArray[np.float64]
@@ -50,12 +50,12 @@ class Trajectory:
     ratio: NDArray[np.float64]
 
     def thinned(self, limit: int) -> Trajectory:
-        """At most `limit` steps, evenly spaced in the recorded ones, first and last kept, nothing averaged."""
+        """At most `limit` steps, evenly spaced in the recorded ones, first and last kept, no averages."""
         if len(self.steps) <= limit:
             return self
         kept = np.unique(np.linspace(0, len(self.steps) - 1, limit).round().astype(np.int64))
         return Trajectory(
-            *(column[kept] for column in (self.steps, self.near_rank, self.lower, self.upper, self.ratio))
+            self.steps[kept], self.near_rank[kept], self.lower[kept], self.upper[kept], self.ratio[kept]
         )
 
 
@@ -170,7 +170,8 @@ def _check_sweep(results: Results) -> None:
     missing = [name for size in sizes for seed in seeds if (name := f"b{size}-s{seed}") not in present]
     if missing:
         results.problems.append(
-            f"{len(missing)} of {len(sizes) * len(seeds)} runs of the sweep are not there: {', '.join(missing[:12])}"
+            f"{len(missing)} of {len(sizes) * len(seeds)} runs of the sweep are not there: "
+            + ", ".join(missing[:12])
             + (", …" if len(missing) > 12 else ".")
         )
 
@@ -302,14 +303,12 @@ def _take_sites(run: Run, summary: dict[str, Any]) -> None:
             continue
         shape = entry.get("probe_shape")
         sizes = [_count(size) for size in shape] if isinstance(shape, list) else []
-        counts = {
-            key: _number(entry.get(key))
-            for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio")
-        }
-        if counts["near_rank"] is not None and counts["near_rank"] < 0:
-            # -1 says that the activations were not finite.
-            counts.update(dict.fromkeys(("near_rank", "lower", "upper", "ratio")))
-        site = Site(entry["site"], **counts)
+        site = Site(entry["site"])
+        # A count of -1 says that the activations were not finite: ratio and bounds then say nothing.
+        failed = (_number(entry.get("near_rank")) or 0) < 0
+        for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio"):
+            if not failed or key.startswith("null"):
+                setattr(site, key, _number(entry.get(key)))
         if len(sizes) == 2 and sizes[0] is not None and sizes[1] is not None:
             site.probe_shape = (sizes[0], sizes[1])
         run.sites[site.name] = site
@@ -334,8 +333,9 @@ def _take_rows(run: Run, rows: Rows) -> None:
         failed = (columns["near_rank"] < 0) | np.isnan(columns["near_rank"])
         if failed.any():
             run.problems.append(
-                f"{name}: {int(failed.sum())} of {len(steps)} near-ranks on the probe have no value (first at step "
-                f"{int(steps[failed][0])}): the activations were not finite there, or nothing was written."
+                f"{name}: {int(failed.sum())} of {len(steps)} near-ranks on the probe have no value "
+                f"(first at step {int(steps[failed][0])}): the activations were not finite there, or "
+                "nothing was written."
             )
         for values in columns.values():
             values[failed] = math.nan

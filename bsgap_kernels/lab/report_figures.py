@@ -164,13 +164,14 @@ def _cells(row: int, name: str, run: Run, trajectory: Trajectory) -> dict[str, A
 def _edges(steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Each step's cell reaches half-way to its neighbours, so uneven steps are drawn where they are."""
     if len(steps) == 1:
-        return steps - 0.5, steps + 0.5
-    middles = (steps[1:] + steps[:-1]) / 2
-    return np.concatenate([steps[:1], middles]), np.concatenate([middles, steps[-1:]])
+        return np.array([steps[0] - 0.5]), np.array([steps[0] + 0.5])
+    places = steps.astype(np.float64)
+    middles = 0.5 * (places[1:] + places[:-1])
+    return np.concatenate([places[:1], middles]), np.concatenate([middles, places[-1:]])
 
 
 def trajectories(results: Results) -> tuple[Plot, dict[str, object]] | None:
-    """Near-rank on the probe over steps, a panel a layer, a line a batch size (a line a run with several seeds).
+    """Near-rank on the probe over steps, a panel a layer, a line a run coloured by its batch size.
 
     The second value tells the page which columns its x-axis switch moves: x is a copy of `step` or `epoch`.
     """

@@ -77,7 +77,7 @@ def _add_legend(plot: figure, items: list[LegendItem]) -> None:
 
 
 def near_rank_by_batch(results: Results) -> Plot | None:
-    """Near-rank on the probe at the end, a line a layer: as a count beside the Gaussian null, and as a share of it."""
+    """Near-rank on the probe at the end, a line a layer: beside the Gaussian null, and as a share of it."""
     known = {
         (label, layer): [
             run.sites[layer] for run in runs if layer in run.sites and run.sites[layer].near_rank is not None
@@ -313,7 +313,7 @@ def time_by_batch(results: Results) -> Plot | None:
         "time per step (ms)",
         "",
         y_range=FactorRange(factors=[row[0] for row in reversed(rows)]),
-        x_range=Range1d(0, max(columns["end"]) * 1.28 or 1),
+        x_range=Range1d(0, max(sum(row[1:]) for row in rows) * 1.28 or 1),
     )
     plot.ygrid.grid_line_color = None
     bars = [

@@ -14,7 +14,7 @@ WIDTH = 1064
 INK, MUTED, GRID, EMPTY = "#1d2733", "#566270", "#e6eaee", "#eceff2"
 FONT = "Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 RATIO_PALETTE = Viridis256
-# Okabe and Ito's colours, distinguishable under every common colour blindness; a marker shape says it a second time.
+# Okabe and Ito's colours, distinguishable under common colour blindness; a marker shape says it twice.
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 LAYER_MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "plus")
 TRAIN, TEST, GAP = "#E69F00", "#0072B2", "#CC79A7"
