@@ -57,7 +57,7 @@ def run(seeds: str) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: one row a budget and batch size, near-ranks of the probe at the end as mean (range) over seeds."""
+    """Markdown: one row a budget and batch size, near-ranks at the end as mean (range) over seeds."""
     sites = [site["site"] for site in result["runs"][0]["sites"]]
     shapes = [site["probe_shape"] for site in result["runs"][0]["sites"]]
     heads = [f"{site.split('#')[0]} (of {min(shape)})" for site, shape in zip(sites, shapes, strict=True)]
@@ -81,10 +81,10 @@ def table(result: dict[str, Any]) -> str:
     counts = sum(len(row["sites"]) for row in result["runs"])
     lines += [
         "",
-        f"LeNet-5 on scikit-learn's digits, SGD with momentum 0.9, learning rate {result['runs'][0]['lr']:g} at every batch "
-        f"size; near-rank (rtol {result['rtol']:g}) of each layer on one probe batch of {shapes[0][0]} training images at "
-        f"the end of training, mean and range over {seeds} seeds. A Gaussian matrix of the same shape has full near-rank. "
-        f"{counts - uncertain} of {counts} counts are certified.",
+        f"LeNet-5 on scikit-learn's digits, SGD with momentum 0.9, learning rate "
+        f"{result['runs'][0]['lr']:g} at every batch size; near-rank (rtol {result['rtol']:g}) of each "
+        f"layer on one probe batch of {shapes[0][0]} training images at the end of training, mean and "
+        f"range over {seeds} seeds. {counts - uncertain} of {counts} counts are certified.",
     ]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""The command `bsgap`: train, sweep, report, demo, info.
+"""The command `bsgap`: train, sweep, report, demo, bench, info.
 
 Nothing heavy is imported before the options are parsed, so `bsgap --help` and a mistyped option answer at
 once. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
@@ -33,6 +33,7 @@ _COMMANDS = {
     "sweep": "train at several batch sizes and seeds, print the table, write report.html",
     "report": "write report.html for a sweep or a run",
     "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
+    "bench": "time the ops beside torch's and NumPy's, with the counts checked",
     "info": "versions, build and backends",
 }
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
@@ -56,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "info": _info,
     }
+    if command == "bench":  # has a parser of its own, so that it runs without the trainer's dependencies
+        return int(importlib.import_module("bsgap_kernels.bench.run").main(arguments[1:]))
     try:
         handler[command](arguments[1:])
     except UserError as error:

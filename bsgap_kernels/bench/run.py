@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import machine, measure, tables
 from .cases import Case, select_cases
@@ -258,10 +258,17 @@ class _Progress:
             print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
 
 
+class _Parser(argparse.ArgumentParser):
+    """A mistake is one sentence, as everywhere on our command line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 0; 1 if one of our counts is wrong or fails; 2 for senseless settings."""
     defaults = BenchConfig()
-    parser = argparse.ArgumentParser(prog="bsgap bench", description="Times our ops beside their peers.")
+    parser = _Parser(prog="bsgap bench", description="Times our ops beside their peers.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="result file; FILE.partial until complete")
     parser.add_argument("--cases", nargs="+", default=defaults.cases, metavar="GLOB", help="such as '65536*'")
     parser.add_argument(
