@@ -14,8 +14,9 @@ pytest.importorskip("bokeh")
 from bsgap_kernels.lab.report import ReportError, write_report
 from bsgap_kernels.lab.report_data import load_results
 from bsgap_kernels.lab.report_figures import SHOWN_STEPS, heat_maps, trajectories
-from bsgap_kernels.lab.report_figures_batch import accuracy_by_batch, near_rank_by_batch, time_by_batch
-from bsgap_kernels.lab.report_text import significant
+from bsgap_kernels.lab.report_figures_batch import accuracy_by_batch, near_rank_by_batch
+from bsgap_kernels.lab.report_figures_time import time_by_batch
+from bsgap_kernels.lab.report_style import significant
 
 FIGURES = ("heatmap", "batch", "trajectory", "accuracy", "time")
 

@@ -266,6 +266,7 @@ def test_a_run_of_the_initialised_network_alone(tmp_path):
     (run / "summary.json").unlink()
     write_report(run)
     assert "summary.json is missing" in notice(run)
+    assert "its batch size in samples is not recorded" in notice(run)
     found = load_results(run).runs[0]
     assert (found.batch_size, found.label, list(found.trajectories)) == (None, "full", list(LENET))
 

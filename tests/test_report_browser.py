@@ -71,7 +71,7 @@ def canvases(page, figure):
 @pytest.mark.parametrize("figure", FIGURES)
 def test_every_figure_is_drawn(page, figure):
     drawn = [canvas for canvas in canvases(page, figure) if canvas[0] > 100 and canvas[1] > 100]
-    expected = {"heatmap": 3, "batch": 2, "trajectory": 4, "accuracy": 2, "time": 1}[figure]
+    expected = {"heatmap": 3, "batch": 2, "trajectory": 4, "accuracy": 2, "time": 2}[figure]
     # A blank canvas has one or two colours, a drawn figure its lines, text and their edges.
     assert len([colours for _, _, colours in drawn if colours > 20]) >= expected
 
@@ -127,7 +127,7 @@ def test_pointing_at_the_heat_map_tells_the_cell(page):
 
 
 def test_pointing_at_the_time_tells_milliseconds(page):
-    text = point_at(page, "time", 0.3, 0.72)
+    text = point_at(page, "time", 0.4, 0.5)
     assert "ms" in text
     assert "% of the step" in text
 

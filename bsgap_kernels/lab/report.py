@@ -12,7 +12,8 @@ from bokeh.resources import Resources
 
 from bsgap_kernels.lab.report_data import ReportError, Results, load_results
 from bsgap_kernels.lab.report_figures import Plot, heat_maps, trajectories
-from bsgap_kernels.lab.report_figures_batch import accuracy_by_batch, near_rank_by_batch, time_by_batch
+from bsgap_kernels.lab.report_figures_batch import accuracy_by_batch, near_rank_by_batch
+from bsgap_kernels.lab.report_figures_time import time_by_batch
 from bsgap_kernels.lab.report_style import FONT, RATIO_PALETTE
 from bsgap_kernels.lab.report_text import facts_html, findings, notices_html, table_html
 
@@ -137,7 +138,7 @@ def _title(results: Results) -> tuple[str, str]:
 
 
 _HEADINGS = {
-    "heatmap": "Near-rank ratio of every layer at every step",
+    "heatmap": "Near-rank ratio of every layer over the steps",
     "batch": "Near-rank against batch size",
     "trajectory": "Near-rank of every layer over training",
     "accuracy": "Accuracy and generalisation gap against batch size",
@@ -153,8 +154,9 @@ _CAPTIONS = {
     "Gaussian null of the same shape; shaded: the certified interval where it is wider than one number.",
     "accuracy": "Does the gap widen where near-rank falls? Left: both accuracies on the whole sets; right: "
     "their difference, above zero where the network does better on what it was trained on.",
-    "time": "Grey is the training step alone; the dark orange part is what reading every layer on the "
-    "training batch adds, and its share of the step is written beside it.",
+    "time": "How much longer is a step with the metric? Left: what reading every layer on the training "
+    "batch adds, in % of the step; right: the same in milliseconds on top of the step (grey), with the probe "
+    "batch spread over all steps.",
 }
 _ABSENT = {
     "heatmap": "No figure: no run has near-rank values on the probe.",

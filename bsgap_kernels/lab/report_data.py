@@ -145,6 +145,10 @@ def load_results(directory: Path) -> Results:
     for run in runs:
         if run.full_batch and run.batch_size is None and len(known) == 1:
             run.batch_size = next(iter(known))
+        if run.batch_size is None:
+            run.problems.append(
+                "its batch size in samples is not recorded: it is not drawn against batch size."
+            )
     runs.sort(key=lambda run: (run.batch_size or math.inf, run.full_batch, run.seed or 0, run.name))
     return results
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bokeh.core.properties import value
 from bokeh.models import (
     ColumnDataSource,
-    FactorRange,
     FixedTicker,
     Legend,
     LegendItem,
@@ -24,10 +22,7 @@ from bsgap_kernels.lab.report_style import (
     INK,
     LAYER_COLORS,
     LAYER_MARKERS,
-    METRIC,
     MUTED,
-    PROBE,
-    STEP,
     TEST,
     TRAIN,
     WIDTH,
@@ -275,88 +270,3 @@ def accuracy_by_batch(results: Results) -> Plot | None:
         plot.y_range.range_padding = 0.15
         plot.y_range.min_interval = 1.0
     return Plot(side_by_side([left, right], 2), [_seed_note(results)])
-
-
-def time_by_batch(results: Results) -> Plot | None:
-    """Time of one step with and without the metric: stacked bars, one a batch size."""
-    rows = []
-    for label in results.batch_labels:
-        runs = [run for run in results.of(label) if run.step_ms is not None and run.metric_ms is not None]
-        if not runs:
-            continue
-        step = sum(run.step_ms or 0 for run in runs) / len(runs)
-        metric = sum(run.metric_ms or 0 for run in runs) / len(runs)
-        probes = [run.probe_ms for run in runs if run.probe_ms is not None]
-        rows.append((f"batch {label}", step, metric, mean(probes) or 0.0))
-    if not rows:
-        return None
-    has_probe = any(row[3] for row in rows)
-    columns = {
-        "batch": [row[0] for row in rows],
-        "step_ms": [row[1] for row in rows],
-        "metric_ms": [row[2] for row in rows],
-        "probe_ms": [row[3] for row in rows],
-        "left_metric": [row[1] for row in rows],
-        "left_probe": [row[1] + row[2] for row in rows],
-        "end": [sum(row[1:]) for row in rows],
-        "percent": [100 * row[2] / row[1] if row[1] else float("nan") for row in rows],
-        "text": [
-            f" metric {row[2]:.3g} ms" + (f" = {100 * row[2] / row[1]:.3g} % of the step" if row[1] else "")
-            for row in rows
-        ],
-    }
-    source = ColumnDataSource(columns)
-    plot = base_figure(
-        "Mean time per step",
-        WIDTH,
-        110 + 44 * len(rows),
-        "time per step (ms)",
-        "",
-        y_range=FactorRange(factors=[row[0] for row in reversed(rows)]),
-        x_range=Range1d(0, max(sum(row[1:]) for row in rows) * 1.28 or 1),
-    )
-    plot.ygrid.grid_line_color = None
-    bars = [
-        ("training step without the metric", "0", "step_ms", STEP),
-        ("metric, training batch", "left_metric", None, METRIC),
-    ]
-    if has_probe:
-        bars.append(("metric, probe batch (spread over all steps)", "left_probe", "end", PROBE))
-    items, drawn = [], []
-    for name, left, right, color in bars:
-        bar = plot.hbar(
-            y="batch",
-            left=0 if left == "0" else left,
-            right=right or "left_probe",
-            height=0.62,
-            source=source,
-            fill_color=color,
-            line_color="#ffffff",
-        )
-        drawn.append(bar)
-        items.append(LegendItem(label=name, renderers=[bar]))
-    plot.text(
-        "end",
-        "batch",
-        "text",
-        source=source,
-        text_baseline="middle",
-        text_font=value(FONT),
-        text_font_size="12px",
-        text_color=INK,
-    )
-    tooltips = [
-        ("", "@batch"),
-        ("step without the metric", "@step_ms{0.000} ms"),
-        ("metric on the training batch", "@metric_ms{0.000} ms (@percent{0.0} % of the step)"),
-    ]
-    if has_probe:
-        tooltips.append(("probe forward and metric", "@probe_ms{0.000} ms per step"))
-    plot.add_tools(hover(tooltips, drawn))
-    legend = Legend(items=items, orientation="horizontal", border_line_color=None, label_text_font=FONT)
-    legend.label_text_font_size, legend.label_text_color, legend.location = "12px", INK, "top_left"
-    plot.add_layout(legend, "above")
-    return Plot(
-        plot,
-        ["Means over the steps of a run" + (" and over seeds." if len(results.runs) > len(rows) else ".")],
-    )

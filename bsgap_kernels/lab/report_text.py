@@ -7,22 +7,15 @@ from html import escape
 
 from bsgap_kernels.lab.report_data import Results, Run, Site
 from bsgap_kernels.lab.report_figures_batch import mean, sized
+from bsgap_kernels.lab.report_style import DASH, significant
 
 # Beyond this many layers the table would not fit the page: the layers then get tables of their own.
 LAYERS_PER_TABLE = 8
-DASH = "–"
 
 
 def number(value: float | None, digits: int, factor: float = 1.0) -> str:
     """A number as text, a dash where there is none; minus as its own sign."""
     return DASH if value is None else f"{factor * value:.{digits}f}".replace("-", "−")
-
-
-def significant(value: float | None) -> str:
-    """Three significant digits, without an exponent for the sizes that times and shares have."""
-    if value is None:
-        return DASH
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
