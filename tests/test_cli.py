@@ -22,9 +22,9 @@ SMALL = ["--steps", "2", "--batch-size", "16", "--probe-size", "24"]
 
 @pytest.fixture
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bsgap_kernels.lab import sweep, train
+    from bsgap_kernels.lab import setup, sweep
 
-    for module in (sweep, train):
+    for module in (setup, sweep):
         monkeypatch.setattr(module, "load_data", lambda name, root: small_data())
 
 
