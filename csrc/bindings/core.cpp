@@ -87,10 +87,9 @@ py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool 
   if (r.content == bsgap::Content::kNonFinite) return py::make_tuple(-1, -1);
   if (r.content == bsgap::Content::kZero) return py::make_tuple(0, 0);
   if (!(r.rounding_error < bsgap::kInfinity)) bsgap::probe(v, features_side, seed, r, bsgap::serial_for);
-  t.absolute = std::ldexp(t.absolute, r.exponent);
+  t = bsgap::scaled(t, r.exponent);
   bsgap::CountInterval out;
-  bsgap::certified_counts(r.g.data(), r.side, bsgap::round_up(r.rounding_error + r.centring_error), &t, 1,
-                          &out, bsgap::serial_for);
+  bsgap::certified_counts(r.g.data(), r.side, r.error(), &t, 1, &out, bsgap::serial_for);
   return py::make_tuple(out.lower, out.upper);
 }
 
@@ -114,6 +113,10 @@ py::dict certified_count(const Array& g, double atol, double rtol, double gram_e
                          const std::vector<std::string>& without,
                          const std::optional<std::vector<double>>& start) {
   const int64_t n = square_side(g);
+  if (!(gram_error >= 0)) fail("gram_error must be a non-negative number, got " + std::to_string(gram_error));
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < i; ++j)
+      if (g.data()[i * n + j] != g.data()[j * n + i]) fail("G must be symmetric");
   if (start && static_cast<int64_t>(start->size()) != n) fail("start must have one entry per row of G");
   const bsgap::Threshold t = threshold(atol, rtol);
   bsgap::CountInterval out;

@@ -19,6 +19,12 @@ struct CertifiedGram {
   double rounding_error = 0;  // ||g - X^T X||_2, X as read (centred values rounded): float64 path only
   double centring_error = 0;  // ||X^T X - exact centred Gram||_2
   std::vector<double> mean;   // subtracted feature means, scaled; empty when not centred
+
+  // ||g - exact Gram||_2. A function with its own ScopedIeee: callers add nothing up outside one.
+  double error() const {
+    ScopedIeee ieee;
+    return round_up(rounding_error + centring_error);
+  }
 };
 
 namespace detail {
@@ -44,7 +50,8 @@ inline void set_mean(const MatrixView& a, CertifiedGram& r) {
 }
 
 // ||X - exact centred A||_F <= rho + u ||X||_F, rho from the column sums that X still has.
-inline double centring_error(const MatrixView& a, const CertifiedGram& r) {
+// lost: Frobenius norm of what scaling to 2^exponent pushed below the smallest subnormal.
+inline double centring_error(const MatrixView& a, const CertifiedGram& r, double lost) {
   const double m = static_cast<double>(a.rows);
   std::vector<double> sums(a.cols);
   column_sums(a, std::ldexp(1.0, r.exponent), r.mean.data(), sums.data());
@@ -55,7 +62,7 @@ inline double centring_error(const MatrixView& a, const CertifiedGram& r) {
   const double n = static_cast<double>(a.cols);
   const double rho =
       std::sqrt(squares / m) * (1 + gamma(n + 8)) + gamma(kChunk + chunks + 2) * norm + std::sqrt(n * kTiny);
-  const double e = rho + 2 * kUnitRoundoff * norm;
+  const double e = rho + 2 * kUnitRoundoff * norm + lost;
   return round_up((2 * norm + e) * e);
 }
 
@@ -91,11 +98,18 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
     if (center) detail::set_mean(a, r);
     gram_product<double>(detail::gram_source(a, features_side, r), r.g.data(), parallel);
     const double trace = detail::trace(r);
-    if (attempt == 1 || (trace > 0x1p-600 && trace < 0x1p600)) {
+    // Squares of entries of g must neither overflow nor lose digits to underflow in what follows.
+    if (attempt == 1 || (trace > 0x1p-400 && trace < 0x1p400)) {
       const double c = gram_roundings(depth, r.side);
       r.frobenius_sq = round_up(trace * (1 + 2 * gamma(c + side)) + cells * kTiny);
       r.rounding_error = round_up(gamma(c) * r.frobenius_sq + cells * kTiny);
-      if (center) r.centring_error = detail::centring_error(a, r);
+      // Scaling down may underflow: each entry then moves by at most kTiny / 2.
+      const double lost = r.exponent < 0 ? std::sqrt(cells) * kTiny : 0;
+      if (center) {
+        r.centring_error = detail::centring_error(a, r, lost);
+      } else {
+        r.rounding_error = round_up(r.rounding_error + (2 * std::sqrt(r.frobenius_sq) + lost) * lost);
+      }
       break;
     }
     // Extreme or non-finite: look at the entries, scale the largest to [1, 2) and start again.

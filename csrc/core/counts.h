@@ -19,6 +19,14 @@ struct Threshold {
   double relative = 0;
 };
 
+// The threshold of A * 2^exponent. An absolute part that underflows leaves a square below kTiny, which
+// round_up covers. Under ScopedIeee: with subnormals flushed, a subnormal tolerance would scale to 0.
+inline Threshold scaled(Threshold t, int exponent) {
+  ScopedIeee ieee;
+  t.absolute = std::ldexp(t.absolute, exponent);
+  return t;
+}
+
 struct CountInterval {
   int64_t lower = 0;
   int64_t upper = 0;
@@ -36,18 +44,26 @@ namespace detail {
 
 inline constexpr int kShiftGuesses = 4;
 
-inline double a_priori_error(const double* g, int64_t n, double shift, double gram_error) {
+// Only a guess of where to look. A term that is switched off stays out of it too, or the distance kept
+// from the threshold would stand in for the term.
+inline double a_priori_error(const double* g, int64_t n, double shift, double gram_error,
+                             const ErrorTerms& terms) {
   double trace = 0;
   for (int64_t i = 0; i < n; ++i) trace += std::abs(g[i * n + i] - shift);
-  return gram_error + 2 * gamma(static_cast<double>(n) + 4) * trace;
+  return gram_error + (terms.ldlt ? 2 * gamma(static_cast<double>(n) + 4) * trace : 0) +
+         (terms.shift ? kUnitRoundoff * trace : 0);
 }
+
+// What round_up and round_down take when a guess is checked: without it a guess whose error is far below
+// t's own last place could never pass.
+inline double outward_rounding(double shift) { return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny; }
 
 // #{lambda(M) > t} is at least the count at a shift s with s - error(s) >= t.
 inline int64_t certified_lower(const double* g, int64_t n, double t, double gram_error, double* work,
                                const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {
-  double shift = t + 1.25 * a_priori_error(g, n, t, gram_error);
+  double shift = t + 1.25 * a_priori_error(g, n, t, gram_error, terms);
   for (int guess = 0; guess < kShiftGuesses; ++guess) {
-    shift = std::nextafter(shift, kInfinity);
+    shift += outward_rounding(shift);
     if (!(shift < kInfinity)) break;
     const InertiaCount c = count_above(g, n, shift, work, parallel);
     const double error = round_up(gram_error + terms.total(c));
@@ -66,9 +82,9 @@ inline int64_t certified_lower(const double* g, int64_t n, double t, double gram
 // #{lambda(M) > t} is at most the count at a shift s with s + error(s) <= t.
 inline int64_t certified_upper(const double* g, int64_t n, double t, double gram_error, double* work,
                                const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {
-  double shift = t - 1.25 * a_priori_error(g, n, t, gram_error);
+  double shift = t - 1.25 * a_priori_error(g, n, t, gram_error, terms);
   for (int guess = 0; guess < kShiftGuesses; ++guess) {
-    shift = std::nextafter(shift, -kInfinity);
+    shift -= outward_rounding(shift);
     const InertiaCount c = count_above(g, n, shift, work, parallel);
     const double error = round_up(gram_error + terms.total(c));
     if (c.valid) {
@@ -107,9 +123,15 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
       out[i] = {n, n};
       continue;
     }
+    if (rtol >= 1) {  // tau >= sigma_max
+      out[i] = {0, 0};
+      if (trace) *trace = {top, {top.lower, kInfinity}, 0, 0};
+      continue;
+    }
+    // r * (r * lambda), not (r * r) * lambda: r * r may underflow where the product does not.
     const double a = std::max(atol, 0.0), r = std::max(rtol, 0.0);
-    const Bounds t = {std::max(round_down(a * a), round_down(r * r * top.lower)),
-                      std::max(round_up(a * a), round_up(r * r * top.upper))};
+    const Bounds t = {std::max(round_down(a * a), round_down(r * (r * top.lower))),
+                      std::max(round_up(a * a), round_up(r * (r * top.upper)))};
     CertificateTrace here{top, t, 0, 0};
     if (t.lower >= top.upper) {
       out[i] = {0, 0};
@@ -154,7 +176,7 @@ inline void point_counts(const double* g, int64_t n, const Threshold* thresholds
                                : largest_eigenvalue(g, n, work.data(), parallel);
         top = std::max(b.lower, 0.0);
       }
-      tau_squared = std::max(tau_squared, rtol * rtol * top);
+      tau_squared = std::max(tau_squared, rtol * (rtol * top));
     }
     if (!(tau_squared < kInfinity)) {
       out[i] = 0;

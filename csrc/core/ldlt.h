@@ -1,7 +1,7 @@
 // Unpivoted LDL^T of G - s I in float64: the positive pivots count the eigenvalues above s.
 //
 // Each factorisation certifies itself. With L, D the computed factors, L D L^T is exact for
-// G - s I + E, and ||E||_2 <= gamma_{n+2} * T, T = sum_k |d_k| (1 + sum_{i>k} l_ik^2)
+// G - s I + E, and ||E||_2 <= gamma_{n+4} * T, T = sum_k |d_k| (1 + sum_{i>k} l_ik^2)
 // (docs/certificates.md, "LDL^T"). By Sylvester's law of inertia the count is then at least
 // #{lambda > s + ||E||} and at most #{lambda > s - ||E||}.
 #pragma once

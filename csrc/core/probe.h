@@ -34,7 +34,7 @@ inline double probe_bound(const double* g, int64_t n, const double* omega, const
   const double nd = static_cast<double>(n);
   double squares = 0, worst = 0;
   for (int64_t i = 0; i < n * n; ++i) squares += g[i] * g[i];
-  const double frobenius = std::sqrt(round_up(squares * (1 + gamma(nd * nd + 8))));
+  const double frobenius = std::sqrt(round_up(squares * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny));
   for (int r = 0; r < kProbes; ++r) {
     const double* w = omega + r * n;
     double difference = 0, length = 0;
@@ -48,7 +48,9 @@ inline double probe_bound(const double* g, int64_t n, const double* omega, const
     }
     const double rounding =
         (gamma(nd + 2) * frobenius + product_error) * std::sqrt(length) * (1 + gamma(nd + 8));
-    worst = std::max(worst, std::sqrt(difference) * (1 + gamma(nd + 8)) + rounding + std::sqrt(nd * kTiny));
+    const double bound = std::sqrt(difference) * (1 + gamma(nd + 8)) + rounding + std::sqrt(nd * kTiny);
+    if (!(bound < kInfinity)) return kInfinity;  // overflow inside g: std::max would drop a NaN
+    worst = std::max(worst, bound);
   }
   return round_up(kProbeFactor * worst);
 }
@@ -112,12 +114,13 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
 // Replaces what is known of r's errors by what the probes say of them.
 inline void probe(const MatrixView& a, bool features_side, uint64_t seed, CertifiedGram& r,
                   const ParallelFor& parallel) {
+  ScopedIeee ieee;
   const std::vector<double> omega = probe_vectors(r.side, seed);
   const ProbeProduct product =
       probe_product(detail::gram_source(a, features_side, r), omega.data(), parallel);
   r.frobenius_sq = product.frobenius_sq;
   r.rounding_error = probe_bound(r.g.data(), r.side, omega.data(), product.y.data(), product.error);
-  if (!r.mean.empty()) r.centring_error = detail::centring_error(a, r);
+  if (!r.mean.empty()) r.centring_error = detail::centring_error(a, r, 0);
 }
 
 }  // namespace bsgap

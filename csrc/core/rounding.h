@@ -3,6 +3,8 @@
 // where h is 0 for additions and subtractions.
 #pragma once
 
+#include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -10,6 +12,15 @@
 #if defined(__SSE2__) || defined(_M_X64)
 #include <xmmintrin.h>
 #endif
+
+// Nothing below is true of arithmetic that drops NaN, signed rounding or the order of operations, or
+// that keeps hidden extra digits: refuse to build rather than return an unproven count.
+#ifdef __FAST_MATH__
+#error "bsgap_kernels: build without -ffast-math and -Ofast, the certified counts need IEEE arithmetic"
+#endif
+static_assert(
+    std::numeric_limits<double>::is_iec559 && FLT_EVAL_METHOD == 0,
+    "bsgap_kernels: the certified counts need IEEE binary64 arithmetic (on 32-bit x86: -mfpmath=sse)");
 
 namespace bsgap {
 
@@ -25,11 +36,12 @@ inline double gamma(double n) {
 }
 
 // x rounded up / down by more than the error of a handful of preceding operations on non-negative
-// numbers. The additive part covers results that underflowed.
+// numbers. The additive part covers results that underflowed. An overflowed value is only known to
+// exceed the largest finite number, so that is what it is rounded down to.
 inline double round_up(double x) { return x * (1.0 + 8 * kUnitRoundoff) + 4 * kTiny; }
 inline double round_down(double x) {
   const double y = x * (1.0 - 8 * kUnitRoundoff) - 4 * kTiny;
-  return y > 0 ? y : 0;
+  return y > 0 ? std::min(y, std::numeric_limits<double>::max()) : 0;
 }
 
 // Frameworks may switch the processor to flush subnormals to zero (torch.set_flush_denormal), or

@@ -52,6 +52,7 @@ inline double dot(const double* x, const double* y, int64_t n) {
 inline void multiply(const double* g, int64_t n, const double* x, double* y, const ParallelFor& parallel) {
   constexpr int64_t kRows = 64;
   const auto rows = [&](int64_t block) {
+    ScopedIeee ieee;  // the lower end stands on these sums, and workers have modes of their own
     for (int64_t i = block * kRows; i < std::min(n, (block + 1) * kRows); ++i) y[i] = dot(g + i * n, x, n);
   };
   const int64_t blocks = (n + kRows - 1) / kRows;
@@ -143,10 +144,13 @@ inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const
   const std::vector<double> x = detail::top_ritz_vector(g, n, start ? *start : default_start(n), parallel);
   std::vector<double> gx(n);
   detail::multiply(g, n, x.data(), gx.data(), parallel);
-  const double theta = detail::dot(x.data(), gx.data(), n) / detail::dot(x.data(), x.data(), n);
+  const double length_sq = detail::dot(x.data(), x.data(), n);
+  const double theta = detail::dot(x.data(), gx.data(), n) / length_sq;
   // |computed - exact| <= gamma_{3n+8} ||G||_F: n-term sums in the product, the quotient's two ends.
+  // The underflow term holds for vectors of about unit length, which x is unless Lanczos broke down.
   Bounds b;
-  b.lower = std::max(0.0, theta - gamma(3 * nd + 8) * frobenius * (1 + 1e-10) - nd * nd * kTiny);
+  if (length_sq > 0.5)
+    b.lower = round_down(theta - (gamma(3 * nd + 8) * frobenius * (1 + 1e-10) + (nd + 1) * (nd + 1) * kTiny));
   if (!terms.spectral_norm) return {theta, theta};
 
   b.upper = round_up(frobenius);  // always true: ||G||_2 <= ||G||_F
@@ -161,7 +165,7 @@ inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const
       break;
     }
     // An eigenvalue stands above the shift: the proposal was low. The lower end rises with it.
-    b.lower = std::max(b.lower, shift - terms.total(c));
+    b.lower = std::max(b.lower, round_down(shift - terms.total(c)));
   }
   // The proposal missed the top of the spectrum altogether: bisect with factorisations.
   for (int step = 0; step < 40 && b.upper > b.lower * (1 + 1e-5) && b.lower > theta; ++step) {
@@ -169,7 +173,7 @@ inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const
     const InertiaCount c = count_above(g, n, shift, work, parallel);
     if (!c.valid) break;
     const double error = terms.total(c);
-    const double lower = c.positive > 0 ? shift - error : b.lower;
+    const double lower = c.positive > 0 ? round_down(shift - error) : b.lower;
     const double upper = c.positive > 0 ? b.upper : round_up(shift + error);
     if (lower <= b.lower && upper >= b.upper) break;  // at the factorisation's resolution
     b.lower = std::max(b.lower, lower);

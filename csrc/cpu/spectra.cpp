@@ -120,7 +120,7 @@ class Thresholds {
       const double* p = static_cast<const double*>(pairs_->const_data_ptr()) + (shared_ ? 0 : i * count_ * 2);
       for (int64_t j = 0; j < count_; ++j) result[j] = {p[2 * j], p[2 * j + 1]};
     }
-    for (Threshold& t : result) t.absolute = std::ldexp(t.absolute, exponent);
+    for (Threshold& t : result) t = bsgap::scaled(t, exponent);
     return result;
   }
 
@@ -198,9 +198,8 @@ Certified certify(const MatrixView& view, const Thresholds& thresholds, int64_t 
     return c;
   }
   if (!(c.gram.rounding_error < bsgap::kInfinity)) bsgap::probe(view, features_side, seed, c.gram, parallel);
-  bsgap::certified_counts(c.gram.g.data(), c.gram.side,
-                          bsgap::round_up(c.gram.rounding_error + c.gram.centring_error), t.data(),
-                          thresholds.count(), c.intervals.data(), parallel);
+  bsgap::certified_counts(c.gram.g.data(), c.gram.side, c.gram.error(), t.data(), thresholds.count(),
+                          c.intervals.data(), parallel);
   return c;
 }
 

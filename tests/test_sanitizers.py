@@ -1,0 +1,32 @@
+"""The C++ core under AddressSanitizer, UBSan and ThreadSanitizer: no reads past a tile, no races."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPILER = shutil.which("g++")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs g++")
+@pytest.mark.parametrize(("sanitizers", "work"), [("address,undefined", "serial"), ("thread", "threads")])
+def test_core_is_clean(sanitizers: str, work: str, tmp_path: Path) -> None:
+    driver = tmp_path / "driver"
+    options = ["-std=c++20", "-O1", "-g", "-fopenmp-simd", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+    build = subprocess.run(
+        [str(COMPILER), *options, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
+        + [f"-I{ROOT / 'csrc'}", str(ROOT / "tests" / "sanitize_core.cpp"), "-o", str(driver)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "cannot find" in build.stderr and "san" in build.stderr:
+        pytest.skip(f"g++ has no runtime for -fsanitize={sanitizers}")
+    assert build.returncode == 0, build.stderr
+    done = subprocess.run([str(driver), work], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Sanitizer" not in done.stderr
