@@ -22,9 +22,9 @@ SMALL = ["--steps", "2", "--batch-size", "16", "--probe-size", "24"]
 
 @pytest.fixture
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bsgap_kernels.lab import sweep, train
+    from bsgap_kernels.lab import setup, sweep
 
-    for module in (sweep, train):
+    for module in (setup, sweep):
         monkeypatch.setattr(module, "load_data", lambda name, root: small_data())
 
 
@@ -59,7 +59,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("tarin", "bsgap: got the command 'tarin', expected one of train, sweep, report, demo, info"),
+        ("tarin", "bsgap: got the command 'tarin', expected one of train, sweep, report, demo"),
         ("train --lr abc", "bsgap train: lr: got 'abc', expected a number"),
         ("train --lr nan", "bsgap train: lr: got 'nan', expected a number"),
         ("train --epochs 3.5", "bsgap train: epochs: got '3.5', expected an integer or null"),

@@ -15,7 +15,8 @@ import bsgap_kernels as bsgap
 from bsgap_kernels.lab import train as train_module
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.models import LeNet5, build_model
-from bsgap_kernels.lab.train import evaluate, learning_rate, set_up, train
+from bsgap_kernels.lab.setup import learning_rate, set_up
+from bsgap_kernels.lab.train import evaluate, train
 from bsgap_kernels.tracking import RankTracker
 
 SITES = ["relu1#0", "relu2#0", "relu3#0", "relu4#0"]
