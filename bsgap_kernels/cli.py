@@ -1,0 +1,267 @@
+"""The command `bsgap`: train, sweep, report, demo, bench, info.
+
+Nothing heavy is imported before the options are parsed, so `bsgap --help` and a mistyped option answer at
+once. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
+from bsgap_kernels.lab.optional import require
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+# The most that should fit two minutes on two cores: the full batch, one step an epoch, spends most of a step
+# on Gram matrices of 1437 rows, and needs some twenty steps before its loss moves.
+DEMO_EPOCHS = 25
+DEMO_PROBES = 30
+
+_COMMANDS = {
+    "train": "train one network and log the near-rank of every layer at every step",
+    "sweep": "train at several batch sizes and seeds, print the table, write report.html",
+    "report": "write report.html for a sweep or a run",
+    "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
+    "bench": "time the ops beside torch's and NumPy's, with the counts checked",
+    "info": "versions, build and backends",
+}
+_TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
+_EXIT_MISTAKE = 2
+_EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if command not in _COMMANDS:
+        return _mistake("bsgap", f"got the command {command!r}, expected one of {', '.join(_COMMANDS)}")
+    handler: dict[str, Callable[[list[str]], None]] = {
+        "train": _train,
+        "sweep": _sweep,
+        "report": _report,
+        "demo": _demo,
+        "info": _info,
+    }
+    if command == "bench":  # has a parser of its own, so that it runs without the trainer's dependencies
+        return int(importlib.import_module("bsgap_kernels.bench.run").main(arguments[1:]))
+    try:
+        handler[command](arguments[1:])
+    except UserError as error:
+        return _mistake(f"bsgap {command}", str(error))
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _mistake(f"bsgap {command}", f"{where}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print(f"bsgap {command}: stopped; what was measured until then is kept", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name.ljust(width)}  {text}" for name, text in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: bsgap COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "bsgap COMMAND --help lists the options of a command.",
+        ]
+    )
+
+
+def _mistake(program: str, message: str) -> int:
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return _EXIT_MISTAKE
+
+
+# -- options
+
+
+def _parser(command: str) -> ArgumentParser:
+    jsonargparse = require("jsonargparse")
+
+    class Parser(jsonargparse.ArgumentParser):  # type: ignore[name-defined, misc]
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            names = [option for action in self._actions for option in action.option_strings]
+            raise UserError(_explain(message, names)) from ex
+
+    parser: ArgumentParser = Parser(prog=f"bsgap {command}", description=_COMMANDS[command])
+    return parser
+
+
+def _explain(message: str, names: list[str]) -> str:
+    """jsonargparse's message in the words of our own checks: the option, what came, what is expected."""
+    text = " ".join(message.split())
+    if match := re.match(r"Parser key \"(\w+)\": .*?(?:Got|Given) value: (.*)", text):
+        types = [_TYPE_NAMES.get(name, name) for name in re.findall(r"Expected a <class '(\w+)'>", text)]
+        if types:
+            return f"{match[1]}: got {match[2]!r}, expected {' or '.join(dict.fromkeys(types))}"
+    if match := re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", text):
+        name = (match[1] or "--" + match[2]).partition("=")[0]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        return f"{name.removeprefix('--') if match[2] else name}: unknown option{hint}"
+    text = text.replace(' in "<unicode string>",', "")
+    text = re.sub(r"^Problems parsing config: ", "config: the file is not valid YAML: ", text)
+    text = re.sub(
+        r"^Unexpected config: .*", "config: the file holds no mapping of options such as lr: 0.02", text
+    )
+    return text.split(" Note:")[0]
+
+
+def _parse_options(command: str, options: type[RunOptions], arguments: list[str]) -> dict[str, Any]:
+    parser = _parser(command)
+    parser.add_argument(
+        "--config", action="config", help="YAML file of these options; those on the command line win"
+    )
+    parser.add_class_arguments(options, as_group=False)
+    switches = {field.name for field in dataclasses.fields(options) if isinstance(field.default, bool)}
+    for action in parser._actions:
+        if action.dest in switches:
+            # `--overwrite` alone means true; a value is still possible.
+            action.nargs, action.const = "?", True
+        elif action.metavar is None and action.option_strings and action.nargs != 0:
+            action.metavar = "VALUE"
+    try:
+        namespace = parser.parse_args([_underscored(argument) for argument in arguments])
+    except UnicodeDecodeError as error:
+        raise UserError("config: the file is not UTF-8 text, expected YAML") from error
+    except OSError as error:
+        raise UserError(f"config: {error}") from error
+    values: dict[str, Any] = namespace.as_dict()
+    values.pop("config", None)
+    return values
+
+
+def _underscored(argument: str) -> str:
+    """Accept --batch-size beside --batch_size: the options are the fields of the dataclass."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _directory(command: str, out: str | None) -> Path:
+    return Path(out).expanduser() if out else Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+# -- commands
+
+
+def _train(arguments: list[str]) -> None:
+    config = TrainConfig(**_parse_options("train", TrainConfig, arguments))
+    directory = _directory("train", config.out)
+    from bsgap_kernels.lab.sweep import format_table
+    from bsgap_kernels.lab.train import train
+
+    summary = train(config, directory)
+    print(format_table([summary]))
+    print(f"results: {directory}")
+
+
+def _sweep(arguments: list[str]) -> None:
+    config = SweepConfig(**_parse_options("sweep", SweepConfig, arguments))
+    _run_sweep(config, _directory("sweep", config.out))
+
+
+def _run_sweep(config: SweepConfig, directory: Path) -> None:
+    # Asked for first, so that a missing plotting library does not show after the training.
+    report = require("bsgap_kernels.lab.report")
+    from bsgap_kernels.lab.sweep import format_table, sweep
+
+    summaries = sweep(config, directory)
+    path = report.write_report(directory)
+    print()
+    print(format_table(summaries))
+    print(f"report: {path}")
+
+
+def _demo(arguments: list[str]) -> None:
+    parser = _parser("demo")
+    parser.add_argument(
+        "--out", type=str, default=None, help="directory of the results; null: a new one under runs/"
+    )
+    parser.add_argument(
+        "--seeds", type=str, default="0", help="seeds separated by commas; each adds about a minute"
+    )
+    parser.add_argument("--epochs", type=int, default=DEMO_EPOCHS, help="epochs of every run")
+    parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that directory")
+    options = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
+    config = SweepConfig(**options, batch_sizes="16,128,full", max_probes=DEMO_PROBES)
+    directory = _directory("demo", config.out)
+    print(
+        "Training LeNet-5 on scikit-learn's digits (1437 training and 360 test images, 28×28) at batch 16,\n"
+        f"128 and full batch, {config.budget} each at learning rate {config.lr:g}. The near-rank of a\n"
+        f"layer, how many singular values of its activations exceed {config.rtol:g} of the largest one, is\n"
+        "counted at every step on the training batch, and now and then on one fixed probe batch of\n"
+        f"{config.probe_size} images.\n"
+        "At equal epochs a larger batch makes fewer updates; at equal updates: bsgap sweep --steps 900\n"
+        f"Results go to {directory}\n",
+        flush=True,
+    )
+    _run_sweep(config, directory)
+
+
+def _report(arguments: list[str]) -> None:
+    parser = _parser("report")
+    parser.add_argument("directory", type=str, help="directory of a sweep or of a run")
+    directory = Path(parser.parse_args(arguments).directory).expanduser()
+    if not directory.is_dir():
+        raise UserError(
+            f"directory: looked at {directory} and found no such directory, expected a sweep or a run"
+        )
+    report = require("bsgap_kernels.lab.report")
+    try:
+        path = report.write_report(directory)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    print(f"report: {path}")
+
+
+def _info(arguments: list[str]) -> None:
+    parser = _parser("info")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    as_json = parser.parse_args(arguments).json
+    from bsgap_kernels.lab.versions import versions
+
+    torch = importlib.import_module("torch")
+    package = importlib.import_module("bsgap_kernels")
+    build_info = getattr(package, "build_info", None)
+    information: dict[str, Any] = {
+        "versions": versions(),
+        "build": build_info() if callable(build_info) else None,
+        "backends": {
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+            "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        },
+    }
+    if as_json:
+        print(json.dumps(information, indent=2, default=str))
+        return
+    for section, content in information.items():
+        print(section)
+        items = content.items() if isinstance(content, dict) else [("", content)]
+        for name, value in items:
+            print(
+                f"  {name}: {'-' if value is None else value}"
+                if name
+                else f"  {'-' if value is None else value}"
+            )

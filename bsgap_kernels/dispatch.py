@@ -1,0 +1,83 @@
+"""Which computation serves a call: a pure function of what is known before looking at a value.
+
+`BSGAP_PRINT_CONFIG=1` prints every distinct choice once, on standard error.
+
+A Gram matrix known to a relative error eta moves a singular value by at most a share
+d = eta / (2 tau_rel^2) around tau (docs/certificates.md). The limits below keep d under 1 %.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+FLOAT32_GRAM_MIN_RTOL = 1e-3
+"""eta of float32 sums promoted to float64 every 256 rows: at most 1.1e-8, so d < 0.6 % here."""
+FLOAT64_GRAM_MIN_RTOL = 8e-7
+"""eta of the float64 Gram: at most 1.2e-14, so d < 1 % here. Below, singular values are computed."""
+PROBED_MIN_RTOL = 5e-3
+"""Below, the probes' own factor of about 100 makes the float64 Gram the better certificate."""
+PROBED_MIN_SIDE = 73
+"""Up to 72 the nine probe products cost more than a float64 Gram saves."""
+MAX_FACTORISATIONS = 4
+"""More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead."""
+TRIDIAGONAL_SIDE = 64
+"""Up to this side one tridiagonalisation serves every threshold (`kTridiagonalSide`, csrc/core/counts.h)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call will run. `gram` is the accumulation of the Gram matrix, `svd` means none is formed."""
+
+    op: str
+    gram: Literal["float32", "float64", "svd"]
+    count: Literal["tridiagonal", "ldlt", "eigenvalues", "svd"]
+    certificate: Literal["none", "rigorous", "probed"] = "none"
+
+
+def default_rtol(dtype: torch.dtype, m: int, n: int) -> float:
+    """torch.linalg.matrix_rank's default, eps * max(m, n); the 16-bit formats take float32's eps."""
+    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    return eps * max(m, n)
+
+
+@functools.lru_cache(maxsize=4096)
+def select_backend(
+    op: str,
+    dtype: torch.dtype,
+    m: int,
+    n: int,
+    *,
+    rtol: float | None,
+    thresholds: int = 1,
+    mode: str | None = None,
+) -> Plan:
+    """The plan for one matrix shape. `rtol` is None where a threshold depends on values (atol, tensors)."""
+    side = min(m, n)
+    plan: Plan
+    if mode is not None:
+        probed = (
+            mode == "probed"
+            and dtype != torch.float64
+            and side >= PROBED_MIN_SIDE
+            and rtol is not None
+            and rtol >= PROBED_MIN_RTOL
+        )
+        plan = Plan(op, "float32" if probed else "float64", "ldlt", "probed" if probed else "rigorous")
+    elif rtol is not None and rtol < FLOAT64_GRAM_MIN_RTOL:
+        plan = Plan(op, "svd", "svd")
+    else:
+        cheap = dtype != torch.float64 and rtol is not None and rtol >= FLOAT32_GRAM_MIN_RTOL
+        if side <= TRIDIAGONAL_SIDE:
+            count: Literal["tridiagonal", "ldlt", "eigenvalues"] = "tridiagonal"
+        else:
+            count = "ldlt" if thresholds <= MAX_FACTORISATIONS else "eigenvalues"
+        plan = Plan(op, "float32" if cheap and count != "eigenvalues" else "float64", count)
+    if os.environ.get("BSGAP_PRINT_CONFIG") == "1":
+        print(f"bsgap: {plan} for {dtype} {m}x{n}, rtol={rtol}, thresholds={thresholds}", file=sys.stderr)
+    return plan

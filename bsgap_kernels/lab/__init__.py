@@ -1,0 +1,1 @@
+"""The minimal trainer: data, models, training loop, sweeps and their results."""

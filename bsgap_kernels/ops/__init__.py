@@ -1,0 +1,28 @@
+"""One file an op: checks, implementation, fake, autograd, public function, read downward.
+
+Importing this package registers every op of `schema.py`.
+"""
+
+from .covariance import covariance
+from .gram import gram
+from .gram_accumulate import gram_accumulate_
+from .near_rank import near_rank
+from .near_rank_grouped import near_rank_grouped
+from .near_rank_interval import CountInterval, near_rank_interval
+from .near_rank_ratio import near_rank_ratio
+from .singular_value_counts import singular_value_counts
+from .spectral_summary import SUMMARY_COLUMNS, spectral_summary
+
+__all__ = [
+    "SUMMARY_COLUMNS",
+    "CountInterval",
+    "covariance",
+    "gram",
+    "gram_accumulate_",
+    "near_rank",
+    "near_rank_grouped",
+    "near_rank_interval",
+    "near_rank_ratio",
+    "singular_value_counts",
+    "spectral_summary",
+]

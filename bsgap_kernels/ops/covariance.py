@@ -1,0 +1,70 @@
+"""covariance: the centred Gram matrix over (m - correction), in the input's dtype."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schema import LIBRARY
+from . import _checks
+from ._register import implement
+from .gram import gram_gradient
+
+
+def covariance(A: Tensor, *, correction: int = 1) -> Tensor:
+    """Covariance matrix of the columns, Aᵀ H A / (m - correction), H = I - 11ᵀ/m.
+
+    Shapes: A (*, m, n), rows are observations; result (*, n, n) in A's dtype, float32 for bfloat16 and
+    float16. Sums in float64 about the mean (two sweeps), so a large mean costs no digits.
+    Non-finite input gives NaN. Differentiable. Does not synchronise. Cost: as `gram` with `center`.
+    Raises ValueError where m <= correction, TypeError / ValueError that name the argument otherwise.
+    Agrees with torch.cov(A.T, correction=...).
+    """
+    _checks.raise_public(_problem(A, correction))
+    return torch.ops.bsgap.covariance(A, correction=correction)
+
+
+def _problem(A: object, correction: object) -> _checks.Problem | None:
+    wrong = _checks.matrix(A)
+    if wrong is not None:
+        return wrong
+    assert isinstance(A, Tensor)
+    if isinstance(correction, bool) or not isinstance(correction, (int, torch.SymInt)):
+        return TypeError, f"correction must be an int, got {correction!r}"
+    if correction < 0 or A.shape[-2] <= correction:
+        text = f"correction must lie in 0 ... m - 1 (m = {A.shape[-2]} observations), got {correction}"
+        return ValueError, text
+    return None
+
+
+def _result_dtype(A: Tensor) -> torch.dtype:
+    return torch.float64 if A.dtype == torch.float64 else torch.float32
+
+
+def _cpu(A: Tensor, *, correction: int = 1) -> Tensor:
+    _checks.raise_raw("covariance", _problem(A, correction))
+    gram = torch.ops.bsgap.gram(A, center=True)
+    return gram.div_(A.shape[-2] - correction).to(_result_dtype(A))
+
+
+def _fake(A: Tensor, *, correction: int = 1) -> Tensor:
+    _checks.raise_raw("covariance", _problem(A, correction))
+    return A.new_empty((*A.shape[:-2], A.shape[-1], A.shape[-1]), dtype=_result_dtype(A))
+
+
+def _setup_context(
+    ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
+) -> None:
+    ctx.save_for_backward(inputs[0])
+    ctx.correction = keyword_only_inputs["correction"]
+
+
+def _backward(ctx: Any, grad: Tensor) -> Tensor:
+    (A,) = ctx.saved_tensors
+    return gram_gradient(A, grad.to(torch.float64) / (A.shape[-2] - ctx.correction), True)
+
+
+implement("covariance", _cpu, _fake)
+torch.library.register_autograd("bsgap::covariance", _backward, setup_context=_setup_context, lib=LIBRARY)

@@ -1,0 +1,71 @@
+"""near_rank_grouped: near-rank of a list of matrices of different shapes in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._register import implement, nondifferentiable
+from ._singular_values import count_scalar
+from .near_rank import argument_problem, checked_tolerances
+
+
+def near_rank_grouped(
+    As: Sequence[Tensor],
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    center: bool = False,
+    **refused: Any,
+) -> Tensor:
+    """near_rank of every matrix in a list.
+
+    Shapes: each A (m_i, n_i), shapes and dtypes may differ; result (len(As),), int64. Tolerances, band,
+    non-finite input and errors as `near_rank`; an empty list gives an empty result. Never requires grad.
+    """
+    _checks.refuse("near_rank_grouped", refused)
+    if not isinstance(As, Sequence):
+        raise TypeError(f"As must be a list of tensors, got {type(As).__name__}")
+    for A in As:
+        checked_tolerances(A, atol, rtol, center)
+    for name, value in (("atol", atol), ("rtol", rtol)):
+        if isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a number or None for near_rank_grouped, got a tensor")
+    _checks.raise_public(_problem(As, atol, rtol))
+    if not As:  # a call with no tensor has no device to be dispatched by
+        return torch.zeros(0, dtype=torch.int64)
+    return torch.ops.bsgap.near_rank_grouped(list(As), atol=atol, rtol=rtol, center=center)
+
+
+def _problem(As: Sequence[Tensor], atol: float | None, rtol: float | None) -> _checks.Problem | None:
+    for i, A in enumerate(As):
+        wrong = argument_problem(A, atol, rtol)
+        if wrong is not None:
+            return wrong[0], f"As[{i}]: {wrong[1]}"
+        if A.dim() != 2:
+            return ValueError, f"As[{i}] must have 2 dimensions, got shape {tuple(A.shape)}"
+        if A.device != As[0].device:
+            return ValueError, f"As[{i}] must be on the device of As[0] ({As[0].device}), got {A.device}"
+    return None
+
+
+def _cpu(
+    As: Sequence[Tensor], *, atol: float | None = None, rtol: float | None = None, center: bool = False
+) -> Tensor:
+    _checks.raise_raw("near_rank_grouped", _problem(As, atol, rtol))
+    return torch.stack([count_scalar("near_rank_grouped", A, atol, rtol, center) for A in As])
+
+
+def _fake(
+    As: Sequence[Tensor], *, atol: float | None = None, rtol: float | None = None, center: bool = False
+) -> Tensor:
+    _checks.raise_raw("near_rank_grouped", _problem(As, atol, rtol))
+    return As[0].new_empty((len(As),), dtype=torch.int64)
+
+
+implement("near_rank_grouped", _cpu, _fake)
+nondifferentiable("near_rank_grouped")

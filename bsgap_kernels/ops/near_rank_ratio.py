@@ -1,0 +1,61 @@
+"""near_rank_ratio: near-rank over min(m, n)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._register import implement, nondifferentiable
+from .near_rank import Tolerance, argument_problem, checked_tolerances, tensor_batch
+
+
+def near_rank_ratio(
+    A: Tensor, *, atol: Tolerance = None, rtol: Tolerance = None, center: bool = False, **refused: Any
+) -> Tensor:
+    """near_rank(A) / min(m, n), between 0 and 1.
+
+    Shapes, tolerances, cost and errors as `near_rank`; result float64. Non-finite input gives NaN, an
+    empty matrix 0. Never requires grad.
+    """
+    _checks.refuse("near_rank_ratio", refused)
+    atol, rtol = checked_tolerances(A, atol, rtol, center)
+    return torch.ops.bsgap.near_rank_ratio(A, atol=atol, rtol=rtol, center=center)
+
+
+def ratio(counts: Tensor, A: Tensor) -> Tensor:
+    """Counts of A as a share of min(m, n), NaN where the count is -1."""
+    share = counts.double() / max(1, min(A.shape[-2:]))
+    return share.masked_fill_(counts < 0, torch.nan)
+
+
+def _cpu(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    return ratio(torch.ops.bsgap.near_rank(A, atol=atol, rtol=rtol, center=center), A)
+
+
+def _cpu_tensor(
+    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
+) -> Tensor:
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    return ratio(torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center), A)
+
+
+def _fake(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    return A.new_empty(A.shape[:-2], dtype=torch.float64)
+
+
+def _fake_tensor(
+    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
+) -> Tensor:
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.float64)
+
+
+implement("near_rank_ratio", _cpu, _fake)
+implement("near_rank_ratio.tensor", _cpu_tensor, _fake_tensor)
+nondifferentiable("near_rank_ratio")
+nondifferentiable("near_rank_ratio.tensor")

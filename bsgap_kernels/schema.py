@@ -1,0 +1,47 @@
+"""Every op schema of the library `bsgap`, in one place. Names that start with `_` are private.
+
+An op is one file in `ops/`: checks, implementation per device, fake, autograd. The private ops at the
+end have C++ implementations (`csrc/cpu/spectra.cpp`).
+"""
+
+from __future__ import annotations
+
+import torch
+
+_PUBLIC = (
+    "gram(Tensor A, *, bool center=False) -> Tensor",
+    "covariance(Tensor A, *, int correction=1) -> Tensor",
+    "near_rank(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
+    "near_rank.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
+    "near_rank_ratio(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
+    "near_rank_ratio.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
+    "near_rank_interval(Tensor A, *, float? atol=None, float? rtol=None, bool center=False, "
+    'str mode="rigorous", int seed=0) -> (Tensor lower, Tensor upper)',
+    "singular_value_counts(Tensor A, Tensor thresholds, *, bool relative=True, bool center=False) -> Tensor",
+    "spectral_summary(Tensor A, *, bool center=False) -> Tensor",
+    "near_rank_grouped(Tensor[] As, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
+    "gram_accumulate_(Tensor(a!) state, Tensor A, Tensor shift) -> ()",
+)
+
+_PRIVATE = (
+    # Near-rank, its interval and the summary of one matrix from one Gram matrix: what a tracker logs.
+    "_spectral_record(Tensor A, *, float? atol=None, float? rtol=None, bool center=False)"
+    " -> (Tensor near_rank, Tensor lower, Tensor upper, Tensor summary)",
+    # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
+    "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
+    " -> (Tensor counts, Tensor smallest_tau)",
+    "_intervals(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool probed, int seed)"
+    " -> (Tensor lower, Tensor upper)",
+    "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify)"
+    " -> (Tensor gram, Tensor exponent, Tensor lower, Tensor upper)",
+    "_summarize(Tensor eigenvalues, Tensor exponent, Tensor lower, Tensor upper, float atol, float rtol,"
+    " int m, int n) -> (Tensor counts, Tensor summary)",
+    "_feature_gram(Tensor A, bool center) -> Tensor",
+    "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
+)
+
+LIBRARY = torch.library.Library("bsgap", "DEF")
+for _schema in _PUBLIC + _PRIVATE:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+OP_NAMES = tuple(dict.fromkeys(s.split("(")[0].split(".")[0] for s in _PUBLIC))

@@ -1,0 +1,219 @@
+// bsgap_kernels._core: the torch-free numerics for NumPy arrays. Also where they are tested: the error
+// terms of a certificate can be switched off here and nowhere else.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "core/counts.h"
+#include "core/probe.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using Array = py::array_t<double, py::array::c_style | py::array::forcecast>;
+
+[[noreturn]] void fail(const std::string& message) { throw py::value_error(message); }
+
+int64_t square_side(const Array& g) {
+  if (g.ndim() != 2 || g.shape(0) != g.shape(1))
+    fail("G must be a square matrix, got " + std::to_string(g.ndim()) + " dimensions");
+  return g.shape(0);
+}
+
+bsgap::MatrixView view_of(const py::array& a) {
+  if (a.ndim() != 2) fail("A must have 2 dimensions, got " + std::to_string(a.ndim()));
+  bsgap::MatrixView v;
+  const char kind = a.dtype().kind();
+  const auto size = a.itemsize();
+  if (kind == 'f' && size == 8) {
+    v.dtype = bsgap::DType::kFloat64;
+  } else if (kind == 'f' && size == 4) {
+    v.dtype = bsgap::DType::kFloat32;
+  } else if (kind == 'f' && size == 2) {
+    v.dtype = bsgap::DType::kFloat16;
+  } else {
+    throw py::type_error("A must be float64, float32 or float16, got " + std::string(py::str(a.dtype())));
+  }
+  if (a.dtype().byteorder() == '>' || !(a.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) ||
+      a.strides(0) % size != 0 || a.strides(1) % size != 0)
+    fail("A must be aligned, in native byte order, with strides that are multiples of its item size");
+  v.data = a.data();
+  v.rows = a.shape(0);
+  v.cols = a.shape(1);
+  v.row_stride = a.strides(0) / size;
+  v.col_stride = a.strides(1) / size;
+  return v;
+}
+
+bsgap::Threshold threshold(double atol, double rtol) {
+  if (!(atol >= 0)) fail("atol must be a non-negative number, got " + std::to_string(atol));
+  if (!(rtol >= 0)) fail("rtol must be a non-negative number, got " + std::to_string(rtol));
+  return {atol, rtol};
+}
+
+bsgap::ErrorTerms error_terms(const std::vector<std::string>& without) {
+  bsgap::ErrorTerms terms;
+  for (const std::string& name : without) {
+    if (name == "gram") {
+      terms.gram = false;
+    } else if (name == "ldlt") {
+      terms.ldlt = false;
+    } else if (name == "shift") {
+      terms.shift = false;
+    } else if (name == "spectral_norm") {
+      terms.spectral_norm = false;
+    } else if (name == "underflow") {
+      terms.underflow = false;
+    } else {
+      fail("without: unknown error term '" + name +
+           "', expected gram, ldlt, shift, spectral_norm or underflow");
+    }
+  }
+  return terms;
+}
+
+py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool center,
+                             const std::string& mode, uint64_t seed) {
+  const bsgap::MatrixView v = view_of(a);
+  bsgap::Threshold t = threshold(atol, rtol);
+  if (mode != "rigorous" && mode != "probed") fail("mode must be 'rigorous' or 'probed', got '" + mode + "'");
+  if (v.rows == 0 || v.cols == 0) return py::make_tuple(0, 0);
+  const bool features_side = v.cols <= v.rows;
+  const auto precision = mode == "probed" ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64;
+  bsgap::CertifiedGram r = bsgap::certified_gram(v, features_side, center, precision, bsgap::serial_for);
+  if (r.content == bsgap::Content::kNonFinite) return py::make_tuple(-1, -1);
+  if (r.content == bsgap::Content::kZero) return py::make_tuple(0, 0);
+  if (!(r.rounding_error < bsgap::kInfinity)) bsgap::probe(v, features_side, seed, r, bsgap::serial_for);
+  t.absolute = std::ldexp(t.absolute, r.exponent);
+  bsgap::CountInterval out;
+  bsgap::certified_counts(r.g.data(), r.side, bsgap::round_up(r.rounding_error + r.centring_error), &t, 1,
+                          &out, bsgap::serial_for);
+  return py::make_tuple(out.lower, out.upper);
+}
+
+py::dict gram(const py::array& a, bool center, bool observations, bool float32) {
+  const bsgap::MatrixView v = view_of(a);
+  const bsgap::CertifiedGram r = bsgap::certified_gram(
+      v, !observations, center, float32 ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64,
+      bsgap::serial_for);
+  py::array_t<double> g({r.side, r.side});
+  std::copy(r.g.begin(), r.g.end(), g.mutable_data());
+  py::dict result;
+  result["gram"] = g;
+  result["exponent"] = r.exponent;
+  result["frobenius_sq"] = r.frobenius_sq;
+  result["rounding_error"] = r.rounding_error;
+  result["centring_error"] = r.centring_error;
+  return result;
+}
+
+py::dict certified_count(const Array& g, double atol, double rtol, double gram_error,
+                         const std::vector<std::string>& without,
+                         const std::optional<std::vector<double>>& start) {
+  const int64_t n = square_side(g);
+  if (start && static_cast<int64_t>(start->size()) != n) fail("start must have one entry per row of G");
+  const bsgap::Threshold t = threshold(atol, rtol);
+  bsgap::CountInterval out;
+  bsgap::CertificateTrace trace;
+  bsgap::certified_counts(g.data(), n, gram_error, &t, 1, &out, bsgap::serial_for, error_terms(without),
+                          start ? &*start : nullptr, &trace);
+  py::dict result;
+  result["lower"] = out.lower;
+  result["upper"] = out.upper;
+  result["largest_eigenvalue"] =
+      py::make_tuple(trace.largest_eigenvalue.lower, trace.largest_eigenvalue.upper);
+  result["tau_squared"] = py::make_tuple(trace.tau_squared.lower, trace.tau_squared.upper);
+  result["error_at_lower"] = trace.error_at_lower;
+  result["error_at_upper"] = trace.error_at_upper;
+  return result;
+}
+
+py::dict inertia(const Array& g, double shift) {
+  const int64_t n = square_side(g);
+  std::vector<double> work(n * n);
+  const bsgap::InertiaCount c = bsgap::count_above(g.data(), n, shift, work.data(), bsgap::serial_for);
+  py::dict result;
+  result["positive"] = c.positive;
+  result["valid"] = c.valid;
+  result["factor_error"] = c.factor_error;
+  result["shift_error"] = c.shift_error;
+  result["underflow_error"] = c.underflow_error;
+  return result;
+}
+
+py::tuple tridiagonalize(const Array& g) {
+  const bsgap::Tridiagonal t = bsgap::tridiagonalize(g.data(), square_side(g));
+  return py::make_tuple(py::array_t<double>(t.diagonal.size(), t.diagonal.data()),
+                        py::array_t<double>(t.off_diagonal.size(), t.off_diagonal.data()));
+}
+
+bsgap::Tridiagonal tridiagonal(const Array& diagonal, const Array& off_diagonal) {
+  if (diagonal.ndim() != 1 || off_diagonal.ndim() != 1 || diagonal.size() != off_diagonal.size() + 1)
+    fail("diagonal must have one entry more than off_diagonal");
+  return {std::vector<double>(diagonal.data(), diagonal.data() + diagonal.size()),
+          std::vector<double>(off_diagonal.data(), off_diagonal.data() + off_diagonal.size())};
+}
+
+py::array_t<double> probe_vectors(int64_t n, uint64_t seed) {
+  const std::vector<double> omega = bsgap::probe_vectors(n, seed);
+  py::array_t<double> result({static_cast<int64_t>(bsgap::kProbes), n});
+  std::copy(omega.begin(), omega.end(), result.mutable_data());
+  return result;
+}
+
+double probe_bound(const Array& g, const Array& omega, const Array& y, double product_error) {
+  const int64_t n = square_side(g);
+  if (omega.ndim() != 2 || omega.shape(0) != bsgap::kProbes || omega.shape(1) != n || y.ndim() != 2 ||
+      y.shape(0) != bsgap::kProbes || y.shape(1) != n)
+    fail("omega and y must be " + std::to_string(bsgap::kProbes) + " x n");
+  return bsgap::probe_bound(g.data(), n, omega.data(), y.data(), product_error);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  using namespace pybind11::literals;
+  m.doc() = "Certified singular-value counts of NumPy arrays (float64, float32, float16), without torch.";
+  m.def("near_rank_interval", &near_rank_interval, "A"_a, py::kw_only(), "atol"_a = 0.0, "rtol"_a = 1e-2,
+        "center"_a = false, "mode"_a = "rigorous", "seed"_a = 0,
+        "Bounds (lower, upper) of #{sigma(A) > max(atol, rtol * sigma_max)} that hold for any rounding.\n\n"
+        "A: (m, n), read in place. mode: 'rigorous', or 'probed' (fails with probability at most 1e-9 over "
+        "seed).\n"
+        "Non-finite entries give (-1, -1). Raises ValueError / TypeError that name the argument. See "
+        "docs/certificates.md.");
+  m.def("gram", &gram, "A"_a, py::kw_only(), "center"_a = false, "observations"_a = false,
+        "float32"_a = false,
+        "Gram matrix of A * 2**exponent in float64 with bounds of its error: A^T A, or A A^T with "
+        "observations=True.");
+  m.def("certified_count", &certified_count, "G"_a, py::kw_only(), "atol"_a = 0.0, "rtol"_a = 0.0,
+        "gram_error"_a = 0.0, "without"_a = std::vector<std::string>{}, "start"_a = py::none(),
+        "Interval of #{lambda(M) > max(atol^2, rtol^2 lambda_max)} for any M with ||M - G||_2 <= "
+        "gram_error.\n\n"
+        "without: error terms to leave out, which makes the result unproven; start: Lanczos start vector. "
+        "For tests.");
+  m.def("inertia", &inertia, "G"_a, "shift"_a,
+        "Positive pivots of LDL^T of G - shift I with the bounds of its error.");
+  m.def("tridiagonalize", &tridiagonalize, "G"_a, "Householder tridiagonal form: (diagonal, off_diagonal).");
+  m.def(
+      "sturm_count_above",
+      [](const Array& d, const Array& e, double x) { return bsgap::sturm_count_above(tridiagonal(d, e), x); },
+      "diagonal"_a, "off_diagonal"_a, "x"_a,
+      "Number of eigenvalues of a symmetric tridiagonal matrix above x.");
+  m.def(
+      "tridiagonal_eigenvalue",
+      [](const Array& d, const Array& e, int64_t rank) {
+        if (rank < 1 || rank > d.size()) fail("rank must lie in 1 ... n, got " + std::to_string(rank));
+        return bsgap::eigenvalue_by_bisection(tridiagonal(d, e), rank);
+      },
+      "diagonal"_a, "off_diagonal"_a, "rank"_a,
+      "The rank-th largest eigenvalue (1 = the largest) by bisection.");
+  m.def("probe_vectors", &probe_vectors, "n"_a, "seed"_a,
+        "The Gaussian vectors of the probed certificate, one a row.");
+  m.def("probe_bound", &probe_bound, "G"_a, "omega"_a, "y"_a, "product_error"_a = 0.0,
+        "Bound of ||G - M||_2 from y = omega M, but for a probability of 1e-9.");
+  m.def("instruction_set", &bsgap::instruction_set,
+        "Vector instructions that the kernels use on this processor.");
+}

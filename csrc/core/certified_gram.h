@@ -1,0 +1,114 @@
+// The Gram matrix of an activation matrix, together with everything its certificate needs.
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "gram.h"
+
+namespace bsgap {
+
+enum class Content { kFinite, kZero, kNonFinite };
+
+struct CertifiedGram {
+  int64_t side = 0;
+  std::vector<double> g;  // side x side, of (A - mean) * 2^exponent
+  int exponent = 0;
+  Content content = Content::kFinite;
+  double frobenius_sq = 0;    // upper bound of ||X||_F^2 (float64 path), estimate otherwise
+  double rounding_error = 0;  // ||g - X^T X||_2, X as read (centred values rounded): float64 path only
+  double centring_error = 0;  // ||X^T X - exact centred Gram||_2
+  std::vector<double> mean;   // subtracted feature means, scaled; empty when not centred
+};
+
+namespace detail {
+
+// A side of m or n features, whichever the caller chose; observations are always the rows of a.
+inline GramSource gram_source(const MatrixView& a, bool features_side, const CertifiedGram& r) {
+  GramSource s;
+  s.x = features_side ? a : a.transposed();
+  s.scale = std::ldexp(1.0, r.exponent);
+  if (!r.mean.empty()) (features_side ? s.mean_by_side : s.mean_by_depth) = r.mean.data();
+  return s;
+}
+
+// Two sweeps: the mean to working accuracy, then the mean of what is left added to it.
+inline void set_mean(const MatrixView& a, CertifiedGram& r) {
+  const double scale = std::ldexp(1.0, r.exponent), m = static_cast<double>(a.rows);
+  std::vector<double> sums(a.cols);
+  r.mean.assign(a.cols, 0.0);
+  for (int sweep = 0; sweep < 2; ++sweep) {
+    column_sums(a, scale, sweep == 0 ? nullptr : r.mean.data(), sums.data());
+    for (int64_t j = 0; j < a.cols; ++j) r.mean[j] += sums[j] / m;
+  }
+}
+
+// ||X - exact centred A||_F <= rho + u ||X||_F, rho from the column sums that X still has.
+inline double centring_error(const MatrixView& a, const CertifiedGram& r) {
+  const double m = static_cast<double>(a.rows);
+  std::vector<double> sums(a.cols);
+  column_sums(a, std::ldexp(1.0, r.exponent), r.mean.data(), sums.data());
+  double squares = 0;
+  for (const double s : sums) squares += s * s;
+  const double chunks = std::ceil(m / static_cast<double>(kChunk));
+  const double norm = std::sqrt(r.frobenius_sq);
+  const double n = static_cast<double>(a.cols);
+  const double rho =
+      std::sqrt(squares / m) * (1 + gamma(n + 8)) + gamma(kChunk + chunks + 2) * norm + std::sqrt(n * kTiny);
+  const double e = rho + 2 * kUnitRoundoff * norm;
+  return round_up((2 * norm + e) * e);
+}
+
+inline double trace(const CertifiedGram& r) {
+  double sum = 0;
+  for (int64_t i = 0; i < r.side; ++i) sum += r.g[i * r.side + i];
+  return sum;
+}
+
+}  // namespace detail
+
+// features_side: G = A^T A (cols x cols), else A A^T (rows x rows); centred over the rows of a if asked.
+// kFloat32 falls back to kFloat64 by itself where float32 products would under- or overflow.
+inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, bool center,
+                                    GramPrecision precision, const ParallelFor& parallel) {
+  ScopedIeee ieee;
+  CertifiedGram r;
+  r.side = features_side ? a.cols : a.rows;
+  const int64_t depth = features_side ? a.rows : a.cols;
+  r.g.resize(r.side * r.side);
+  const double side = static_cast<double>(r.side), cells = side * static_cast<double>(depth);
+  if (precision == GramPrecision::kFloat32 && a.dtype != DType::kFloat64) {
+    if (center) detail::set_mean(a, r);
+    gram_product<float>(detail::gram_source(a, features_side, r), r.g.data(), parallel);
+    r.frobenius_sq = detail::trace(r);
+    // Underflow costs at most 2^-150 a product: below 1e-12 of the trace it cannot be seen.
+    if (std::isfinite(r.frobenius_sq) && r.frobenius_sq > cells * 0x1p-110) {
+      r.rounding_error = kInfinity;  // unknown: the probes of `probed` bound it, nothing else does
+      return r;
+    }
+  }
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    if (center) detail::set_mean(a, r);
+    gram_product<double>(detail::gram_source(a, features_side, r), r.g.data(), parallel);
+    const double trace = detail::trace(r);
+    if (attempt == 1 || (trace > 0x1p-600 && trace < 0x1p600)) {
+      const double c = gram_roundings(depth, r.side);
+      r.frobenius_sq = round_up(trace * (1 + 2 * gamma(c + side)) + cells * kTiny);
+      r.rounding_error = round_up(gamma(c) * r.frobenius_sq + cells * kTiny);
+      if (center) r.centring_error = detail::centring_error(a, r);
+      break;
+    }
+    // Extreme or non-finite: look at the entries, scale the largest to [1, 2) and start again.
+    const Magnitude size = magnitude(a);
+    if (!size.finite || size.largest == 0) {
+      r.content = size.finite ? Content::kZero : Content::kNonFinite;
+      std::fill(r.g.begin(), r.g.end(), 0.0);
+      return r;
+    }
+    // 2^+-1000 keeps the factor itself finite and leaves the trace far inside the exponent range.
+    r.exponent = std::clamp(-std::ilogb(size.largest), -1000, 1000);
+  }
+  return r;
+}
+
+}  // namespace bsgap

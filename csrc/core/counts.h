@@ -1,0 +1,177 @@
+// Counts of singular values above thresholds, from a Gram matrix: point counts and certified intervals.
+// Definitions, theorem and constants: docs/certificates.md.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "ldlt.h"
+#include "spectral_norm.h"
+#include "tridiagonal.h"
+
+namespace bsgap {
+
+// tau = max(absolute, relative * sigma_max). NaN in either gives a count of -1.
+struct Threshold {
+  double absolute = 0;
+  double relative = 0;
+};
+
+struct CountInterval {
+  int64_t lower = 0;
+  int64_t upper = 0;
+};
+
+// The eigenvalue bounds and threshold intervals that a certificate went through, for tests and `bsgap info`.
+struct CertificateTrace {
+  Bounds largest_eigenvalue;
+  Bounds tau_squared;
+  double error_at_lower = 0;
+  double error_at_upper = 0;
+};
+
+namespace detail {
+
+inline constexpr int kShiftGuesses = 4;
+
+inline double a_priori_error(const double* g, int64_t n, double shift, double gram_error) {
+  double trace = 0;
+  for (int64_t i = 0; i < n; ++i) trace += std::abs(g[i * n + i] - shift);
+  return gram_error + 2 * gamma(static_cast<double>(n) + 4) * trace;
+}
+
+// #{lambda(M) > t} is at least the count at a shift s with s - error(s) >= t.
+inline int64_t certified_lower(const double* g, int64_t n, double t, double gram_error, double* work,
+                               const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {
+  double shift = t + 1.25 * a_priori_error(g, n, t, gram_error);
+  for (int guess = 0; guess < kShiftGuesses; ++guess) {
+    shift = std::nextafter(shift, kInfinity);
+    if (!(shift < kInfinity)) break;
+    const InertiaCount c = count_above(g, n, shift, work, parallel);
+    const double error = round_up(gram_error + terms.total(c));
+    if (c.valid) {
+      *error_used = error;
+      if (c.positive == 0) return 0;  // nothing to certify: the bound is 0 whatever the error
+      if (round_down(shift - error) >= t) return c.positive;
+      shift = t + 1.5 * error;
+    } else {
+      shift += 0.25 * std::max(shift - t, kTiny);
+    }
+  }
+  return 0;
+}
+
+// #{lambda(M) > t} is at most the count at a shift s with s + error(s) <= t.
+inline int64_t certified_upper(const double* g, int64_t n, double t, double gram_error, double* work,
+                               const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {
+  double shift = t - 1.25 * a_priori_error(g, n, t, gram_error);
+  for (int guess = 0; guess < kShiftGuesses; ++guess) {
+    shift = std::nextafter(shift, -kInfinity);
+    const InertiaCount c = count_above(g, n, shift, work, parallel);
+    const double error = round_up(gram_error + terms.total(c));
+    if (c.valid) {
+      *error_used = error;
+      if (c.positive == n) return n;
+      if (round_up(shift + error) <= t) return c.positive;
+      shift = t - 1.5 * error;
+    } else {
+      shift -= 0.25 * std::max(t - shift, kTiny);
+    }
+  }
+  return n;
+}
+
+}  // namespace detail
+
+// g: computed Gram matrix, n x n, ||g - M||_2 <= gram_error with M the exact one. The result holds the
+// number of eigenvalues of M above tau^2, for any rounding. out: one interval per threshold.
+inline void certified_counts(const double* g, int64_t n, double gram_error, const Threshold* thresholds,
+                             int64_t count, CountInterval* out, const ParallelFor& parallel,
+                             const ErrorTerms& terms = {}, const std::vector<double>* start = nullptr,
+                             CertificateTrace* trace = nullptr) {
+  ScopedIeee ieee;
+  if (!terms.gram) gram_error = 0;
+  std::vector<double> work(n * n);
+  Bounds top = largest_eigenvalue(g, n, work.data(), parallel, terms, start);
+  top.lower = round_down(top.lower - gram_error);
+  top.upper = round_up(top.upper + gram_error);
+  for (int64_t i = 0; i < count; ++i) {
+    const double atol = thresholds[i].absolute, rtol = thresholds[i].relative;
+    if (std::isnan(atol) || std::isnan(rtol)) {
+      out[i] = {-1, -1};
+      continue;
+    }
+    if (std::max(atol, rtol) < 0) {  // tau < 0 <= sigma
+      out[i] = {n, n};
+      continue;
+    }
+    const double a = std::max(atol, 0.0), r = std::max(rtol, 0.0);
+    const Bounds t = {std::max(round_down(a * a), round_down(r * r * top.lower)),
+                      std::max(round_up(a * a), round_up(r * r * top.upper))};
+    CertificateTrace here{top, t, 0, 0};
+    if (t.lower >= top.upper) {
+      out[i] = {0, 0};
+    } else {
+      out[i].upper = detail::certified_upper(g, n, t.lower, gram_error, work.data(), parallel, terms,
+                                             &here.error_at_upper);
+      out[i].lower = out[i].upper == 0 ? 0
+                                       : detail::certified_lower(g, n, t.upper, gram_error, work.data(),
+                                                                 parallel, terms, &here.error_at_lower);
+      out[i].lower = std::min(out[i].lower, out[i].upper);
+    }
+    if (trace) *trace = here;
+  }
+}
+
+// Sides up to this are tridiagonalised once and counted by Sturm sequences; above it every threshold
+// costs one LDL^T and sigma_max a Lanczos run checked by another.
+inline constexpr int64_t kTridiagonalSide = 64;
+
+// Point counts without a certificate: right outside the band that rounding moves (docs/certificates.md).
+inline void point_counts(const double* g, int64_t n, const Threshold* thresholds, int64_t count, int64_t* out,
+                         const ParallelFor& parallel) {
+  ScopedIeee ieee;
+  const bool small = n <= kTridiagonalSide;
+  std::vector<double> work(small ? 0 : n * n);
+  const Tridiagonal t = small ? tridiagonalize(g, n) : Tridiagonal{};
+  double top = -1;  // found when a relative threshold first asks for it
+  for (int64_t i = 0; i < count; ++i) {
+    const double atol = thresholds[i].absolute, rtol = thresholds[i].relative;
+    if (std::isnan(atol) || std::isnan(rtol)) {
+      out[i] = -1;
+      continue;
+    }
+    if (std::max(atol, rtol) < 0) {
+      out[i] = n;
+      continue;
+    }
+    double tau_squared = std::max(atol, 0.0) * std::max(atol, 0.0);
+    if (rtol > 0) {
+      if (top < 0) {
+        const Bounds b = small ? Bounds{eigenvalue_by_bisection(t, 1), 0}
+                               : largest_eigenvalue(g, n, work.data(), parallel);
+        top = std::max(b.lower, 0.0);
+      }
+      tau_squared = std::max(tau_squared, rtol * rtol * top);
+    }
+    if (!(tau_squared < kInfinity)) {
+      out[i] = 0;
+      continue;
+    }
+    if (small) {
+      out[i] = sturm_count_above(t, tau_squared);
+      continue;
+    }
+    double shift = tau_squared;
+    InertiaCount c = count_above(g, n, shift, work.data(), parallel);
+    for (int nudge = 0; !c.valid && nudge < 8; ++nudge) {  // a pivot was exactly zero
+      shift += kUnitRoundoff * std::max(shift, top > 0 ? top : shift) + kTiny;
+      c = count_above(g, n, shift, work.data(), parallel);
+    }
+    out[i] = c.valid ? c.positive : -1;
+  }
+}
+
+}  // namespace bsgap

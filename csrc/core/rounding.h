@@ -1,0 +1,56 @@
+// Floating-point model used by every bound of this library: IEEE-754 binary64, round to nearest,
+// gradual underflow. fl(x op y) = (x op y)(1 + e) + h with |e| <= kUnitRoundoff and |h| <= kTiny / 2,
+// where h is 0 for additions and subtractions.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#if defined(__SSE2__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
+
+namespace bsgap {
+
+inline constexpr double kUnitRoundoff = 0x1p-53;
+inline constexpr double kTiny = 0x1p-1074;  // smallest subnormal
+inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// gamma_n = n u / (1 - n u), rounded up by two units in the last place.
+inline double gamma(double n) {
+  const double nu = n * kUnitRoundoff;
+  if (nu >= 0.5) return kInfinity;
+  return nu / (1.0 - nu) * (1.0 + 4 * kUnitRoundoff);
+}
+
+// x rounded up / down by more than the error of a handful of preceding operations on non-negative
+// numbers. The additive part covers results that underflowed.
+inline double round_up(double x) { return x * (1.0 + 8 * kUnitRoundoff) + 4 * kTiny; }
+inline double round_down(double x) {
+  const double y = x * (1.0 - 8 * kUnitRoundoff) - 4 * kTiny;
+  return y > 0 ? y : 0;
+}
+
+// Frameworks may switch the processor to flush subnormals to zero (torch.set_flush_denormal), or
+// leave another rounding mode behind; the bounds hold for neither, so every entry point restores the
+// default for its own duration. On processors other than x86 the default is assumed.
+class ScopedIeee {
+ public:
+#if defined(__SSE2__) || defined(_M_X64)
+  ScopedIeee() : saved_(_mm_getcsr()) { _mm_setcsr((saved_ & ~0xE040u) | 0x1F80u); }
+  ~ScopedIeee() { _mm_setcsr(saved_); }
+#else
+  ScopedIeee() = default;
+  ~ScopedIeee() = default;
+#endif
+  ScopedIeee(const ScopedIeee&) = delete;
+  ScopedIeee& operator=(const ScopedIeee&) = delete;
+
+ private:
+#if defined(__SSE2__) || defined(_M_X64)
+  unsigned saved_;
+#endif
+};
+
+}  // namespace bsgap

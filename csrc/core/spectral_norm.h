@@ -1,0 +1,181 @@
+// Largest eigenvalue of a positive semidefinite matrix known up to rounding, as an interval.
+//
+// Lanczos proposes a value theta and a vector; nothing is believed of them. The lower end is the
+// Rayleigh quotient of the vector less its rounding. The upper end is a shift at which LDL^T finds no
+// positive pivot, plus that factorisation's own error: a start vector orthogonal to the top
+// eigenvector costs time (the shift is raised until the factorisation agrees), never truth.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "ldlt.h"
+#include "parallel.h"
+#include "philox.h"
+#include "rounding.h"
+#include "tridiagonal.h"
+
+namespace bsgap {
+
+// Which error terms of a certificate are applied. All of them, always; a term is switched off only by
+// the tests, which show that the certificate is false without it.
+struct ErrorTerms {
+  bool gram = true;
+  bool ldlt = true;
+  bool shift = true;
+  bool spectral_norm = true;
+  bool underflow = true;
+
+  double total(const InertiaCount& c) const {
+    return round_up((ldlt ? c.factor_error : 0) + (shift ? c.shift_error : 0) +
+                    (underflow ? c.underflow_error : 0));
+  }
+};
+
+struct Bounds {
+  double lower = 0;
+  double upper = 0;
+};
+
+namespace detail {
+
+inline double dot(const double* x, const double* y, int64_t n) {
+  double sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
+  return sum;
+}
+
+// y = G x, both triangles of g valid.
+inline void multiply(const double* g, int64_t n, const double* x, double* y, const ParallelFor& parallel) {
+  constexpr int64_t kRows = 64;
+  const auto rows = [&](int64_t block) {
+    for (int64_t i = block * kRows; i < std::min(n, (block + 1) * kRows); ++i) y[i] = dot(g + i * n, x, n);
+  };
+  const int64_t blocks = (n + kRows - 1) / kRows;
+  if (n < 512) {
+    serial_for(blocks, rows);
+  } else {
+    parallel(blocks, rows);
+  }
+}
+
+inline constexpr int kMaxLanczosSteps = 160;
+
+// A unit vector whose Rayleigh quotient is close to the largest eigenvalue. Lanczos with full
+// reorthogonalisation, stopped when four steps gained less than 1e-9 of the value.
+inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std::vector<double>& start,
+                                           const ParallelFor& parallel) {
+  const int64_t max_steps = std::min<int64_t>(n, kMaxLanczosSteps);
+  std::vector<std::vector<double>> basis;
+  Tridiagonal t;
+  std::vector<double> q = start, y(n);
+  const double start_norm = std::sqrt(dot(q.data(), q.data(), n));
+  for (double& x : q) x /= start_norm;
+  double previous = 0, theta = 0;
+  for (int64_t step = 0; step < max_steps; ++step) {
+    basis.push_back(q);
+    multiply(g, n, q.data(), y.data(), parallel);
+    t.diagonal.push_back(dot(q.data(), y.data(), n));
+    for (int pass = 0; pass < 2; ++pass)
+      for (const auto& b : basis) {
+        const double c = dot(b.data(), y.data(), n);
+        for (int64_t i = 0; i < n; ++i) y[i] -= c * b[i];
+      }
+    const double beta = std::sqrt(dot(y.data(), y.data(), n));
+    const bool last = step + 1 == max_steps || !(beta > 1e-14 * std::abs(theta));
+    if (step % 4 == 3 || last) {
+      theta = eigenvalue_by_bisection(t, 1);
+      if (last || theta - previous <= 1e-9 * theta) break;
+      previous = theta;
+    }
+    t.off_diagonal.push_back(beta);
+    for (int64_t i = 0; i < n; ++i) q[i] = y[i] / beta;
+  }
+  // Eigenvector of the small tridiagonal matrix: two steps of inverse iteration by a plain solve.
+  const int64_t k = static_cast<int64_t>(t.diagonal.size());
+  std::vector<double> s(k, 1.0), pivots(k);
+  const double shift = theta * (1 + 1e-14) + kTiny;
+  for (int pass = 0; pass < 3; ++pass) {
+    for (int64_t i = 0; i < k; ++i) {
+      const double l = i > 0 ? t.off_diagonal[i - 1] / pivots[i - 1] : 0;
+      pivots[i] = t.diagonal[i] - shift - (i > 0 ? l * t.off_diagonal[i - 1] : 0);
+      if (pivots[i] == 0) pivots[i] = -kUnitRoundoff * std::max(shift, kTiny);
+      if (i > 0) s[i] -= l * s[i - 1];
+    }
+    for (int64_t i = k - 1; i >= 0; --i)
+      s[i] = (s[i] - (i + 1 < k ? t.off_diagonal[i] * s[i + 1] : 0)) / pivots[i];
+    double norm = 0;
+    for (const double x : s) norm = std::max(norm, std::abs(x));
+    for (double& x : s) x /= norm;
+  }
+  std::vector<double> x(n, 0.0);
+  for (int64_t j = 0; j < k; ++j)
+    for (int64_t i = 0; i < n; ++i) x[i] += s[j] * basis[j][i];
+  const double norm = std::sqrt(dot(x.data(), x.data(), n));
+  if (!(norm > 0) || !std::isfinite(norm)) return start;
+  for (double& xi : x) xi /= norm;
+  return x;
+}
+
+}  // namespace detail
+
+// Deterministic start: independent of the matrix, so orthogonal to its top vector only by design.
+inline std::vector<double> default_start(int64_t n) {
+  std::vector<double> start(n);
+  for (int64_t i = 0; i < n; ++i) start[i] = gaussian_pair(0x6273676170ULL, i, 0).first;
+  return start;
+}
+
+// Bounds of the largest eigenvalue of g (symmetric n x n, both triangles valid, no entry non-finite).
+// work: n x n. Ends differ by about 1e-6 relatively where the factorisation resolves that.
+inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const ParallelFor& parallel,
+                                 const ErrorTerms& terms = {}, const std::vector<double>* start = nullptr) {
+  ScopedIeee ieee;
+  double squares = 0;
+  for (int64_t i = 0; i < n * n; ++i) squares += g[i] * g[i];
+  const double nd = static_cast<double>(n);
+  const double frobenius = std::sqrt(round_up(squares * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny));
+  if (squares == 0) return {0, round_up(frobenius)};
+
+  const std::vector<double> x = detail::top_ritz_vector(g, n, start ? *start : default_start(n), parallel);
+  std::vector<double> gx(n);
+  detail::multiply(g, n, x.data(), gx.data(), parallel);
+  const double theta = detail::dot(x.data(), gx.data(), n) / detail::dot(x.data(), x.data(), n);
+  // |computed - exact| <= gamma_{3n+8} ||G||_F: n-term sums in the product, the quotient's two ends.
+  Bounds b;
+  b.lower = std::max(0.0, theta - gamma(3 * nd + 8) * frobenius * (1 + 1e-10) - nd * nd * kTiny);
+  if (!terms.spectral_norm) return {theta, theta};
+
+  b.upper = round_up(frobenius);  // always true: ||G||_2 <= ||G||_F
+  double gap = 1e-6;
+  for (int attempt = 0; attempt < 8; ++attempt, gap *= 8) {
+    const double shift = theta * (1 + gap) + kTiny;
+    if (shift >= b.upper) break;
+    const InertiaCount c = count_above(g, n, shift, work, parallel);
+    if (!c.valid) continue;
+    if (c.positive == 0) {
+      b.upper = std::min(b.upper, round_up(shift + terms.total(c)));
+      break;
+    }
+    // An eigenvalue stands above the shift: the proposal was low. The lower end rises with it.
+    b.lower = std::max(b.lower, shift - terms.total(c));
+  }
+  // The proposal missed the top of the spectrum altogether: bisect with factorisations.
+  for (int step = 0; step < 40 && b.upper > b.lower * (1 + 1e-5) && b.lower > theta; ++step) {
+    const double shift = b.lower + (b.upper - b.lower) / 2;
+    const InertiaCount c = count_above(g, n, shift, work, parallel);
+    if (!c.valid) break;
+    const double error = terms.total(c);
+    const double lower = c.positive > 0 ? shift - error : b.lower;
+    const double upper = c.positive > 0 ? b.upper : round_up(shift + error);
+    if (lower <= b.lower && upper >= b.upper) break;  // at the factorisation's resolution
+    b.lower = std::max(b.lower, lower);
+    b.upper = std::min(b.upper, upper);
+  }
+  return b;
+}
+
+}  // namespace bsgap

@@ -1,0 +1,35 @@
+"""Settings of every test run: one thread, and tests marked ``gpu`` only where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Runs torch on one thread unless BSGAP_TEST_THREADS says otherwise.
+
+    The matrices are small, and threads that wait for each other on a busy two-core machine cost up to 50
+    times the work. Tests of threaded code ask for threads by the fixture ``use_threads``.
+    """
+    torch.set_num_threads(int(os.environ.get("BSGAP_TEST_THREADS", "1")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked ``gpu`` on a machine without a CUDA device, and says so in the summary."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def use_threads() -> Iterator[Callable[[int], None]]:
+    """A function that sets torch's number of threads until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)

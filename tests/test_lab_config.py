@@ -1,0 +1,96 @@
+"""Options of runs and sweeps: defaults, and the sentence for every mistake."""
+
+import pytest
+
+from bsgap_kernels.lab import config as options
+from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
+from bsgap_kernels.lab.models import REGISTRY
+from bsgap_kernels.tracking.sites import UNFOLDS
+
+
+def test_names_agree_with_the_modules_that_hold_them() -> None:
+    # config.py repeats the names so that the command line can check them without importing torch.
+    assert set(options.MODELS) == set(REGISTRY)
+    assert options.UNFOLDS == UNFOLDS
+
+
+def test_budget() -> None:
+    assert TrainConfig().budget == f"{options.DEFAULT_EPOCHS} epochs"
+    assert TrainConfig(steps=7).budget == "7 steps"
+    assert TrainConfig(steps=7).epochs is None
+
+
+def test_sweep_lists_from_text_and_from_lists() -> None:
+    text = SweepConfig(batch_sizes="16, 128,full", seeds="0,1")
+    assert text == SweepConfig(batch_sizes=[16, 128, "full"], seeds=[0, 1])
+    assert [run.run for run in text.runs()] == [
+        "b16-s0", "b16-s1", "b128-s0", "b128-s1", "bfull-s0", "bfull-s1",
+    ]  # fmt: skip
+    assert SweepConfig(batch_sizes=8, seeds=3).runs()[0].run == "b8-s3"
+
+
+def test_layers_from_text() -> None:
+    assert TrainConfig(layers="relu1, fc*").layers == ["relu1", "fc*"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"data": "imagenet"},
+            "data: got 'imagenet', expected one of digits, mnist, fashion-mnist, cifar10, cifar100",
+        ),
+        (
+            {"data": "mnist"},
+            "data_root: got none, expected the directory that holds torchvision's files of mnist",
+        ),
+        ({"model": "vgg"}, "model: got 'vgg', expected one of lenet5"),
+        ({"lr": -0.1}, "lr: got -0.1, expected a finite number of at least 0"),
+        ({"lr": float("nan")}, "lr: got nan, expected"),
+        ({"lr_rule": "cubic"}, "lr_rule: got 'cubic', expected one of fixed, linear, sqrt"),
+        ({"momentum": 1.0}, "momentum: got 1.0, expected a finite number of at least 0 and below 1"),
+        ({"rtol": -1e-3}, "rtol: got -0.001, expected a finite number of at least 0"),
+        ({"atol": -1.0}, "atol: got -1.0, expected"),
+        ({"unfold": "rows"}, "unfold: got 'rows', expected one of flatten, channel, pool"),
+        ({"epochs": 3, "steps": 4}, "epochs, steps: got both 3 and 4, expected one of the two budgets"),
+        ({"epochs": 0}, "epochs: got 0, expected an integer of at least 1"),
+        ({"steps": 2.5}, "steps: got 2.5, expected an integer of at least 1"),
+        ({"probe_every": 0}, "probe_every: got 0, expected an integer of at least 1"),
+        ({"every": True}, "every: got True, expected an integer of at least 1"),
+        ({"max_probes": 0}, "max_probes: got 0, expected an integer of at least 1"),
+        ({"layers": []}, "layers: got [], expected patterns"),
+        ({"layers": [3]}, "layers: got [3], expected patterns"),
+        ({"overwrite": "yes"}, "overwrite: got 'yes', expected true or false"),
+    ],
+)
+def test_mistakes_name_option_value_and_expectation(given: dict[str, object], message: str) -> None:
+    for kind in (TrainConfig, SweepConfig):
+        with pytest.raises(UserError) as caught:
+            kind(**given)
+        assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("value", [0, -1, "half", 1.5, True, ""])
+def test_bad_batch_size(value: object) -> None:
+    with pytest.raises(UserError, match="batch_size: got .*, expected an integer of at least 1, or full"):
+        TrainConfig(batch_size=value)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch_sizes": "16,16"}, "batch_sizes: got \\[16, 16\\], expected each value once"),
+        ({"batch_sizes": ""}, "batch_sizes: got an empty list"),
+        ({"batch_sizes": "16,x"}, "batch_sizes: got 'x'"),
+        ({"seeds": "-1"}, "seeds: got '-1', expected integers of at least 0"),
+        ({"seeds": []}, "seeds: got an empty list"),
+    ],
+)
+def test_bad_sweep_lists(given: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SweepConfig(**given)
+
+
+def test_bad_seed() -> None:
+    with pytest.raises(UserError, match="seed: got -1, expected an integer of at least 0"):
+        TrainConfig(seed=-1)

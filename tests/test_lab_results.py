@@ -1,0 +1,139 @@
+"""Result files: rows, directories that are never destroyed silently, and the sweep."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from lab_data import small_data
+
+from bsgap_kernels.lab import sweep as sweep_module
+from bsgap_kernels.lab.config import SweepConfig, UserError
+from bsgap_kernels.lab.results import MetricWriter, prepare_directory, write_summary
+from bsgap_kernels.lab.sweep import format_table, sweep
+
+
+def test_rows_are_json_and_non_finite_values_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    values = [1, -1, 0.1, 1e-300, 1e22, math.nan, math.inf, -math.inf]
+    with MetricWriter(path, 'odd "name"', attempt=2) as writer:
+        for step, value in enumerate(values):
+            writer.add(step, "relu#0", "probe.ratio", value)
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["value"] for row in found] == [1, -1, 0.1, 1e-300, 1e22, None, None, None]
+    assert found[3] == {
+        "run": 'odd "name"', "attempt": 2, "step": 3, "site": "relu#0", "metric": "probe.ratio",
+        "value": 1e-300,
+    }  # fmt: skip
+
+
+def test_rows_reach_the_file_when_the_block_raises(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+
+    def measure() -> None:
+        with MetricWriter(path, "r") as writer:
+            writer.add(0, "", "lr", 0.1)
+            assert path.read_text() == ""
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        measure()
+    assert len(path.read_text().splitlines()) == 1
+
+
+def test_summary_has_no_nan(tmp_path: Path) -> None:
+    write_summary(tmp_path / "summary.json", {"a": math.nan, "sites": [{"ratio": math.inf}], "b": 1})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {
+        "a": None,
+        "sites": [{"ratio": None}],
+        "b": 1,
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_a_directory_with_content_is_refused(tmp_path: Path) -> None:
+    kept = tmp_path / "config.yaml"
+    kept.write_text("seed: 0")
+    with pytest.raises(
+        UserError, match="already exists and is not empty; name another one or give --overwrite"
+    ):
+        prepare_directory(tmp_path)
+    assert kept.read_text() == "seed: 0"
+
+
+def test_overwrite_takes_results_only(tmp_path: Path) -> None:
+    run = tmp_path / "b16-s0"
+    run.mkdir()
+    for name in ("sweep.yaml", "report.html", "notes.txt"):
+        (tmp_path / name).write_text("x")
+    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
+        (run / name).write_text("x")
+    prepare_directory(tmp_path, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_overwrite_refuses_a_directory_that_holds_no_results(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match=r"holds no config.yaml or sweep.yaml"):
+        prepare_directory(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_text("x")
+    with pytest.raises(UserError, match="is a file, expected a directory"):
+        prepare_directory(path, overwrite=True)
+
+
+@pytest.fixture
+def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_module, "load_data", lambda name, root: small_data())
+
+
+@pytest.mark.usefixtures("small_digits")
+def test_sweep_runs_every_batch_size_with_every_seed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = SweepConfig(batch_sizes="16,full", seeds="0,1", epochs=2, probe_size=24)
+    summaries = sweep(settings, tmp_path)
+    assert [(s["run"], s["batch_size"], s["seed"], s["steps"]) for s in summaries] == [
+        ("b16-s0", 16, 0, 6), ("b16-s1", 16, 1, 6), ("bfull-s0", 48, 0, 2), ("bfull-s1", 48, 1, 2),
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "b16-s0", "b16-s1", "bfull-s0", "bfull-s1", "sweep.yaml",
+    ]  # fmt: skip
+    assert "b16-s0: step 6/6, loss" in capsys.readouterr().out
+    lines = format_table(summaries).splitlines()
+    for title in ("batch size", "steps", "train acc", "test acc", "gap", "relu1#0", "relu4#0", "metric %"):
+        assert title in lines[0]
+    assert lines[2].split()[:3] == ["16", "0", "6"]
+    assert lines[5].split()[:3] == ["48", "1", "2"]
+    assert f"{summaries[0]['sites'][1]['ratio']:.3f}" in lines[2]
+    with pytest.raises(UserError, match="is not empty"):
+        sweep(settings, tmp_path)
+    sweep(SweepConfig(batch_sizes="full", epochs=1, probe_size=24, overwrite=True), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bfull-s0", "sweep.yaml"]
+
+
+@pytest.mark.usefixtures("small_digits")
+def test_equal_steps(tmp_path: Path) -> None:
+    summaries = sweep(SweepConfig(batch_sizes="16,full", steps=3, probe_size=24), tmp_path)
+    assert [s["steps"] for s in summaries] == [3, 3]
+    assert [s["epochs"] for s in summaries] == [1.0, 3.0]
+
+
+@pytest.mark.usefixtures("small_digits")
+def test_a_mistake_in_the_last_run_costs_no_training(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="batch_size: got 64, expected at most the 48"):
+        sweep(SweepConfig(batch_sizes="16,64", probe_size=24), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_table_of_a_run_that_was_stopped_early() -> None:
+    summary = {
+        "batch_size": 16, "seed": 0, "steps": 0, "train_accuracy": None, "test_accuracy": None,
+        "generalization_gap": None, "sites": [], "metric_percent_of_step": None,
+        "probe_percent_of_step": None,
+    }  # fmt: skip
+    assert format_table([summary]).splitlines()[2].split() == ["16", "0", "0", "-", "-", "-", "-", "-"]

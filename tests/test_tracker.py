@@ -1,0 +1,249 @@
+"""RankTracker: which sites, which numbers, and that the model does not notice."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bsgap_kernels.tracking import RankTracker
+from bsgap_kernels.tracking.sites import NONLINEARITIES, select_modules, unfold_activation
+
+RTOL = 1e-2
+
+
+class Reused(nn.Module):
+    """One ReLU called twice, with a convolution before and a linear layer between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 3)
+        self.fc = nn.Linear(3 * 6 * 6, 24)
+        self.act = nn.ReLU()
+        self.head = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.conv(x))
+        x = self.act(self.fc(x.flatten(1)))
+        return self.head(x)
+
+
+def count(activation: Tensor, rtol: float = RTOL, atol: float = 0.0, center: bool = False) -> int:
+    """The near-rank by float64 singular values; the test is void if one lies at the threshold."""
+    matrix = activation.double()
+    if center:
+        matrix = matrix - matrix.mean(0)
+    sigma = torch.linalg.svdvals(matrix)
+    tau = max(atol, rtol * float(sigma[0]))
+    assert ((sigma / tau - 1).abs() > 1e-5).all(), (
+        "a singular value lies at the threshold; choose another seed"
+    )
+    return int((sigma > tau).sum())
+
+
+def test_sites_are_named_by_module_and_call_in_forward_order() -> None:
+    model = Reused()
+    with RankTracker(model) as tracker:
+        assert tracker.sites() == []
+        for _ in range(2):
+            model(torch.randn(10, 1, 8, 8))
+        records = tracker.collect()
+    assert tracker.sites() == ["act#0", "act#1"]
+    assert [records[site].shape for site in tracker.sites()] == [(10, 108), (10, 24)]
+
+
+def test_a_name_given_twice_to_one_module_is_one_site() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    model.alias = model[1]
+    assert list(select_modules(model)) == ["1"]
+    assert list(select_modules(model, ["alias"])) == ["alias"]
+
+
+def test_a_bare_nonlinearity_is_named_by_its_class() -> None:
+    model = nn.ReLU()
+    with RankTracker(model) as tracker:
+        model(torch.randn(5, 4))
+        assert list(tracker.collect()) == ["ReLU#0"]
+
+
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Sigmoid, nn.LeakyReLU, nn.ELU])
+def test_nonlinearities_are_read_by_default(kind: type[nn.Module]) -> None:
+    assert kind in NONLINEARITIES
+    assert list(select_modules(nn.Sequential(nn.Linear(3, 3), kind(), nn.Softmax(-1)))) == ["1"]
+
+
+def test_records_equal_float64_singular_value_counts_step_by_step() -> None:
+    torch.manual_seed(3)
+    model = Reused()
+    saved: list[Tensor] = []
+    model.act.register_forward_hook(lambda module, args, output: saved.append(output.detach().clone()))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with RankTracker(model, rtol=RTOL) as tracker:
+        for _ in range(4):
+            saved.clear()
+            loss = model(torch.randn(16, 1, 8, 8)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            records = tracker.collect()
+            for site, activation in zip(("act#0", "act#1"), saved, strict=True):
+                record, expected = records[site], count(activation.flatten(1))
+                assert record.near_rank == expected
+                assert record.lower <= expected <= record.upper
+                assert record.ratio == expected / min(record.shape)
+                sigma_max = float(torch.linalg.svdvals(activation.flatten(1).double())[0])
+                assert record.summary["sigma_max"] == pytest.approx(sigma_max, rel=1e-5)
+                assert record.seconds > 0
+
+
+@pytest.mark.parametrize("options", [{"rtol": 0.1}, {"rtol": 0.0, "atol": 0.5}, {"center": True}])
+def test_tolerances_and_centring_reach_the_op(options: dict[str, float]) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 12), nn.ReLU())
+    x = torch.randn(30, 20)
+    with RankTracker(model, **options) as tracker:
+        output = model(x).detach()
+        record = tracker.collect()["1#0"]
+    expected = {"rtol": RTOL, **options}
+    assert record.near_rank == count(output, **expected)
+
+
+def test_an_in_place_operation_that_follows_does_not_change_the_count() -> None:
+    torch.manual_seed(1)
+    linear = nn.Linear(16, 16)
+    with torch.no_grad():
+        linear.bias.fill_(-100.0)  # the in-place ReLU leaves zeros only
+    model = nn.Sequential(linear, nn.ReLU(inplace=True))
+    x = torch.randn(40, 16)
+    expected = count(linear(x).detach(), rtol=1e-3)
+    with RankTracker(model, layers=["0", "1"], rtol=1e-3) as tracker:
+        model(x)
+        records = tracker.collect()
+    assert expected > 1
+    assert (records["0#0"].near_rank, records["1#0"].near_rank) == (expected, 0)
+
+
+def test_gradients_are_bit_identical_and_no_hook_stays() -> None:
+    def gradients(tracked: bool) -> list[Tensor]:
+        torch.manual_seed(5)
+        model = Reused()
+        x = torch.randn(8, 1, 8, 8)
+        tracker = RankTracker(model) if tracked else None
+        model(x).square().sum().backward()
+        if tracker is not None:
+            tracker.close()
+            assert tracker.collect()["act#1"].near_rank >= 0
+            for module in model.modules():
+                assert not module._forward_hooks
+                assert not module._forward_pre_hooks
+        return [parameter.grad for parameter in model.parameters()]
+
+    for plain, tracked in zip(gradients(False), gradients(True), strict=True):
+        assert torch.equal(plain, tracked)
+
+
+def test_hooks_go_when_the_block_raises() -> None:
+    model = Reused()
+    with pytest.raises(KeyError), RankTracker(model):
+        raise KeyError
+    assert not model.act._forward_hooks
+
+
+def test_views_are_kept_apart_and_paused_passes_leave_nothing() -> None:
+    model = Reused()
+    with RankTracker(model) as tracker:
+        model(torch.randn(6, 1, 8, 8))
+        with tracker.view("probe"):
+            model(torch.randn(9, 1, 8, 8))
+        with tracker.paused():
+            model(torch.randn(5, 1, 8, 8))
+        assert tracker.collect("probe")["act#0"].shape == (9, 108)
+        assert tracker.collect()["act#0"].shape == (6, 108)
+        assert tracker.collect() == {}
+        with tracker.paused(when=False):
+            model(torch.randn(7, 1, 8, 8))
+        assert tracker.collect()["act#1"].shape == (7, 24)
+
+
+def test_a_submodule_called_directly_keeps_its_site() -> None:
+    model = Reused()
+    with RankTracker(model) as tracker:
+        for _ in range(3):
+            model.act(torch.randn(6, 5))
+            assert list(tracker.collect()) == ["act#0"]
+
+
+def test_non_finite_activations_are_reported_as_minus_one() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    with RankTracker(model) as tracker:
+        model(torch.full((6, 4), math.nan))
+        record = tracker.collect()["1#0"]
+    assert record.near_rank == -1
+    assert math.isnan(record.ratio)
+    assert math.isnan(record.summary["sigma_max"])
+
+
+def test_unfolds() -> None:
+    x = torch.randn(5, 3, 4, 2)
+    assert unfold_activation(x, "flatten").shape == (5, 24)
+    assert torch.equal(unfold_activation(x, "channel"), x.permute(0, 2, 3, 1).reshape(-1, 3))
+    torch.testing.assert_close(unfold_activation(x, "pool"), x.mean((2, 3)))
+    assert unfold_activation(x.bfloat16(), "pool").dtype == torch.float32
+    assert unfold_activation(torch.randn(5)).shape == (5, 1)
+    flat, last = unfold_activation(x), x.contiguous(memory_format=torch.channels_last)
+    assert flat.data_ptr() == x.data_ptr()
+    assert unfold_activation(last, "channel").data_ptr() == last.data_ptr()
+    for unfold in ("flatten", "channel", "pool"):
+        assert unfold_activation(torch.randn(5, 7), unfold).shape == (5, 7)
+
+
+def test_the_first_tensor_of_a_tuple_is_read() -> None:
+    model = nn.Sequential(nn.LSTM(3, 4, batch_first=True))
+    with RankTracker(model, layers=["0"]) as tracker:
+        model(torch.randn(5, 6, 3))
+        assert tracker.collect()["0#0"].shape == (5, 24)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": ["cnov"]}, ValueError, r"'cnov' matches no module; the nearest names are .*conv"),
+        (
+            {"layers": ["zzzz"]},
+            ValueError,
+            r"'zzzz' matches no module; the model has Reused, conv, fc, act, head",
+        ),
+        ({"layers": []}, ValueError, "got an empty list"),
+        ({"layers": "act"}, TypeError, r"got the string 'act', expected a list"),
+        ({"rtol": -1.0}, ValueError, r"rtol: got -1.0, expected a finite number of at least 0"),
+        ({"atol": math.nan}, ValueError, r"atol: got nan, expected"),
+        ({"unfold": "rows"}, ValueError, r"unfold: got 'rows', expected one of flatten, channel, pool"),
+    ],
+)
+def test_bad_options(options: dict[str, object], error: type[Exception], message: str) -> None:
+    model = Reused()
+    with pytest.raises(error, match=message):
+        RankTracker(model, **options)
+    assert not model._forward_pre_hooks
+
+
+def test_models_that_cannot_be_tracked() -> None:
+    with pytest.raises(TypeError, match="expected a torch.nn.Module"):
+        RankTracker(lambda x: x)
+    with pytest.raises(ValueError, match="no nonlinearity module to read by default"):
+        RankTracker(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="before torch.compile wraps it"):
+        RankTracker(torch.compile(Reused()))
+
+
+def test_an_output_that_is_no_activation_names_the_site() -> None:
+    class Bad(nn.Module):
+        def forward(self, x: Tensor) -> object:
+            return {"x": x} if x.ndim else x
+
+    model = Bad()
+    with RankTracker(model, layers=["Bad"]):
+        with pytest.raises(TypeError, match="Bad#0: the module returned dict, expected a tensor"):
+            model(torch.randn(3))
+        with pytest.raises(ValueError, match="Bad#0: the module returned a scalar"):
+            model(torch.tensor(1.0))
