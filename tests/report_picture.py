@@ -31,8 +31,10 @@ def make_picture(directory: Path, picture: Path) -> int:
         picture.parent.mkdir(parents=True, exist_ok=True)
         screenshot(driver, picture, height=round(bottom) + 18)
     with Image.open(picture) as image:
-        reduced = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
-    reduced.save(picture, optimize=True)
+        whole = image.convert("RGB")
+    whole.save(picture, optimize=True)
+    if picture.stat().st_size >= MAX_BYTES:
+        whole.quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
     return picture.stat().st_size
 
 

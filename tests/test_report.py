@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,6 +251,17 @@ def test_a_large_sweep_stays_under_five_megabytes(tmp_path):
     )
     # More steps than are drawn change nothing in the size, so 320 stand for 2,000.
     assert write_report(sweep).stat().st_size < 5_000_000
+
+
+def test_the_style_and_script_of_the_page_are_packaged():
+    """An installed package without them would fail where a checkout works."""
+    tomllib = pytest.importorskip("tomllib", reason="tomllib is part of Python from 3.11")
+    root = Path(__file__).parent.parent
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["bsgap_kernels.lab"]
+    assets = [path for path in (root / "bsgap_kernels" / "lab").glob("report_*") if path.suffix != ".py"]
+    assert len(assets) == 2
+    assert all(any(path.match(pattern) for pattern in patterns) for path in assets)
 
 
 @pytest.mark.parametrize(
