@@ -1,7 +1,6 @@
 """The command `bsgap`: train, sweep, report, demo, bench, info.
 
-Nothing heavy is imported before the options are parsed, so `bsgap --help` and a mistyped option answer at
-once. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
+Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def test_gram_term_natural_rounding() -> None:
     assert rational.count_above(rational.gram(A.tolist()), Fraction(atol) ** 2) == 1
     found = _core.gram(A)
     assert found["gram"][0, 0] == 1.0
-    assert not holds(interval(found["gram"], atol=atol, gram_error=found["rounding_error"], without=["gram"]), 1)
+    assert not holds(
+        interval(found["gram"], atol=atol, gram_error=found["rounding_error"], without=["gram"]), 1
+    )
     assert holds(interval(found["gram"], atol=atol, gram_error=found["rounding_error"]), 1)
     assert holds(_core.near_rank_interval(A, atol=atol, rtol=0.0), 1)
 
@@ -204,7 +206,9 @@ def probe_case(seed: int) -> tuple[Matrix, Matrix, Matrix, float]:
     v = cosine * p + np.sqrt(1 - cosine**2) * q
     v[np.abs(v) < 1e-3] = 0.0
     v /= np.linalg.norm(v)
-    rest = np.linalg.qr(np.column_stack([v, np.random.default_rng(seed).standard_normal((n, n - 1))]))[0][:, 1:]
+    rest = np.linalg.qr(np.column_stack([v, np.random.default_rng(seed).standard_normal((n, n - 1))]))[0][
+        :, 1:
+    ]
     M = 0.0100 * np.outer(v, v) + (rest * np.linspace(0.5, 1.0, n - 1)) @ rest.T
     M = (M + M.T) / 2
     G = M + 1e-3 * np.outer(v, v)
@@ -306,7 +310,11 @@ def test_results_do_not_depend_on_threads(use_threads: object) -> None:
             use_threads(threads)
             found.append(
                 [bsgap.gram(A), bsgap.gram(A, center=True)]
-                + [x for mode in ("rigorous", "probed") for x in bsgap.near_rank_interval(A, rtol=1e-2, mode=mode)]  # type: ignore[arg-type]
+                + [
+                    x
+                    for mode in ("rigorous", "probed")
+                    for x in bsgap.near_rank_interval(A, rtol=1e-2, mode=mode)
+                ]  # type: ignore[arg-type]
             )
         for one, two in zip(*found, strict=True):
             assert torch.equal(one, two)
