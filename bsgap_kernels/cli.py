@@ -1,6 +1,7 @@
 """The command `bsgap`: train, sweep, report, demo, bench, info.
 
-Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
+Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A
+user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
 """
 
 from __future__ import annotations

@@ -13,11 +13,11 @@ from report_fixtures import LENET, layers, write_run, write_sweep
 
 pytest.importorskip("bokeh")
 from bsgap_kernels.lab.report import ReportError, write_report
-from bsgap_kernels.lab.report_data import load_results
-from bsgap_kernels.lab.report_figures import SHOWN_STEPS, heat_maps, trajectories
-from bsgap_kernels.lab.report_figures_batch import accuracy_by_batch, near_rank_by_batch
-from bsgap_kernels.lab.report_figures_time import time_by_batch
-from bsgap_kernels.lab.report_style import significant
+from bsgap_kernels.lab.report.data import load_results
+from bsgap_kernels.lab.report.figures import SHOWN_STEPS, heat_maps, trajectories
+from bsgap_kernels.lab.report.figures_batch import accuracy_by_batch, near_rank_by_batch
+from bsgap_kernels.lab.report.figures_time import time_by_batch
+from bsgap_kernels.lab.report.style import significant
 
 FIGURES = ("heatmap", "batch", "trajectory", "accuracy", "time")
 
@@ -258,8 +258,9 @@ def test_the_style_and_script_of_the_page_are_packaged():
     tomllib = pytest.importorskip("tomllib", reason="tomllib is part of Python from 3.11")
     root = Path(__file__).parent.parent
     settings = tomllib.loads((root / "pyproject.toml").read_text())
-    patterns = settings["tool"]["setuptools"]["package-data"]["bsgap_kernels.lab"]
-    assets = [path for path in (root / "bsgap_kernels" / "lab").glob("report_*") if path.suffix != ".py"]
+    patterns = settings["tool"]["setuptools"]["package-data"]["bsgap_kernels.lab.report"]
+    folder = root / "bsgap_kernels" / "lab" / "report"
+    assets = [path for path in folder.glob("*.*") if path.suffix != ".py"]
     assert len(assets) == 2
     assert all(any(path.match(pattern) for pattern in patterns) for path in assets)
 

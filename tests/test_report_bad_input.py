@@ -12,9 +12,9 @@ from report_fixtures import LENET, write_run, write_sweep
 
 pytest.importorskip("bokeh")
 from bsgap_kernels.lab.report import ReportError, write_report
-from bsgap_kernels.lab.report_data import load_results
-from bsgap_kernels.lab.report_rows import read_rows
-from bsgap_kernels.lab.report_text import notices_html
+from bsgap_kernels.lab.report.data import load_results
+from bsgap_kernels.lab.report.rows import read_rows
+from bsgap_kernels.lab.report.text import notices_html
 
 SITES = {name: LENET[name] for name in ("relu1#0", "relu2#0")}
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgap_kernels.lab.report_rows import Rows, read_rows
+from bsgap_kernels.lab.report.rows import Rows, read_rows
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE)

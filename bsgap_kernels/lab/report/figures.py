@@ -10,8 +10,8 @@ import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker, Line, LinearColorMapper, Model, Range1d, Span, VArea
 from numpy.typing import NDArray
 
-from bsgap_kernels.lab.report_data import Results, Run, Trajectory
-from bsgap_kernels.lab.report_style import (
+from bsgap_kernels.lab.report.data import Results, Run, Trajectory
+from bsgap_kernels.lab.report.style import (
     EMPTY,
     MUTED,
     RATIO_PALETTE,

@@ -10,12 +10,12 @@ from bokeh.embed import components
 from bokeh.models import Model
 from bokeh.resources import Resources
 
-from bsgap_kernels.lab.report_data import ReportError, Results, load_results
-from bsgap_kernels.lab.report_figures import Plot, heat_maps, trajectories
-from bsgap_kernels.lab.report_figures_batch import accuracy_by_batch, near_rank_by_batch
-from bsgap_kernels.lab.report_figures_time import time_by_batch
-from bsgap_kernels.lab.report_style import FONT, RATIO_PALETTE
-from bsgap_kernels.lab.report_text import facts_html, findings, notices_html, table_html
+from bsgap_kernels.lab.report.data import ReportError, Results, load_results
+from bsgap_kernels.lab.report.figures import Plot, heat_maps, trajectories
+from bsgap_kernels.lab.report.figures_batch import accuracy_by_batch, near_rank_by_batch
+from bsgap_kernels.lab.report.figures_time import time_by_batch
+from bsgap_kernels.lab.report.style import FONT, RATIO_PALETTE
+from bsgap_kernels.lab.report.text import facts_html, findings, notices_html, table_html
 
 __all__ = ["REPORT_FILE", "ReportError", "write_report"]
 
@@ -83,7 +83,7 @@ def render(results: Results) -> str:
         options = json.dumps({key: switch[key] for key in ("sources", "axes", "labels")})
         # No data of a run is in the options, only Bokeh's ids and fixed words.
         switching = f'<script type="application/json" id="switch-options">{options}</script>'
-        switching += f"<script>{_asset('report_page.js')}</script>"
+        switching += f"<script>{_asset('page.js')}</script>"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -92,7 +92,7 @@ def render(results: Results) -> str:
 <meta name="viewport" content="width=1180">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">
-<style>{_asset("report_page.css").replace("__FONT__", FONT)}</style>
+<style>{_asset("page.css").replace("__FONT__", FONT)}</style>
 <script>{_SHARP}</script>
 {bokeh}
 </head>

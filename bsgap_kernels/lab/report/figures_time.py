@@ -8,10 +8,10 @@ from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, FactorRange, Legend, LegendItem, Range1d
 from bokeh.plotting import figure
 
-from bsgap_kernels.lab.report_data import Results
-from bsgap_kernels.lab.report_figures import Plot
-from bsgap_kernels.lab.report_figures_batch import mean
-from bsgap_kernels.lab.report_style import (
+from bsgap_kernels.lab.report.data import Results
+from bsgap_kernels.lab.report.figures import Plot
+from bsgap_kernels.lab.report.figures_batch import mean
+from bsgap_kernels.lab.report.style import (
     FONT,
     INK,
     METRIC,

@@ -14,9 +14,9 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from bsgap_kernels.lab.report_data import Results, Run, Site
-from bsgap_kernels.lab.report_figures import Plot, interval_text, shape_text
-from bsgap_kernels.lab.report_style import (
+from bsgap_kernels.lab.report.data import Results, Run, Site
+from bsgap_kernels.lab.report.figures import Plot, interval_text, shape_text
+from bsgap_kernels.lab.report.style import (
     FONT,
     GAP,
     INK,

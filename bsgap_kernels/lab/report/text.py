@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from html import escape
 
-from bsgap_kernels.lab.report_data import Results, Run, Site
-from bsgap_kernels.lab.report_figures_batch import mean, sized
-from bsgap_kernels.lab.report_style import DASH, significant
+from bsgap_kernels.lab.report.data import Results, Run, Site
+from bsgap_kernels.lab.report.figures_batch import mean, sized
+from bsgap_kernels.lab.report.style import DASH, significant
 
 # Beyond this many layers the table would not fit the page: the layers then get tables of their own.
 LAYERS_PER_TABLE = 8
