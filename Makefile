@@ -10,6 +10,7 @@ TORCH ?= torch torchvision
 EXTRA_REQ ?=
 DEMO_DIR ?= runs/demo
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -31,7 +32,7 @@ help: ## print this list
 	@echo "Targets (each installs what it needs into $(VENV) first; torch is about 5 GB, once):"
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=\"$(TORCH)\" EXTRA_REQ=\"$(EXTRA_REQ)\""
-	@echo "           DEMO_DIR=$(DEMO_DIR) PYTEST_ARGS=\"$(PYTEST_ARGS)\""
+	@echo "           DEMO_DIR=$(DEMO_DIR) PYTEST_ARGS=\"$(PYTEST_ARGS)\" BENCH_ARGS=\"$(BENCH_ARGS)\""
 
 $(deps): pyproject.toml tools/requirements.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
@@ -41,7 +42,7 @@ $(deps): pyproject.toml tools/requirements.py
 		$(PYTHON) -m venv $(venv) || \
 		{ echo "make: '$(PYTHON) -m venv' failed; on Debian: apt-get install python3-venv"; exit 1; }; }
 	@$(bin)/python tools/requirements.py "$(TORCH)" "$(EXTRA_REQ)" > $(venv)/requirements.txt
-	@echo "==> Installing $(TORCH) $(EXTRA_REQ) and the tools into $(VENV) (once; up to 5 GB and some minutes)"
+	@echo "==> Installing $(strip $(TORCH) $(EXTRA_REQ)) and the tools into $(VENV) (once; up to 5 GB and some minutes)"
 	@$(bin)/python -m pip install --requirement $(venv)/requirements.txt
 	@rm -f $(venv)/.bsgap-requirements-*
 	@touch $@
@@ -57,7 +58,7 @@ build: $(built) ## compile csrc/ and install the package in place
 
 demo: $(built) ## train LeNet-5 on digits at three batch sizes, count near-rank at every step, write a report
 	@echo "==> Demo: a batch-size sweep with near-rank at every layer and step; replaces $(DEMO_DIR) (under 2 minutes on 2 cores)"
-	@$(bin)/bsgap demo --output-dir $(DEMO_DIR) --overwrite
+	@$(bin)/bsgap demo --out $(DEMO_DIR) --overwrite
 
 test: $(built) ## run the tests
 	@echo "==> Testing bsgap_kernels on $$($(bin)/python -c 'import platform, torch; print("Python", platform.python_version() + ", torch", torch.__version__)')"
@@ -76,10 +77,10 @@ format: $(deps) ## rewrite Python and C++ in the project's format
 	@$(bin)/ruff check --fix $(python_files)
 	@$(if $(cpp_files),$(bin)/clang-format -i $(cpp_files))
 
-bench: $(built) ## time the ops against their peers; results go to benchmarks/results/
-	@ls benchmarks/bench_*.py > /dev/null 2>&1 || { echo "make bench: no benchmarks/bench_*.py in this checkout"; exit 1; }
-	@set -e; for script in benchmarks/bench_*.py; do \
-		echo "==> $$script (wants an idle machine)"; $(bin)/python $$script; done
+bench: $(built) ## time the ops against their peers: benchmarks/results/cpu.json and the README's table
+	@echo "==> Benchmark (wants an idle machine; minutes). A look at less: BENCH_ARGS=\"--quick\", and it is not kept"
+	@$(bin)/python -m bsgap_kernels.bench $(BENCH_ARGS) $(if $(BENCH_ARGS),,--json benchmarks/results/cpu.json)
+	@$(if $(BENCH_ARGS),,$(bin)/python benchmarks/readme_table.py)
 
 clean: ## remove what builds and checks left (not the environment, not runs/)
 	@rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

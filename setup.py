@@ -17,6 +17,7 @@ import pybind11
 # 2.10 is the first release whose stable ABI has all we call; one binary then serves every later torch.
 STABLE_ABI = "0x020a000000000000"
 HEADERS = str(Path(__file__).resolve().parent / "csrc")
+DEPENDS = sorted(str(p) for p in Path("csrc").rglob("*.h"))  # part of a source distribution too
 FLAGS = ["-O3", "-std=c++20", "-fopenmp-simd", "-Wall", "-Wextra", "-Wno-psabi", "-fvisibility=hidden"]
 
 
@@ -41,12 +42,14 @@ setup(
             include_dirs=[HEADERS],
             extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={STABLE_ABI}"],
             py_limited_api=True,
+            depends=DEPENDS,
         ),
         CppExtension(
             "bsgap_kernels._core",
             ["csrc/bindings/core.cpp"],
             include_dirs=[HEADERS, pybind11.get_include()],
             extra_compile_args=FLAGS,
+            depends=DEPENDS,
         ),
     ],
     cmdclass={"build_ext": Build.with_options(no_python_abi_suffix=False)},

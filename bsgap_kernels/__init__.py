@@ -21,10 +21,12 @@ from .ops import (
     singular_value_counts,
     spectral_summary,
 )
+from .tracking import RankTracker
 
 __all__ = [
     "SUMMARY_COLUMNS",
     "CountInterval",
+    "RankTracker",
     "__version__",
     "build_info",
     "covariance",

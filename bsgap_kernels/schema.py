@@ -34,6 +34,8 @@ _PRIVATE = (
     " -> (Tensor lower, Tensor upper)",
     "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify)"
     " -> (Tensor gram, Tensor exponent, Tensor lower, Tensor upper)",
+    "_summarize(Tensor eigenvalues, Tensor exponent, Tensor lower, Tensor upper, float atol, float rtol,"
+    " int m, int n) -> (Tensor counts, Tensor summary)",
     "_feature_gram(Tensor A, bool center) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
 )

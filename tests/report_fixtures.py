@@ -1,7 +1,7 @@
-"""Fixture runs for the tests of the report: invented numbers in the schema of real results, never results themselves.
+"""Fixture runs for the tests of the report: invented numbers in the schema of real results, never results.
 
-Every directory made here says so in its config (`fixture: true`). The numbers have the shape of real ones: near-rank
-falls over training, faster for larger batches, and intervals are mostly single numbers.
+Every directory made here says so in its config (`fixture: true`). The numbers have the shape of real ones:
+near-rank falls over training, faster for larger batches, and intervals are mostly single numbers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def write_run(
     every_metric: bool = True,
     wide_intervals: bool = False,
 ) -> Path:
-    """One finished run, exactly in the schema; `every_metric=False` leaves out the training-batch and summary rows."""
+    """One finished run, exactly in the schema; `every_metric=False` leaves out what the report skips."""
     sites = sites or LENET
     run = f"b{batch_size}-s{seed}"
     folder = directory / run
@@ -79,7 +79,9 @@ def write_run(
         for step in range(steps + 1):
             for depth, (site, shape) in enumerate(sites.items()):
                 smallest = min(shape)
-                fall = (1 - math.exp(-4 * step / steps)) * min(0.95, 0.09 * math.log2(rows) * (1 - 0.5 * depth / len(sites)))
+                fall = (1 - math.exp(-4 * step / steps)) * min(
+                    0.95, 0.09 * math.log2(rows) * (1 - 0.5 * depth / len(sites))
+                )
                 count = round(smallest * (1 - fall) + random.normal(0, 0.008 * smallest))
                 count = min(max(count, 1), smallest)
                 spread = 4 if wide_intervals and step % 3 else 0
@@ -95,7 +97,7 @@ def write_run(
                     for name, value in probe.items():
                         add(step, site, f"{view}.{name}", value)
                     for column in SUMMARY_COLUMNS if every_metric else ():
-                        # The slope cannot be fitted to few eigenvalues, and a non-finite number is written as null.
+                        # The slope cannot be fitted to few eigenvalues; what is not finite is null.
                         add(step, site, f"{view}.{column}", None if column == "alpha_req" else 12.5)
             if step < steps:
                 add(step, "", "train.loss", 2.3 * math.exp(-5 * step / steps))
@@ -108,7 +110,12 @@ def write_run(
                 done = 1 - math.exp(-6 * step / steps)
                 for split, name in (("train", "train_eval"), ("test", "test")):
                     add(step, "", f"{name}.loss", 0.1)
-                    add(step, "", f"{name}.accuracy", accuracies[split] if step == steps else done * accuracies[split])
+                    add(
+                        step,
+                        "",
+                        f"{name}.accuracy",
+                        accuracies[split] if step == steps else done * accuracies[split],
+                    )
 
     summary = {
         "run": run,

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from lab_data import small_data
 
+from bsgap_kernels.lab import results
 from bsgap_kernels.lab import sweep as sweep_module
 from bsgap_kernels.lab.config import SweepConfig, UserError
 from bsgap_kernels.lab.results import MetricWriter, prepare_directory, write_summary
 from bsgap_kernels.lab.sweep import format_table, sweep
+from bsgap_kernels.tracking import SiteRecord
 
 
 def test_rows_are_json_and_non_finite_values_null(tmp_path: Path) -> None:
@@ -22,17 +24,36 @@ def test_rows_are_json_and_non_finite_values_null(tmp_path: Path) -> None:
     found = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["value"] for row in found] == [1, -1, 0.1, 1e-300, 1e22, None, None, None]
     assert found[3] == {
-        "run": 'odd "name"', "attempt": 2, "step": 3, "site": "relu#0", "metric": "probe.ratio", "value": 1e-300,
+        "run": 'odd "name"', "attempt": 2, "step": 3, "site": "relu#0", "metric": "probe.ratio",
+        "value": 1e-300,
     }  # fmt: skip
 
 
 def test_rows_reach_the_file_when_the_block_raises(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    with pytest.raises(KeyError), MetricWriter(path, "r") as writer:
-        writer.add(0, "", "lr", 0.1)
-        assert path.read_text() == ""
-        raise KeyError
+
+    def measure() -> None:
+        with MetricWriter(path, "r") as writer:
+            writer.add(0, "", "lr", 0.1)
+            assert path.read_text() == ""
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        measure()
     assert len(path.read_text().splitlines()) == 1
+
+
+def test_rows_of_slow_steps_reach_the_file_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    record = SiteRecord((4, 3), 2, 2, 2, 2 / 3, {"sigma_max": 1.0}, 0.0)
+    now = [100.0]
+    monkeypatch.setattr(results.time, "monotonic", lambda: now[0])
+    with MetricWriter(path, "r") as writer:
+        writer.add_records(0, "batch", {"relu#0": record})
+        assert path.read_text() == ""
+        now[0] += results._SECONDS_BETWEEN_FLUSHES + 0.1
+        writer.add_records(1, "batch", {"relu#0": record})
+        assert len(path.read_text().splitlines()) == 10
 
 
 def test_summary_has_no_nan(tmp_path: Path) -> None:
@@ -127,6 +148,7 @@ def test_a_mistake_in_the_last_run_costs_no_training(tmp_path: Path) -> None:
 def test_table_of_a_run_that_was_stopped_early() -> None:
     summary = {
         "batch_size": 16, "seed": 0, "steps": 0, "train_accuracy": None, "test_accuracy": None,
-        "generalization_gap": None, "sites": [], "metric_percent_of_step": None, "probe_percent_of_step": None,
+        "generalization_gap": None, "sites": [], "metric_percent_of_step": None,
+        "probe_percent_of_step": None,
     }  # fmt: skip
     assert format_table([summary]).splitlines()[2].split() == ["16", "0", "0", "-", "-", "-", "-", "-"]

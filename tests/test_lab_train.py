@@ -15,7 +15,8 @@ import bsgap_kernels as bsgap
 from bsgap_kernels.lab import train as train_module
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.models import LeNet5, build_model
-from bsgap_kernels.lab.train import evaluate, learning_rate, set_up, train
+from bsgap_kernels.lab.setup import learning_rate, set_up
+from bsgap_kernels.lab.train import evaluate, train
 from bsgap_kernels.tracking import RankTracker
 
 SITES = ["relu1#0", "relu2#0", "relu3#0", "relu4#0"]
@@ -51,8 +52,8 @@ def test_rows_follow_the_schema(finished: tuple[Path, dict[str, Any]]) -> None:
         expected = {(site, f"{view}.{name}") for site in SITES for name in names}
         assert expected == {(r["site"], r["metric"]) for r in found if r["metric"].startswith(f"{view}.")}
     assert {row["metric"] for row in found if row["site"] == ""} == {
-        "train.loss", "train.accuracy", "test.accuracy", "test.loss", "train_eval.accuracy", "train_eval.loss",
-        "lr", "time.step_ms", "time.metric_ms", "time.probe_ms",
+        "train.loss", "train.accuracy", "test.accuracy", "test.loss", "train_eval.accuracy",
+        "train_eval.loss", "lr", "time.step_ms", "time.metric_ms", "time.probe_ms",
     }  # fmt: skip
 
 
@@ -224,7 +225,7 @@ def test_a_stop_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         ({"probe_size": 49}, "probe_size: got 49, expected at most the 48 training images"),
         ({"layers": ["rleu2"]}, "'rleu2' matches no module; the nearest names are .*relu2"),
         ({"device": "tpu"}, "device: got 'tpu', expected one that torch can use here"),
-        ({"device": "meta"}, "device: got 'meta', expected cpu or cuda"),
+        ({"device": "meta"}, "device: got 'meta', expected cpu: the ops have no meta kernels yet"),
     ],
 )
 def test_what_does_not_fit_is_said_before_a_file_is_written(

@@ -11,7 +11,8 @@ import torch
 from bsgap_kernels.lab import results
 from bsgap_kernels.lab.config import SweepConfig
 from bsgap_kernels.lab.data import load_data
-from bsgap_kernels.lab.train import set_up, train
+from bsgap_kernels.lab.setup import set_up
+from bsgap_kernels.lab.train import train
 
 
 def sweep(config: SweepConfig, directory: Path) -> list[dict[str, Any]]:

@@ -96,15 +96,7 @@ def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
 def gram_singular_values(A: Tensor, center: bool) -> Tensor:
     """Singular values (*, k), descending, from the float64 Gram matrix; NaN for non-finite input."""
     gram, exponent, _, _ = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
-    return singular_values_of_gram(gram, exponent).view(*A.shape[:-2], min(A.shape[-2:]))
-
-
-def singular_values_of_gram(gram: Tensor, exponent: Tensor) -> Tensor:
-    """Singular values (B, k) of A from the Gram matrix (B, k, k) of A * 2^exponent."""
-    bad = torch.isnan(gram[:, 0, 0])
-    if bool(bad.any()):  # LAPACK would raise for the whole batch
-        gram = gram.masked_fill(bad[:, None, None], 0.0)
     sigma = torch.linalg.eigvalsh(gram).flip(-1).clamp_min_(0).sqrt_()
-    if bool(exponent.any()):
-        sigma = torch.ldexp(sigma, -exponent[:, None])
-    return sigma.masked_fill_(bad[:, None], torch.nan)
+    non_finite = exponent == torch.iinfo(torch.int32).min  # the mark that the private op leaves
+    sigma = torch.ldexp(sigma, -exponent.masked_fill(non_finite, 0)[:, None])
+    return sigma.masked_fill_(non_finite[:, None], torch.nan).view(*A.shape[:-2], min(A.shape[-2:]))

@@ -14,10 +14,10 @@ from torch import Tensor
 from ..schema import LIBRARY
 from . import _checks
 from ._register import implement, nondifferentiable
-from ._singular_values import effective_tolerances, gram_singular_values, singular_values_of_gram
+from ._singular_values import effective_tolerances
 from .near_rank import argument_problem
 
-SUMMARY_COLUMNS = (
+SUMMARY_COLUMNS = (  # SummaryColumn in csrc/core/summary.h
     "sigma_max",
     "frobenius_norm",
     "stable_rank",
@@ -30,12 +30,6 @@ SUMMARY_COLUMNS = (
     "alpha_req",
 )
 DIFFERENTIABLE_COLUMNS = SUMMARY_COLUMNS[:5]
-
-_RANKME_EPS = 1e-7
-_SRANK_SHARE = 1 - 0.01
-_PCA_SHARE = 0.99
-_FEATURE_RANK_EPS = 0.01
-_ALPHA_FIRST, _ALPHA_STOP = 10, 100
 
 
 def spectral_summary(A: Tensor, *, center: bool = False, **refused: Any) -> Tensor:
@@ -58,49 +52,6 @@ def spectral_summary(A: Tensor, *, center: bool = False, **refused: Any) -> Tens
     return torch.ops.bsgap.spectral_summary(A, center=center)
 
 
-def summary_of_singular_values(sigma: Tensor, m: int, n: int) -> Tensor:
-    """The columns for descending singular values (*, k), k ≥ 1."""
-    k = sigma.shape[-1]
-    top = sigma[..., :1]
-    some = torch.where(top == 0, 1.0, top)
-    p = sigma / some  # σ_i / σ_1, so that squares stay in range
-    lam = p * p
-    total, energy = p.sum(-1, keepdim=True), lam.sum(-1)
-    share = p / torch.where(total == 0, 1.0, total)
-    alive = (top[..., 0] != 0).to(torch.float64)
-    result = sigma.new_empty((*sigma.shape[:-1], len(SUMMARY_COLUMNS)))
-    result[..., 0] = top[..., 0]
-    result[..., 1] = top[..., 0] * energy.sqrt()
-    result[..., 2] = energy
-    result[..., 3] = energy * energy / torch.where(energy == 0, 1.0, (lam * lam).sum(-1))
-    result[..., 4] = torch.special.entr(share).sum(-1).exp() * alive
-    result[..., 5] = torch.special.entr(share + _RANKME_EPS).sum(-1).exp() * alive
-    for column, weights, reach in ((6, p, _SRANK_SHARE), (7, lam, _PCA_SHARE)):
-        partial = weights.cumsum(-1)
-        fraction = partial / torch.where(partial[..., -1:] == 0, 1.0, partial[..., -1:])
-        result[..., column] = ((fraction < reach).sum(-1) + 1) * alive
-    result[..., 8] = (sigma / m**0.5 > _FEATURE_RANK_EPS).sum(-1)
-    result[..., 9] = _decay_exponent(lam, k, max(m, n))
-    return result.masked_fill_(torch.isnan(top), torch.nan)
-
-
-def _decay_exponent(lam: Tensor, k: int, larger: int) -> Tensor:
-    """Minus the least-squares slope of log λ_i on log i over [10, 100), of λ above the Gram's rounding."""
-    stop = min(k + 1, _ALPHA_STOP)
-    if stop - _ALPHA_FIRST < 3:
-        return lam.new_full(lam.shape[:-1], torch.nan)
-    fit = lam[..., _ALPHA_FIRST - 1 : stop - 1]
-    keep = fit > larger * torch.finfo(torch.float64).eps
-    y = torch.where(keep, fit, 1.0).log()
-    x = torch.arange(_ALPHA_FIRST, stop, dtype=torch.float64, device=lam.device).log()
-    number = keep.sum(-1, keepdim=True)
-    safe = number.clamp(min=1)
-    dx = torch.where(keep, x - (x * keep).sum(-1, keepdim=True) / safe, 0.0)
-    dy = torch.where(keep, y - (y * keep).sum(-1, keepdim=True) / safe, 0.0)
-    slope = (dx * dy).sum(-1) / torch.where(number[..., 0] < 3, 1.0, (dx * dx).sum(-1))
-    return torch.where(number[..., 0] < 3, torch.nan, -slope)
-
-
 def _empty_summary(A: Tensor) -> Tensor:
     result = A.new_zeros((*A.shape[:-2], len(SUMMARY_COLUMNS)), dtype=torch.float64)
     result[..., -1] = torch.nan
@@ -111,7 +62,9 @@ def _cpu(A: Tensor, *, center: bool = False) -> Tensor:
     _checks.raise_raw("spectral_summary", _checks.matrix(A))
     if A.numel() == 0:
         return _empty_summary(A)
-    return summary_of_singular_values(gram_singular_values(A, center), *A.shape[-2:])
+    gram, *rest = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
+    _, summary = torch.ops.bsgap._summarize(torch.linalg.eigvalsh(gram), *rest, 0.0, 0.0, *A.shape[-2:])
+    return summary.view(*A.shape[:-2], -1)
 
 
 def _fake(A: Tensor, *, center: bool = False) -> Tensor:
@@ -178,10 +131,10 @@ def _record_cpu(
         return zeros[0].clone(), zeros[1].clone(), zeros[2].clone(), _empty_summary(A)
     absolute, relative = effective_tolerances(A, atol, rtol)
     gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, absolute, relative, center, True)
-    sigma = singular_values_of_gram(gram, exponent)
-    tau = (relative * sigma[:, :1]).clamp(min=absolute)
-    counts = torch.maximum(lower, torch.minimum(upper, (sigma > tau).sum(-1)))
-    summary = summary_of_singular_values(sigma, *A.shape[-2:])
+    eigenvalues = torch.linalg.eigvalsh(gram)
+    counts, summary = torch.ops.bsgap._summarize(
+        eigenvalues, exponent, lower, upper, absolute, relative, *A.shape[-2:]
+    )
     return counts.view(batch), lower.view(batch), upper.view(batch), summary.view(*batch, -1)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bsgap_kernels as bsgap
+from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.sites import UNFOLDS, activation_of, select_modules, unfold_activation
 
 
@@ -186,5 +186,5 @@ def _record(item: _Pending, values: list[float]) -> SiteRecord:
     near_rank, lower, upper = (int(value) for value in values[:3])
     k = min(item.shape)
     ratio = math.nan if near_rank < 0 else near_rank / k if k else 0.0
-    summary = dict(zip(bsgap.SUMMARY_COLUMNS, values[3:], strict=True))
+    summary = dict(zip(SUMMARY_COLUMNS, values[3:], strict=True))
     return SiteRecord(item.shape, near_rank, lower, upper, ratio, summary, item.seconds)

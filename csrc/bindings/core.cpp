@@ -217,6 +217,6 @@ PYBIND11_MODULE(_core, m) {
         "The Gaussian vectors of the probed certificate, one a row.");
   m.def("probe_bound", &probe_bound, "G"_a, "omega"_a, "y"_a, "product_error"_a = 0.0,
         "Bound of ||G - M||_2 from y = omega M, but for a probability of 1e-9.");
-  m.def("instruction_set", &bsgap::instruction_set,
+  m.def("instruction_set", &bsgap::instruction_set_name,
         "Vector instructions that the kernels use on this processor.");
 }

@@ -72,33 +72,47 @@ void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, int64_t co
   });
 }
 
-// Adds block (i0, j0) of X^T X over rows [begin, end) to g (side x side, lower triangle).
+// Packed rows of X stay below this many bytes, so that they are read from cache by every block.
+inline constexpr int64_t kPackedBytes = int64_t{8} << 20;
+
+// Adds X^T X over rows [begin, end) to the lower triangle of g (side x side). Rows are packed once, in
+// panels of kTileCols columns that serve as both factors, then the blocks of g are worked on.
 template <class Acc>
-void gram_block(const GramSource& s, int64_t i0, int64_t j0, int64_t begin, int64_t end, double* g) {
-  constexpr int kCols = kTileCols<Acc>;
-  ScopedIeee ieee;
-  const int64_t side = s.x.cols;
-  const int64_t rows = std::min(kBlock, side - i0), cols = std::min(kBlock, side - j0);
-  const TileProduct<Acc> product = tile_product<Acc>();
-  std::vector<Acc> a(kChunk * (kBlock + kTileRows)), b(kChunk * (kBlock + kCols));
-  Acc acc[kTileRows * kCols];
-  for (int64_t p0 = begin; p0 < end; p0 += kChunk) {
-    const int64_t depth = std::min(kChunk, end - p0);
-    pack(s, p0, depth, i0, rows, kTileRows, a.data());
-    pack(s, p0, depth, j0, cols, kCols, b.data());
-    for (int64_t tj = 0; tj < cols; tj += kCols) {
-      for (int64_t ti = 0; ti < rows; ti += kTileRows) {
-        const int64_t tile_rows = std::min<int64_t>(kTileRows, rows - ti);
-        if (i0 + ti + tile_rows <= j0 + tj) continue;  // wholly above the diagonal
-        product(depth, a.data() + ti * depth, b.data() + tj * depth, acc);
-        for (int64_t i = 0; i < tile_rows; ++i) {
-          double* out = g + (i0 + ti + i) * side + j0 + tj;
-          const int64_t last =
-              std::min<int64_t>(std::min<int64_t>(kCols, cols - tj), i0 + ti + i + 1 - j0 - tj);
-          for (int64_t j = 0; j < last; ++j) out[j] += static_cast<double>(acc[i * kCols + j]);
-        }
+void add_gram(const GramSource& s, int64_t begin, int64_t end, double* g, const ParallelFor& parallel) {
+  constexpr int64_t kCols = kTileCols<Acc>;
+  const int64_t side = s.x.cols, panels = (side + kCols - 1) / kCols;
+  const int64_t fitting = kPackedBytes / (panels * kCols * static_cast<int64_t>(sizeof(Acc)));
+  const int64_t packed_rows = std::min(std::max(fitting / kChunk, int64_t{1}) * kChunk, end - begin);
+  const int64_t blocks = (side + kBlock - 1) / kBlock, pairs = blocks * (blocks + 1) / 2;
+  const TileProduct<Acc> product = tile_product<Acc, false>();
+  std::vector<Acc> packed(panels * kCols * packed_rows);
+  for (int64_t p0 = begin; p0 < end; p0 += packed_rows) {
+    const int64_t rows = std::min(packed_rows, end - p0);
+    const auto panel_at = [&](int64_t panel, int64_t row) {
+      return packed.data() + (panel * packed_rows + row) * kCols;
+    };
+    parallel(panels, [&](int64_t panel) {
+      ScopedIeee ieee;
+      const int64_t j0 = panel * kCols;
+      pack(s, p0, rows, j0, std::min(kCols, side - j0), kCols, panel_at(panel, 0));
+    });
+    parallel(pairs, [&](int64_t pair) {
+      ScopedIeee ieee;
+      int64_t block_row = 0;
+      while (pair > block_row) pair -= ++block_row;
+      const int64_t i_begin = block_row * kBlock, i_end = std::min(side, i_begin + kBlock);
+      const int64_t j_begin = pair * kBlock, j_end = std::min(side, j_begin + kBlock);
+      for (int64_t row = 0; row < rows; row += kChunk) {
+        const int64_t depth = std::min(kChunk, rows - row);
+        for (int64_t j = j_begin; j < j_end; j += kCols)
+          for (int64_t i = i_begin; i < i_end; i += kTileRows) {
+            if (std::min(i + kTileRows, side) <= j) continue;  // wholly above the diagonal
+            lower_triangle_tile<Acc>(product, depth, panel_at(i / kCols, row) + i % kCols, kCols,
+                                     panel_at(j / kCols, row), g, side, i, j,
+                                     std::min<int64_t>(kTileRows, side - i));
+          }
       }
-    }
+    });
   }
 }
 
@@ -122,17 +136,16 @@ void gram_product(const GramSource& s, double* g, const ParallelFor& parallel) {
   const int64_t side = s.x.cols, depth = s.x.rows;
   const int64_t slabs = detail::slab_count(depth, side);
   const int64_t slab_rows = (depth + slabs - 1) / slabs;
-  const int64_t blocks = (side + detail::kBlock - 1) / detail::kBlock, pairs = blocks * (blocks + 1) / 2;
   std::vector<double> partial((slabs - 1) * side * side, 0.0);
   std::fill(g, g + side * side, 0.0);
-  parallel(pairs * slabs, [&](int64_t item) {
-    const int64_t slab = item / pairs;
-    int64_t block_row = 0, pair = item % pairs;
-    while (pair > block_row) pair -= ++block_row;
-    double* out = slab == 0 ? g : partial.data() + (slab - 1) * side * side;
-    detail::gram_block<Acc>(s, block_row * detail::kBlock, pair * detail::kBlock, slab * slab_rows,
-                            std::min(depth, (slab + 1) * slab_rows), out);
-  });
+  if (slabs == 1) {
+    detail::add_gram<Acc>(s, 0, depth, g, parallel);
+  } else {
+    parallel(slabs, [&](int64_t slab) {
+      double* out = slab == 0 ? g : partial.data() + (slab - 1) * side * side;
+      detail::add_gram<Acc>(s, slab * slab_rows, std::min(depth, (slab + 1) * slab_rows), out, serial_for);
+    });
+  }
   for (int64_t t = 0; t + 1 < slabs; ++t)
     for (int64_t i = 0; i < side * side; ++i) g[i] += partial[t * side * side + i];
   for (int64_t i = 0; i < side; ++i)

@@ -29,12 +29,14 @@ namespace detail {
 
 inline constexpr int64_t kPanel = 64;  // columns factored before one trailing update
 
-// Solves the rows of one panel below its diagonal block and stores both W = L D and L.
-// row: the n entries of one matrix row; lt: unit upper transpose of the diagonal block's L.
-inline double solve_panel_row(double* row, const double* lt, const double* d, int64_t width, double* w) {
+// Solves one row below the diagonal block of a panel: W = row (unit L)^-T, L = W D^-1. Returns its share
+// of the growth sum. row: `width` entries, overwritten by L; lt: transpose of the block's L, row-major.
+[[gnu::always_inline]] inline double solve_row(double* row, const double* lt, const double* d, int64_t width,
+                                               double* w) {
   for (int64_t k = 0; k < width; ++k) {
     const double wk = row[k];
     const double* l = lt + k * kPanel;
+#pragma omp simd
     for (int64_t j = k + 1; j < width; ++j) row[j] -= wk * l[j];
   }
   double growth = 0;
@@ -48,28 +50,47 @@ inline double solve_panel_row(double* row, const double* lt, const double* d, in
   return growth;
 }
 
+using SolveRow = double (*)(double* row, const double* lt, const double* d, int64_t width, double* w);
+#if BSGAP_X86_DISPATCH
+__attribute__((target("avx512f,avx512dq,fma,prefer-vector-width=512"))) inline double solve_row_avx512(
+    double* row, const double* lt, const double* d, int64_t width, double* w) {
+  return solve_row(row, lt, d, width, w);
+}
+__attribute__((target("avx2,fma"))) inline double solve_row_avx2(double* row, const double* lt,
+                                                                 const double* d, int64_t width, double* w) {
+  return solve_row(row, lt, d, width, w);
+}
+#endif
+inline double solve_row_generic(double* row, const double* lt, const double* d, int64_t width, double* w) {
+  return solve_row(row, lt, d, width, w);
+}
+
+inline SolveRow solve_panel_row() {
+#if BSGAP_X86_DISPATCH
+  const Isa isa = instruction_set();
+  if (isa == Isa::kAvx512) return solve_row_avx512;
+  if (isa == Isa::kAvx2) return solve_row_avx2;
+#endif
+  return solve_row_generic;
+}
+
 // C[i][j] -= sum_k L[i][k] W[j][k] for the lower triangle of the trailing matrix.
 inline void trailing_update(double* c, int64_t ld, int64_t first, int64_t n, const double* l_packed,
                             const double* w_packed, int64_t width, const ParallelFor& parallel) {
   constexpr int kCols = kTileCols<double>;
-  const TileProduct<double> product = tile_product<double>();
+  const TileProduct<double> product = tile_product<double, true>();
+  double* trailing = c + first * ld + first;
   const int64_t rest = n - first;
   const int64_t row_tiles = (rest + kTileRows - 1) / kTileRows;
   // Rows from the bottom up in strided groups: the triangle gives later rows more tiles.
   const int64_t groups = std::min<int64_t>(row_tiles, 32);
   const auto one_group = [&](int64_t g) {
     ScopedIeee ieee;
-    double acc[kTileRows * kCols];
     for (int64_t ti = g; ti < row_tiles; ti += groups) {
       const int64_t i0 = ti * kTileRows, rows = std::min<int64_t>(kTileRows, rest - i0);
-      for (int64_t j0 = 0; j0 < i0 + rows; j0 += kCols) {
-        product(width, l_packed + ti * kTileRows * width, w_packed + j0 * width, acc);
-        for (int64_t i = 0; i < rows; ++i) {
-          double* out = c + (first + i0 + i) * ld + first + j0;
-          const int64_t cols = std::min<int64_t>(kCols, i0 + i + 1 - j0);
-          for (int64_t j = 0; j < cols; ++j) out[j] -= acc[i * kCols + j];
-        }
-      }
+      for (int64_t j0 = 0; j0 < i0 + rows; j0 += kCols)
+        lower_triangle_tile<double>(product, width, l_packed + i0 * width, kTileRows, w_packed + j0 * width,
+                                    trailing, ld, i0, j0, rows);
     }
   };
   if (rest < 2 * kPanel) {
@@ -99,6 +120,7 @@ inline InertiaCount count_above(const double* g, int64_t n, double shift, double
   const int64_t padded = (n + kCols) / kCols * kCols + kCols;
   std::vector<double> l_packed(n > kPanel ? padded * kPanel : 0), w_packed(l_packed.size());
   std::vector<double> row_growth(n);
+  const detail::SolveRow solve_row = detail::solve_panel_row();
   for (int64_t k0 = 0; k0 < n; k0 += kPanel) {
     const int64_t width = std::min(kPanel, n - k0), next = k0 + width;
     // Diagonal block, column by column.
@@ -127,7 +149,7 @@ inline InertiaCount count_above(const double* g, int64_t n, double shift, double
       double w[kPanel];
       for (int64_t r = tile * kTileRows; r < std::min(rest, (tile + 1) * kTileRows); ++r) {
         double* row = work + (next + r) * n + k0;
-        row_growth[next + r] = detail::solve_panel_row(row, lt, d, width, w);
+        row_growth[next + r] = solve_row(row, lt, d, width, w);
         double* lp = l_packed.data() + r / kTileRows * kTileRows * width + r % kTileRows;
         double* wp = w_packed.data() + r / kCols * kCols * width + r % kCols;
         for (int64_t k = 0; k < width; ++k) lp[k * kTileRows] = row[k];

@@ -12,6 +12,7 @@
 
 #include "core/counts.h"
 #include "core/probe.h"
+#include "core/summary.h"
 
 namespace {
 
@@ -220,8 +221,11 @@ std::tuple<Tensor, Tensor> intervals(const Tensor a, const std::optional<Tensor>
   return {lower, upper};
 }
 
+// Exponent that marks a matrix with non-finite entries; its Gram matrix is returned as zero, because an
+// eigenvalue solver would refuse the whole batch for a NaN.
+constexpr int32_t kNonFiniteMark = std::numeric_limits<int32_t>::min();
+
 // The smaller Gram matrix of A * 2^exponent, its exponent, and certified intervals from the same read.
-// Non-finite input gives a matrix of NaN.
 std::tuple<Tensor, Tensor, Tensor, Tensor> small_gram(const Tensor a, double atol, double rtol, bool center,
                                                       bool certify_counts) {
   const Batch batch(a);
@@ -232,26 +236,50 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> small_gram(const Tensor a, double ato
   Tensor lower = empty({batch.size()}, ScalarType::Long);
   Tensor upper = empty({batch.size()}, ScalarType::Long);
   double* g = data<double>(gram);
+  int32_t* exponents = data<int32_t>(exponent);
+  int64_t *low = data<int64_t>(lower), *high = data<int64_t>(upper);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
     const MatrixView view = batch[i];
     Certified c;
+    c.intervals = {{-1, -1}};
     if (certify_counts) {
       c = certify(view, thresholds, i, center, false, 0, parallel);
-      data<int64_t>(lower)[i] = c.intervals[0].lower;
-      data<int64_t>(upper)[i] = c.intervals[0].upper;
     } else {
       c.gram = bsgap::certified_gram(view, view.cols <= view.rows, center, GramPrecision::kFloat64, parallel);
-      data<int64_t>(lower)[i] = data<int64_t>(upper)[i] = -1;
     }
-    data<int32_t>(exponent)[i] = c.gram.exponent;
-    double* out = g + i * side * side;
-    if (c.gram.content == Content::kNonFinite) {
-      std::fill(out, out + side * side, std::numeric_limits<double>::quiet_NaN());
-    } else {
-      std::copy(c.gram.g.begin(), c.gram.g.end(), out);
-    }
+    low[i] = c.intervals[0].lower;
+    high[i] = c.intervals[0].upper;
+    exponents[i] = c.gram.content == Content::kNonFinite ? kNonFiniteMark : c.gram.exponent;
+    std::copy(c.gram.g.begin(), c.gram.g.end(), g + i * side * side);
   });
   return {gram, exponent, lower, upper};
+}
+
+// Point counts and the summary columns from what small_gram returned and its eigenvalues (ascending).
+std::tuple<Tensor, Tensor> summarize(const Tensor eigenvalues, const Tensor exponent, const Tensor lower,
+                                     const Tensor upper, double atol, double rtol, int64_t m, int64_t n) {
+  const int64_t batch = eigenvalues.size(0), k = eigenvalues.size(1);
+  STD_TORCH_CHECK(k == std::min(m, n) && eigenvalues.is_contiguous() && exponent.is_contiguous(),
+                  "bsgap: eigenvalues must be contiguous, one for each of min(m, n)");
+  Tensor counts = empty({batch}, ScalarType::Long);
+  Tensor summary = empty({batch, bsgap::kSummaryColumns}, ScalarType::Double);
+  const double* lambda = static_cast<const double*>(eigenvalues.const_data_ptr());
+  const int32_t* exponents = static_cast<const int32_t*>(exponent.const_data_ptr());
+  const int64_t* low = static_cast<const int64_t*>(lower.const_data_ptr());
+  const int64_t* high = static_cast<const int64_t*>(upper.const_data_ptr());
+  for (int64_t i = 0; i < batch; ++i) {
+    double* row = data<double>(summary) + i * bsgap::kSummaryColumns;
+    int64_t& count = data<int64_t>(counts)[i];
+    if (exponents[i] == kNonFiniteMark) {
+      count = -1;
+      std::fill(row, row + bsgap::kSummaryColumns, std::numeric_limits<double>::quiet_NaN());
+      continue;
+    }
+    count = bsgap::count_of_eigenvalues(lambda + i * k, k, {std::ldexp(atol, exponents[i]), rtol});
+    if (low[i] >= 0) count = std::clamp(count, low[i], high[i]);
+    bsgap::summarize(lambda + i * k, m, n, exponents[i], row);
+  }
+  return {counts, summary};
 }
 
 // A^T A in float64, about the column means if centred. Values beyond float64's range become infinite.
@@ -297,6 +325,7 @@ STABLE_TORCH_LIBRARY_IMPL(bsgap, CPU, m) {
   m.impl("_counts", TORCH_BOX(&counts));
   m.impl("_intervals", TORCH_BOX(&intervals));
   m.impl("_small_gram", TORCH_BOX(&small_gram));
+  m.impl("_summarize", TORCH_BOX(&summarize));
   m.impl("_feature_gram", TORCH_BOX(&feature_gram));
   m.impl("_shifted_gram", TORCH_BOX(&shifted_gram));
 }

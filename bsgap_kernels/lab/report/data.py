@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgap_kernels.lab.report_rows import Rows, read_rows
+from bsgap_kernels.lab.report.rows import Rows, read_rows
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE)
@@ -41,7 +41,7 @@ class Site:
 
 @dataclass
 class Trajectory:
-    """Near-rank of one layer on the probe at every step that has a value; NaN where the value was null or −1."""
+    """Near-rank of one layer on the probe at every step that has one; NaN where it was null or −1."""
 
     steps: NDArray[np.int64]
     near_rank: NDArray[np.float64]
@@ -50,11 +50,13 @@ class Trajectory:
     ratio: NDArray[np.float64]
 
     def thinned(self, limit: int) -> Trajectory:
-        """At most `limit` steps, evenly spaced in the recorded ones, first and last kept, nothing averaged."""
+        """At most `limit` steps, evenly spaced in the recorded ones, first and last kept, no averages."""
         if len(self.steps) <= limit:
             return self
         kept = np.unique(np.linspace(0, len(self.steps) - 1, limit).round().astype(np.int64))
-        return Trajectory(*(column[kept] for column in (self.steps, self.near_rank, self.lower, self.upper, self.ratio)))
+        return Trajectory(
+            self.steps[kept], self.near_rank[kept], self.lower[kept], self.upper[kept], self.ratio[kept]
+        )
 
 
 @dataclass
@@ -119,7 +121,9 @@ def load_results(directory: Path) -> Results:
     """
     if not directory.is_dir():
         what = "is a file" if directory.exists() else "does not exist"
-        raise ReportError(f"{directory} {what}; expected a directory of results as `bsgap sweep` or `bsgap train` writes it")
+        raise ReportError(
+            f"{directory} {what}; expected a directory of results as `bsgap sweep` or `bsgap train` writes it"
+        )
     single = _is_run(directory)
     try:
         folders = [directory] if single else sorted(child for child in directory.iterdir() if _is_run(child))
@@ -141,6 +145,10 @@ def load_results(directory: Path) -> Results:
     for run in runs:
         if run.full_batch and run.batch_size is None and len(known) == 1:
             run.batch_size = next(iter(known))
+        if run.batch_size is None:
+            run.problems.append(
+                "its batch size in samples is not recorded: it is not drawn against batch size."
+            )
     runs.sort(key=lambda run: (run.batch_size or math.inf, run.full_batch, run.seed or 0, run.name))
     return results
 
@@ -166,7 +174,8 @@ def _check_sweep(results: Results) -> None:
     missing = [name for size in sizes for seed in seeds if (name := f"b{size}-s{seed}") not in present]
     if missing:
         results.problems.append(
-            f"{len(missing)} of {len(sizes) * len(seeds)} runs of the sweep are not there: {', '.join(missing[:12])}"
+            f"{len(missing)} of {len(sizes) * len(seeds)} runs of the sweep are not there: "
+            + ", ".join(missing[:12])
             + (", …" if len(missing) > 12 else ".")
         )
 
@@ -183,7 +192,9 @@ def _load_run(folder: Path) -> Run | None:
     _take_sites(run, summary)
     _take_rows(run, rows)
     if run.status == "stopped":
-        run.problems.append(f"it was stopped after {run.steps if run.steps is not None else 'unknown'} steps.")
+        run.problems.append(
+            f"it was stopped after {run.steps if run.steps is not None else 'unknown'} steps."
+        )
     if not run.trajectories:
         run.problems.append("it has no probe rows, so it is missing from the figures over steps.")
     return run
@@ -210,7 +221,9 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        problems.append(f"{path.name} is missing (the run did not finish): its numbers are taken from {METRICS_FILE}.")
+        problems.append(
+            f"{path.name} is missing (the run did not finish): its numbers are taken from {METRICS_FILE}."
+        )
         return {}
     except (OSError, ValueError, RecursionError):
         problems.append(f"{path.name} cannot be read: its numbers are taken from {METRICS_FILE}.")
@@ -250,12 +263,27 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
     status = summary.get("status")
     run.status = status if isinstance(status, str) else None
     run.steps, run.epochs = _count(summary.get("steps")), _number(summary.get("epochs"))
-    run.train_accuracy, run.test_accuracy = _number(summary.get("train_accuracy")), _number(summary.get("test_accuracy"))
+    run.train_accuracy, run.test_accuracy = (
+        _number(summary.get("train_accuracy")),
+        _number(summary.get("test_accuracy")),
+    )
     run.gap = _number(summary.get("generalization_gap"))
     run.step_ms, run.metric_ms = _number(summary.get("step_ms")), _number(summary.get("metric_ms_per_step"))
     run.metric_percent = _number(summary.get("metric_percent_of_step"))
     run.probe_ms = _number(summary.get("probe_ms_per_step"))
-    for key in ("model", "data", "budget", "lr", "lr_rule", "momentum", "rtol", "atol", "unfold", "center", "device"):
+    for key in (
+        "model",
+        "data",
+        "budget",
+        "lr",
+        "lr_rule",
+        "momentum",
+        "rtol",
+        "atol",
+        "unfold",
+        "center",
+        "device",
+    ):
         value = summary.get(key, config.get(key))
         if isinstance(value, (str, int, float)):
             run.facts[key] = str(value)
@@ -266,7 +294,9 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
                 break
     versions = summary.get("versions")
     if isinstance(versions, dict):
-        run.facts["versions"] = ", ".join(f"{key} {value}" for key, value in versions.items() if value is not None)
+        run.facts["versions"] = ", ".join(
+            f"{key} {value}" for key, value in versions.items() if value is not None
+        )
 
 
 def _take_sites(run: Run, summary: dict[str, Any]) -> None:
@@ -277,11 +307,12 @@ def _take_sites(run: Run, summary: dict[str, Any]) -> None:
             continue
         shape = entry.get("probe_shape")
         sizes = [_count(size) for size in shape] if isinstance(shape, list) else []
-        counts = {key: _number(entry.get(key)) for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio")}
-        if counts["near_rank"] is not None and counts["near_rank"] < 0:
-            # -1 says that the activations were not finite.
-            counts.update(dict.fromkeys(("near_rank", "lower", "upper", "ratio")))
-        site = Site(entry["site"], **counts)
+        site = Site(entry["site"])
+        # A count of -1 says that the activations were not finite: ratio and bounds then say nothing.
+        failed = (_number(entry.get("near_rank")) or 0) < 0
+        for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio"):
+            if not failed or key.startswith("null"):
+                setattr(site, key, _number(entry.get(key)))
         if len(sizes) == 2 and sizes[0] is not None and sizes[1] is not None:
             site.probe_shape = (sizes[0], sizes[1])
         run.sites[site.name] = site
@@ -290,8 +321,14 @@ def _take_sites(run: Run, summary: dict[str, Any]) -> None:
 def _take_rows(run: Run, rows: Rows) -> None:
     """Trajectories, and whatever the summary did not say."""
     names = dict.fromkeys(site for site, metric in rows.series if site and metric.startswith("probe."))
-    for name in (*(name for name in run.sites if name in names), *(name for name in names if name not in run.sites)):
-        by_metric = {metric: rows.series.get((name, f"probe.{metric}"), {}) for metric in ("near_rank", "lower", "upper", "ratio")}
+    for name in (
+        *(name for name in run.sites if name in names),
+        *(name for name in names if name not in run.sites),
+    ):
+        by_metric = {
+            metric: rows.series.get((name, f"probe.{metric}"), {})
+            for metric in ("near_rank", "lower", "upper", "ratio")
+        }
         steps = np.array(sorted(set().union(*by_metric.values())), dtype=np.int64)
         columns = {
             metric: np.array([values.get(step, math.nan) for step in steps.tolist()], dtype=np.float64)
@@ -300,8 +337,9 @@ def _take_rows(run: Run, rows: Rows) -> None:
         failed = (columns["near_rank"] < 0) | np.isnan(columns["near_rank"])
         if failed.any():
             run.problems.append(
-                f"{name}: {int(failed.sum())} of {len(steps)} near-ranks on the probe have no value (first at step "
-                f"{int(steps[failed][0])}): the activations were not finite there, or nothing was written."
+                f"{name}: {int(failed.sum())} of {len(steps)} near-ranks on the probe have no value "
+                f"(first at step {int(steps[failed][0])}): the activations were not finite there, or "
+                "nothing was written."
             )
         for values in columns.values():
             values[failed] = math.nan
@@ -312,7 +350,9 @@ def _take_rows(run: Run, rows: Rows) -> None:
                 setattr(site, metric, float(values[-1]))
     if run.steps is None and rows.last_step is not None:
         run.steps = rows.last_step
-    run.train_accuracy = _last(rows, "train_eval.accuracy") if run.train_accuracy is None else run.train_accuracy
+    run.train_accuracy = (
+        _last(rows, "train_eval.accuracy") if run.train_accuracy is None else run.train_accuracy
+    )
     run.test_accuracy = _last(rows, "test.accuracy") if run.test_accuracy is None else run.test_accuracy
     if run.gap is None and run.train_accuracy is not None and run.test_accuracy is not None:
         run.gap = run.train_accuracy - run.test_accuracy

@@ -10,8 +10,8 @@ import numpy as np
 from bokeh.models import ColumnDataSource, FixedTicker, Line, LinearColorMapper, Model, Range1d, Span, VArea
 from numpy.typing import NDArray
 
-from bsgap_kernels.lab.report_data import Results, Run, Trajectory
-from bsgap_kernels.lab.report_style import (
+from bsgap_kernels.lab.report.data import Results, Run, Trajectory
+from bsgap_kernels.lab.report.style import (
     EMPTY,
     MUTED,
     RATIO_PALETTE,
@@ -85,7 +85,9 @@ def heat_maps(results: Results) -> Plot | None:
 
 def _heat_map(label: str, run: Run, layers: list[str], width: int) -> Model:
     seed = f" · seed {run.seed}" if run.seed is not None else ""
-    drawn = [(row, name, run.trajectories[name]) for row, name in enumerate(layers) if name in run.trajectories]
+    drawn = [
+        (row, name, run.trajectories[name]) for row, name in enumerate(layers) if name in run.trajectories
+    ]
     first = min(int(trajectory.steps[0]) for _, _, trajectory in drawn)
     last = max(int(trajectory.steps[-1]) for _, _, trajectory in drawn)
     plot = base_figure(
@@ -108,7 +110,10 @@ def _heat_map(label: str, run: Run, layers: list[str], width: int) -> Model:
         {key: np.concatenate([part[key] for part in columns]) for key in columns[0] if key != "layer"}
         | {"layer": [text for part in columns for text in part["layer"]]}
     )
-    color = {"field": "ratio", "transform": LinearColorMapper(palette=RATIO_PALETTE, low=0, high=1, nan_color=EMPTY)}
+    color = {
+        "field": "ratio",
+        "transform": LinearColorMapper(palette=RATIO_PALETTE, low=0, high=1, nan_color=EMPTY),
+    }
     bars = plot.hbar(
         y="row",
         left="left",
@@ -136,7 +141,10 @@ def _values(trajectory: Trajectory) -> dict[str, Any]:
     largest = trajectory.steps.max(initial=0)
     return {
         "step": trajectory.steps.astype(np.float64 if largest >= 2**24 else np.float32),
-        **{name: getattr(trajectory, name).astype(np.float32) for name in ("near_rank", "ratio", "lower", "upper")},
+        **{
+            name: getattr(trajectory, name).astype(np.float32)
+            for name in ("near_rank", "ratio", "lower", "upper")
+        },
     }
 
 
@@ -156,13 +164,14 @@ def _cells(row: int, name: str, run: Run, trajectory: Trajectory) -> dict[str, A
 def _edges(steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Each step's cell reaches half-way to its neighbours, so uneven steps are drawn where they are."""
     if len(steps) == 1:
-        return steps - 0.5, steps + 0.5
-    middles = (steps[1:] + steps[:-1]) / 2
-    return np.concatenate([steps[:1], middles]), np.concatenate([middles, steps[-1:]])
+        return np.array([steps[0] - 0.5]), np.array([steps[0] + 0.5])
+    places = steps.astype(np.float64)
+    middles = 0.5 * (places[1:] + places[:-1])
+    return np.concatenate([places[:1], middles]), np.concatenate([middles, places[-1:]])
 
 
 def trajectories(results: Results) -> tuple[Plot, dict[str, object]] | None:
-    """Near-rank on the probe over steps, a panel a layer, a line a batch size (a line a run with several seeds).
+    """Near-rank on the probe over steps, a panel a layer, a line a run coloured by its batch size.
 
     The second value tells the page which columns its x-axis switch moves: x is a copy of `step` or `epoch`.
     """
@@ -186,11 +195,15 @@ def trajectories(results: Results) -> tuple[Plot, dict[str, object]] | None:
         shape = next((site.probe_shape for site in sites if site.probe_shape), None)
         null = next((site.null_near_rank for site in sites if site.null_near_rank is not None), None)
         title = f"{short(layer, 30)} · {shape_text(shape)}" if shape else short(layer, 30)
-        plot = base_figure(title, width, 250, _X_LABELS[start], "near-rank (count)" if index % columns == 0 else "")
+        plot = base_figure(
+            title, width, 250, _X_LABELS[start], "near-rank (count)" if index % columns == 0 else ""
+        )
         top = max([min(shape) if shape else 0.0, null or 0.0, *(_largest(run, layer) for run in runs)])
         plot.y_range = Range1d(-0.03 * top, 1.06 * top or 1)
         if null is not None:
-            plot.add_layout(Span(location=null, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.2))
+            plot.add_layout(
+                Span(location=null, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.2)
+            )
         lines = []
         for run in runs:
             if layer not in run.trajectories:
@@ -204,7 +217,9 @@ def trajectories(results: Results) -> tuple[Plot, dict[str, object]] | None:
             color = color_of[run.label]
             if np.nanmax(trajectory.upper - trajectory.lower, initial=0) > 0:
                 bands = True
-                plot.add_glyph(source, VArea(x="x", y1="lower", y2="upper", fill_color=color, fill_alpha=0.22))
+                plot.add_glyph(
+                    source, VArea(x="x", y1="lower", y2="upper", fill_color=color, fill_alpha=0.22)
+                )
             name = plain(f"{run.label}, seed {run.seed if run.seed is not None else 'not recorded'}")
             alone = len(results.of(run.label)) == 1
             # add_glyph makes a third of the objects that `line` makes, for selections that there are none of.
@@ -220,7 +235,9 @@ def trajectories(results: Results) -> tuple[Plot, dict[str, object]] | None:
     if not bands:
         notes.append("Every certified interval is a single number here, so no band shows.")
     switch = {"sources": sources, "axes": axes, "labels": _X_LABELS, "start": start, "epochs": with_epochs}
-    switch["legend"] = [(label, color_of[label]) for label in labels if any(run.label == label for run in runs)]
+    switch["legend"] = [
+        (label, color_of[label]) for label in labels if any(run.label == label for run in runs)
+    ]
     return Plot(side_by_side(panels, columns), notes), switch
 
 

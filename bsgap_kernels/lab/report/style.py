@@ -14,10 +14,11 @@ WIDTH = 1064
 INK, MUTED, GRID, EMPTY = "#1d2733", "#566270", "#e6eaee", "#eceff2"
 FONT = "Inter, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 RATIO_PALETTE = Viridis256
-# Okabe and Ito's colours, distinguishable under every common colour blindness; a marker shape says it a second time.
+# Okabe and Ito's colours, distinguishable under common colour blindness; a marker shape says it twice.
 LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D31")
 LAYER_MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "plus")
 TRAIN, TEST, GAP = "#E69F00", "#0072B2", "#CC79A7"
+DASH = "–"
 STEP, METRIC, PROBE = "#9AA7B4", "#D55E00", "#F0C9A8"
 
 
@@ -26,6 +27,13 @@ def batch_colors(count: int) -> list[str]:
     if count == 1:
         return [Plasma256[60]]
     return [Plasma256[round(8 + 192 * index / (count - 1))] for index in range(count)]
+
+
+def significant(value: float | None) -> str:
+    """Three significant digits, without an exponent for the sizes that times and shares have."""
+    if value is None:
+        return DASH
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def plain(text: str) -> str:
@@ -55,7 +63,13 @@ def base_figure(title: str, width: int, height: int, x_label: str, y_label: str,
     """A figure in the report's style: zoom and pan on a toolbar that shows under the pointer only."""
     tools: list[Tool] = [PanTool(), BoxZoomTool(), ResetTool()]
     plot = figure(
-        title=plain(title), width=width, height=height, x_axis_label=x_label, y_axis_label=y_label, tools=tools, **options
+        title=plain(title),
+        width=width,
+        height=height,
+        x_axis_label=x_label,
+        y_axis_label=y_label,
+        tools=tools,
+        **options,
     )
     plot.toolbar.logo = None
     plot.toolbar.autohide = True
@@ -64,6 +78,8 @@ def base_figure(title: str, width: int, height: int, x_label: str, y_label: str,
     plot.outline_line_color = None
     plot.background_fill_color = plot.border_fill_color = "#ffffff"
     plot.min_border_right = 14
+    # Panels below one another line up, whatever the width of their numbers.
+    plot.min_border_left = 64
     plot.grid.grid_line_color = GRID
     for axis in plot.axis:
         axis.axis_label_text_font = axis.major_label_text_font = FONT

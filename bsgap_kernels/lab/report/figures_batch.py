@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bokeh.core.properties import value
 from bokeh.models import (
     ColumnDataSource,
-    FactorRange,
     FixedTicker,
     Legend,
     LegendItem,
@@ -16,18 +14,15 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from bsgap_kernels.lab.report_data import Results, Run, Site
-from bsgap_kernels.lab.report_figures import Plot, interval_text, shape_text
-from bsgap_kernels.lab.report_style import (
+from bsgap_kernels.lab.report.data import Results, Run, Site
+from bsgap_kernels.lab.report.figures import Plot, interval_text, shape_text
+from bsgap_kernels.lab.report.style import (
     FONT,
     GAP,
     INK,
     LAYER_COLORS,
     LAYER_MARKERS,
-    METRIC,
     MUTED,
-    PROBE,
-    STEP,
     TEST,
     TRAIN,
     WIDTH,
@@ -77,19 +72,25 @@ def _add_legend(plot: figure, items: list[LegendItem]) -> None:
 
 
 def near_rank_by_batch(results: Results) -> Plot | None:
-    """Near-rank on the probe at the end, a line a layer: as a count beside the Gaussian null, and as a share of it."""
+    """Near-rank on the probe at the end, a line a layer: beside the Gaussian null, and as a share of it."""
     known = {
-        (label, layer): [run.sites[layer] for run in runs if layer in run.sites and run.sites[layer].near_rank is not None]
+        (label, layer): [
+            run.sites[layer] for run in runs if layer in run.sites and run.sites[layer].near_rank is not None
+        ]
         for _, label, runs in sized(results)
         for layer in results.sites
     }
-    layers = [layer for layer in results.sites if any(known.get((label, layer)) for _, label, _ in sized(results))]
+    layers = [
+        layer for layer in results.sites if any(known.get((label, layer)) for _, label, _ in sized(results))
+    ]
     if not layers:
         return None
     has_null = any(site.null_near_rank for sites in known.values() for site in sites)
     left_width = 470 if has_null else WIDTH
     count = _batch_figure(results, "Count", left_width, 350, "near-rank on the probe, at the end (count)")
-    share = _batch_figure(results, "Baseline-corrected", WIDTH - left_width, 350, "near-rank ÷ near-rank of the Gaussian null")
+    share = _batch_figure(
+        results, "Baseline-corrected", WIDTH - left_width, 350, "near-rank ÷ near-rank of the Gaussian null"
+    )
     items, tops = [], [1.0]
     for index, layer in enumerate(layers):
         style = {"color": LAYER_COLORS[index % 8], "marker": LAYER_MARKERS[(index + index // 8) % 8]}
@@ -110,13 +111,21 @@ def near_rank_by_batch(results: Results) -> Plot | None:
         null = next((value for value in nulls if value is not None), None)
         if null is not None:
             tops.append(null)
-            span = Span(location=null, dimension="width", line_color=style["color"], line_dash="dashed", line_width=1.3)
+            span = Span(
+                location=null,
+                dimension="width",
+                line_color=style["color"],
+                line_dash="dashed",
+                line_width=1.3,
+            )
             span.line_alpha = 0.8
             count.add_layout(span)
         items.append(LegendItem(label=short(layer, 24), renderers=renderers))
     count.y_range = Range1d(0, 1.06 * max(tops))
     share.y_range = Range1d(0, 1.06 * max([1.0, *_all_y(share)]))
-    share.add_layout(Span(location=1, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.3))
+    share.add_layout(
+        Span(location=1, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.3)
+    )
     _add_legend(share if has_null else count, items)
     notes = [_seed_note(results)] if has_null else [_seed_note(results), "The files hold no Gaussian null."]
     return Plot(side_by_side([count, share] if has_null else [count], 2), notes)
@@ -138,7 +147,9 @@ def _near_rank(site: Site) -> float | None:
 
 
 def _share_of_null(site: Site) -> float | None:
-    return site.near_rank / site.null_near_rank if site.near_rank is not None and site.null_near_rank else None
+    return (
+        site.near_rank / site.null_near_rank if site.near_rank is not None and site.null_near_rank else None
+    )
 
 
 def _all_y(plot: figure) -> list[float]:
@@ -146,7 +157,10 @@ def _all_y(plot: figure) -> list[float]:
 
 
 def _mean_source(
-    results: Results, known: dict[tuple[str, str], list[Site]], layer: str, measure: Callable[[Site], float | None]
+    results: Results,
+    known: dict[tuple[str, str], list[Site]],
+    layer: str,
+    measure: Callable[[Site], float | None],
 ) -> ColumnDataSource:
     rows = []
     for size, label, runs in sized(results):
@@ -179,7 +193,10 @@ def _mean_source(
 
 
 def _seed_source(
-    results: Results, known: dict[tuple[str, str], list[Site]], layer: str, measure: Callable[[Site], float | None]
+    results: Results,
+    known: dict[tuple[str, str], list[Site]],
+    layer: str,
+    measure: Callable[[Site], float | None],
 ) -> ColumnDataSource:
     points = [
         (size, value)
@@ -199,10 +216,16 @@ def _seed_note(results: Results) -> str:
 def accuracy_by_batch(results: Results) -> Plot | None:
     """Train and test accuracy, and the gap between them, against batch size."""
     groups = sized(results)
-    if not any(run.test_accuracy is not None or run.train_accuracy is not None for _, _, runs in groups for run in runs):
+    if not any(
+        run.test_accuracy is not None or run.train_accuracy is not None
+        for _, _, runs in groups
+        for run in runs
+    ):
         return None
     left = _batch_figure(results, "Accuracy on the whole sets, at the end", 590, 320, "accuracy (%)")
-    right = _batch_figure(results, "Generalisation gap", WIDTH - 590, 320, "train − test accuracy (percentage points)")
+    right = _batch_figure(
+        results, "Generalisation gap", WIDTH - 590, 320, "train − test accuracy (percentage points)"
+    )
     items = []
     for plot, name, color, marker, attribute in (
         (left, "training set", TRAIN, "square", "train_accuracy"),
@@ -219,7 +242,9 @@ def accuracy_by_batch(results: Results) -> Plot | None:
         means = [entry for entry in means if entry[2] is not None]
         line_data = {"x": [size for size, _, _ in means], "y": [number for _, _, number in means]}
         line_data |= {"batch": [label for _, label, _ in means], "name": [name] * len(means)}
-        source = ColumnDataSource(line_data | {"seed": ["mean over seeds" if len(points) > len(means) else ""] * len(means)})
+        source = ColumnDataSource(
+            line_data | {"seed": ["mean over seeds" if len(points) > len(means) else ""] * len(means)}
+        )
         line = plot.line("x", "y", source=source, color=color, line_width=2.2)
         marks = plot.scatter("x", "y", source=source, color=color, marker=marker, size=9)
         renderers, hovered = [line, marks], [marks]
@@ -245,71 +270,3 @@ def accuracy_by_batch(results: Results) -> Plot | None:
         plot.y_range.range_padding = 0.15
         plot.y_range.min_interval = 1.0
     return Plot(side_by_side([left, right], 2), [_seed_note(results)])
-
-
-def time_by_batch(results: Results) -> Plot | None:
-    """Time of one step with and without the metric: stacked bars, one a batch size."""
-    rows = []
-    for label in results.batch_labels:
-        runs = [run for run in results.of(label) if run.step_ms is not None and run.metric_ms is not None]
-        if not runs:
-            continue
-        step = sum(run.step_ms or 0 for run in runs) / len(runs)
-        metric = sum(run.metric_ms or 0 for run in runs) / len(runs)
-        probes = [run.probe_ms for run in runs if run.probe_ms is not None]
-        rows.append((f"batch {label}", step, metric, mean(probes) or 0.0))
-    if not rows:
-        return None
-    has_probe = any(row[3] for row in rows)
-    columns = {
-        "batch": [row[0] for row in rows],
-        "step_ms": [row[1] for row in rows],
-        "metric_ms": [row[2] for row in rows],
-        "probe_ms": [row[3] for row in rows],
-        "left_metric": [row[1] for row in rows],
-        "left_probe": [row[1] + row[2] for row in rows],
-        "end": [sum(row[1:]) for row in rows],
-        "percent": [100 * row[2] / row[1] if row[1] else float("nan") for row in rows],
-        "text": [f" metric {row[2]:.3g} ms" + (f" = {100 * row[2] / row[1]:.3g} % of the step" if row[1] else "") for row in rows],
-    }
-    source = ColumnDataSource(columns)
-    plot = base_figure(
-        "Mean time per step",
-        WIDTH,
-        110 + 44 * len(rows),
-        "time per step (ms)",
-        "",
-        y_range=FactorRange(factors=[row[0] for row in reversed(rows)]),
-        x_range=Range1d(0, max(columns["end"]) * 1.28 or 1),
-    )
-    plot.ygrid.grid_line_color = None
-    bars = [("training step without the metric", "0", "step_ms", STEP), ("metric, training batch", "left_metric", None, METRIC)]
-    if has_probe:
-        bars.append(("metric, probe batch (spread over all steps)", "left_probe", "end", PROBE))
-    items, drawn = [], []
-    for name, left, right, color in bars:
-        bar = plot.hbar(
-            y="batch",
-            left=0 if left == "0" else left,
-            right=right or "left_probe",
-            height=0.62,
-            source=source,
-            fill_color=color,
-            line_color="#ffffff",
-        )
-        drawn.append(bar)
-        items.append(LegendItem(label=name, renderers=[bar]))
-    plot.text("end", "batch", "text", source=source, text_baseline="middle", text_font=value(FONT), text_font_size="12px", text_color=INK)
-    tooltips = [
-        ("", "@batch"),
-        ("step without the metric", "@step_ms{0.000} ms"),
-        ("metric on the training batch", "@metric_ms{0.000} ms (@percent{0.0} % of the step)"),
-    ]
-    if has_probe:
-        tooltips.append(("probe forward and metric", "@probe_ms{0.000} ms per step"))
-    plot.add_tools(hover(tooltips, drawn))
-    legend = Legend(items=items, orientation="horizontal", border_line_color=None, label_text_font=FONT)
-    legend.label_text_font_size, legend.label_text_color, legend.location = "12px", INK, "top_left"
-    plot.add_layout(legend, "above")
-    return Plot(plot, ["Means over the steps of a run" + (" and over seeds." if len(results.runs) > len(rows) else ".")])
-

@@ -37,10 +37,11 @@ class Rows:
 def read_rows(path: Path, problems: list[str]) -> Rows:
     """Read the rows of SHOWN_METRICS; everything else in the file is skipped.
 
-    A line that is not a row (cut, or damaged) is left out and counted in `problems`. When a later attempt of a run
-    starts at step s, the earlier attempt's rows from s on are dropped, so that a resumed run has one value a step.
-    Some 230 rows a step are written and 40 shown, so a row is parsed as JSON only when its metric is shown, found by
-    its bytes (a site's name cannot imitate the key: JSON escapes its quotes). 7 million rows take about 6 s.
+    A line that is not a row (cut, or damaged) is left out and counted in `problems`. When a later attempt of
+    a run starts at step s, the earlier attempt's rows from s on are dropped, so that a resumed run has
+    one value a step. Most rows are not shown, so a row is parsed as JSON only when its metric is, found
+    by its bytes (a site's name cannot imitate the key: JSON escapes its quotes): 100,000 rows take about
+    0.2 s.
     """
     rows = Rows()
     try:
@@ -74,7 +75,11 @@ def read_rows(path: Path, problems: list[str]) -> Rows:
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
                 damaged += 1
                 continue
-            valid = isinstance(site, str) and isinstance(metric, str) and isinstance(value, (int, float, type(None)))
+            valid = (
+                isinstance(site, str)
+                and isinstance(metric, str)
+                and isinstance(value, (int, float, type(None)))
+            )
             if not valid or type(step) is not int or not 0 <= step < _MAX_STEP:
                 damaged += 1
                 continue
@@ -89,9 +94,13 @@ def read_rows(path: Path, problems: list[str]) -> Rows:
             rows.series.setdefault((site, metric), {})[step] = number if math.isfinite(number) else math.nan
     if cut:
         damaged -= 1
-        problems.append(f"the last line of {path.name} is cut (the run was killed while writing): it is left out.")
+        problems.append(
+            f"the last line of {path.name} is cut (the run was killed while writing): it is left out."
+        )
     if damaged:
-        problems.append(f"{damaged} line{'s' * (damaged > 1)} of {path.name} cannot be read and are left out.")
+        problems.append(
+            f"{damaged} line{'s' * (damaged > 1)} of {path.name} cannot be read and are left out."
+        )
     if not rows.series:
         problems.append(f"{path.name} holds no values that the report shows.")
     return rows

@@ -1,28 +1,21 @@
-"""The words of the report: head, table, findings and notices, all made from the results alone and HTML-escaped."""
+"""The words of the report: head, table, findings and notices, from the results alone, HTML-escaped."""
 
 from __future__ import annotations
 
 import re
 from html import escape
 
-from bsgap_kernels.lab.report_data import Results, Run, Site
-from bsgap_kernels.lab.report_figures_batch import mean, sized
+from bsgap_kernels.lab.report.data import Results, Run, Site
+from bsgap_kernels.lab.report.figures_batch import mean, sized
+from bsgap_kernels.lab.report.style import DASH, significant
 
 # Beyond this many layers the table would not fit the page: the layers then get tables of their own.
 LAYERS_PER_TABLE = 8
-DASH = "–"
 
 
 def number(value: float | None, digits: int, factor: float = 1.0) -> str:
     """A number as text, a dash where there is none; minus as its own sign."""
     return DASH if value is None else f"{factor * value:.{digits}f}".replace("-", "−")
-
-
-def significant(value: float | None) -> str:
-    """Three significant digits, without an exponent for the sizes that times and shares have."""
-    if value is None:
-        return DASH
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def facts(results: Results) -> list[tuple[str, str]]:
@@ -33,7 +26,9 @@ def facts(results: Results) -> list[tuple[str, str]]:
         return ", ".join(dict.fromkeys(run.facts[key] for run in runs if key in run.facts)) or None
 
     seeds = sorted({run.seed for run in runs if run.seed is not None})
-    shapes = dict.fromkeys(site.probe_shape for run in runs for site in run.sites.values() if site.probe_shape)
+    shapes = dict.fromkeys(
+        site.probe_shape for run in runs for site in run.sites.values() if site.probe_shape
+    )
     rows = sorted({shape[0] for shape in shapes})
     rates = joined("lr")
     if rates and joined("momentum"):
@@ -58,12 +53,14 @@ def facts(results: Results) -> list[tuple[str, str]]:
 
 def facts_html(results: Results) -> str:
     """The head's list of facts."""
-    entries = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(results))
+    entries = (
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(results)
+    )
     return f'<dl class="facts">{"".join(entries)}</dl>'
 
 
 def findings(results: Results) -> list[str]:
-    """What the numbers say, as plain sentences; nothing is claimed that a reader cannot check in the table."""
+    """What the numbers say, as plain sentences that a reader can check in the table."""
     return [*_near_rank_findings(results), *_accuracy_findings(results), *_cost_findings(results)]
 
 
@@ -95,29 +92,32 @@ def _near_rank_findings(results: Results) -> list[str]:
 
 
 def _accuracy_findings(results: Results) -> list[str]:
-    ends = []
+    ends: list[tuple[str, float, float, float | None]] = []
     for _, label, runs in sized(results):
         train = mean([run.train_accuracy for run in runs if run.train_accuracy is not None])
         test = mean([run.test_accuracy for run in runs if run.test_accuracy is not None])
-        steps = mean([float(run.steps) for run in runs if run.steps is not None])
+        updates = mean([float(run.steps) for run in runs if run.steps is not None])
         if train is not None and test is not None:
-            ends.append((label, train, test, steps))
+            ends.append((label, train, test, updates))
     if len(ends) < 2:
         return []
     (first, train, test, _), (last, last_train, last_test, _) = ends[0], ends[-1]
     sentences = [
-        f"Test accuracy goes from {100 * test:.1f} % to {100 * last_test:.1f} % between batch sizes {first} and {last}, "
-        f"the generalisation gap from {_points(train - test)} to {_points(last_train - last_test)} percentage points."
+        f"Between batch sizes {first} and {last}, test accuracy goes from {100 * test:.1f} % to "
+        f"{100 * last_test:.1f} %, the generalisation gap from {_points(train - test)} to "
+        f"{_points(last_train - last_test)} percentage points."
     ]
     steps = [entry[3] for entry in ends if entry[3]]
     if steps and max(steps) > 1.5 * min(steps):
         sentences.append(
-            f"The runs had between {min(steps):,.0f} and {max(steps):,.0f} updates, so batch size and number of updates "
-            "change together here: compare with a sweep at equal steps before blaming the batch size."
+            f"The runs had between {min(steps):,.0f} and {max(steps):,.0f} updates, so batch size and "
+            "number of updates change together here: compare with a sweep at equal steps before blaming the "
+            "batch size."
         )
     if max(entry[1] for entry in ends) - min(entry[1] for entry in ends) > 0.05:
         sentences.append(
-            "Train accuracy differs by more than 5 points between batch sizes: the networks are not equally well trained."
+            "Train accuracy differs by more than 5 points between batch sizes: the networks are not "
+            "equally well trained."
         )
     return sentences
 
@@ -132,7 +132,8 @@ def _cost_findings(results: Results) -> list[str]:
     if not percents or not times:
         return []
     layers = len(results.sites)
-    what = f"Near-rank, interval and spectral summary of {layers} layer{'s' * (layers != 1)} on the training batch"
+    plural = "s" * (layers != 1)
+    what = f"Near-rank, interval and spectral summary of {layers} layer{plural} on the training batch"
     if len(percents) == 1:
         return [f"{what} took {significant(times[0])} ms per step, {significant(percents[0])} % of the step."]
     return [
@@ -155,7 +156,12 @@ def table_html(results: Results) -> str:
 def _table(results: Results, layers: list[str], *, outcomes: bool) -> str:
     heads = ["<th>batch<br>size</th>", "<th>seed</th>"]
     if outcomes:
-        heads += ["<th>steps</th>", "<th>train<br>acc. (%)</th>", "<th>test<br>acc. (%)</th>", "<th>gap<br>(points)</th>"]
+        heads += [
+            "<th>steps</th>",
+            "<th>train<br>acc. (%)</th>",
+            "<th>test<br>acc. (%)</th>",
+            "<th>gap<br>(points)</th>",
+        ]
     heads += [f'<th class="layer">{_breakable(layer)}</th>' for layer in layers]
     if outcomes:
         heads += ["<th>metric<br>(ms/step)</th>", "<th>metric<br>(% of step)</th>"]
@@ -166,7 +172,8 @@ def _table(results: Results, layers: list[str], *, outcomes: bool) -> str:
         group += f'<th colspan="{len(layers)}">near-rank ratio on the probe, at the end</th>'
         group += f'<td colspan="{after}"></td></tr>' if after else "</tr>"
     rows = "".join(_row(run, layers, outcomes=outcomes) for run in results.runs)
-    return f'<div class="scroll"><table><thead>{group}<tr>{"".join(heads)}</tr></thead><tbody>{rows}</tbody></table></div>'
+    head = f"<thead>{group}<tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>'
 
 
 def _row(run: Run, layers: list[str], *, outcomes: bool) -> str:
@@ -210,4 +217,5 @@ def notices_html(results: Results) -> str:
     if unfinished:
         intro += f" {len(unfinished)} of {len(results.runs)} runs did not finish (marked * in the table)."
     items = "".join(f"<li>{line}</li>" for line in lines)
-    return f'<section class="notice" role="note"><h2>Incomplete results</h2><p>{intro}</p><ul>{items}</ul></section>'
+    heading = "<h2>Incomplete results</h2>"
+    return f'<section class="notice" role="note">{heading}<p>{intro}</p><ul>{items}</ul></section>'

@@ -1,0 +1,7 @@
+"""python -m bsgap_kernels.bench: the same as `bsgap bench`, without the command line's dependencies."""
+
+import sys
+
+from .run import main
+
+sys.exit(main())

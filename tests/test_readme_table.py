@@ -1,0 +1,138 @@
+"""The README's cost table is what the committed result says."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+readme_table = _script()
+
+
+def contender(name: str, ours: bool, median: float, **changes: Any) -> dict[str, Any]:
+    check = {"equal": 1, "near_tau": 0, "wrong": 0, "proven": None, "verdict": "equal"}
+    row = {"name": name, "ours": ours, "rounds": 3, "median_ms": median, "check": check}
+    return {**row, "vs_matrix_rank": 100.0 / median, "vs_best_peer": 12.0 / median, **changes}
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    wrong = {"equal": 0, "near_tau": 0, "wrong": 1, "proven": None, "verdict": "WRONG"}
+    return {
+        "schema": 1,
+        "complete": True,
+        "date": "2025-01-02T03:04:05+00:00",
+        "commit": "0123456789abcdef",
+        "modified": False,
+        "machine": {"cpu": "A processor"},
+        "versions": {"torch": "2.15.0", "torch_blas": "MKL", "numpy": "2.4.0"},
+        "threads": {"torch": 2, "numpy": 2},
+        "cases": [
+            {
+                "name": "30x20",
+                "about": "small",
+                "rtol": 0.01,
+                "matrices": 1,
+                "cache": "cold",
+                "best_peer": "slow peer",
+                "other_work": 0.0,
+                "contenders": [
+                    contender("near_rank", True, 4.0),
+                    contender("torch.linalg.matrix_rank", False, 100.0),
+                    contender("slow peer", False, 12.0),
+                    contender("quick peer", False, 1.0, check=wrong),
+                ],
+            }
+        ],
+    }
+
+
+@pytest.fixture
+def files(tmp_path: Path, result: dict[str, Any]) -> list[str]:
+    """Options that name a result and a README with stale text between the markers."""
+    results, readme = tmp_path / "cpu.json", tmp_path / "README.md"
+    results.write_text(json.dumps(result))
+    readme.write_text(f"# Title\n{readme_table.BEGIN}\nstale\n{readme_table.END}\nafter\n")
+    return ["--results", str(results), "--readme", str(readme)]
+
+
+def test_readme_matches_the_committed_result() -> None:
+    assert readme_table.main(["--check"]) == 0
+
+
+def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() -> None:
+    from bsgap_kernels.bench import CASES
+
+    committed = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert [case["name"] for case in committed["cases"]] == [case.name for case in CASES]
+    ours = [c for case in committed["cases"] for c in case["contenders"] if c["ours"]]
+    assert not [c for c in ours if "error" in c or c["check"]["wrong"]]
+
+
+def test_write_then_check(files: list[str]) -> None:
+    readme = Path(files[-1])
+    assert readme_table.main([*files, "--check"]) == 1
+    assert "stale" in readme.read_text()
+    assert readme_table.main(files) == 0
+    text = readme.read_text()
+    assert "stale" not in text
+    assert text.startswith("# Title\n")
+    assert text.endswith("\nafter\n")
+    assert "| 30×20, small | 4.00 | - | - | 100 | 12.0 (slow peer) | 25×, 3.0× |" in text
+    assert readme_table.main([*files, "--check"]) == 0
+
+
+def test_a_changed_figure_or_a_hand_edit_is_noticed(files: list[str], result: dict[str, Any]) -> None:
+    readme = Path(files[-1])
+    assert readme_table.main(files) == 0
+    written = readme.read_text()
+    readme.write_text(written.replace("25×", "26×"))
+    assert readme_table.main([*files, "--check"]) == 1
+    readme.write_text(written)
+    result["cases"][0]["contenders"][0]["median_ms"] = 5.0
+    Path(files[1]).write_text(json.dumps(result))
+    assert readme_table.main([*files, "--check"]) == 1
+
+
+def test_wrong_counts_and_a_busy_machine_show(files: list[str], result: dict[str, Any]) -> None:
+    result["cases"][0]["other_work"] = 0.5
+    result["cases"][0]["contenders"][0]["check"] = {"wrong": 1}
+    Path(files[1]).write_text(json.dumps(result))
+    assert readme_table.main(files) == 0
+    text = Path(files[-1]).read_text()
+    assert "4.00 †" in text
+    assert "quick peer counted 1 of 1 wrong on 30x20" in text
+    assert "busy machine" in text
+
+
+@pytest.mark.parametrize("change", [{"complete": False}, {"schema": 0}])
+def test_results_that_cannot_be_used(
+    files: list[str], result: dict[str, Any], change: dict[str, Any]
+) -> None:
+    Path(files[1]).write_text(json.dumps({**result, **change}))
+    assert readme_table.main(files) == 2
+
+
+def test_missing_markers_or_files(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(files[-1]).write_text("no markers")
+    assert readme_table.main(files) == 2
+    assert "cost-table:begin" in capsys.readouterr().err
+    Path(files[-1]).unlink()
+    assert readme_table.main(files) == 2
