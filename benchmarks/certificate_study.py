@@ -1,8 +1,8 @@
 """Counts false intervals over thousands of matrices with a known count.
 
 Run from a checkout: python benchmarks/certificate_study.py [--per-family 250] [--seed 1]. Takes about two
-minutes on one core and writes benchmarks/results/certificates.json. The matrices and how their counts are known:
-tests/certificate_families.py.
+minutes on one core and writes benchmarks/results/certificates.json. The matrices, and how their counts are
+known: tests/certificate_families.py.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ def test_ldlt_term_off_is_false() -> None:
 def shifted_chain(n: int = 8) -> tuple[Matrix, float]:
     """L D Lᵀ with L bidiagonal of ones, D = (3 ... 3, 2^-51), and a² = 2^-53.
 
-    Every subtraction of the shift rounds it away and every other operation is exact, so that the pivots are D,
-    all positive. But the smallest eigenvalue is about 2^-51 / n, below the shift.
+    Every subtraction of the shift rounds it away and every other operation is exact, so that the pivots are
+    D, all positive. But the smallest eigenvalue is about 2^-51 / n, below the shift.
     """
     L = np.eye(n) + np.diag(np.ones(n - 1), -1)
     return L @ np.diag([3.0] * (n - 1) + [2.0**-51]) @ L.T, 2.0**-26.5

@@ -275,7 +275,7 @@ std::tuple<Tensor, Tensor> summarize(const Tensor eigenvalues, const Tensor expo
       std::fill(row, row + bsgap::kSummaryColumns, std::numeric_limits<double>::quiet_NaN());
       continue;
     }
-    count = bsgap::count_of_eigenvalues(lambda + i * k, k, {std::ldexp(atol, exponents[i]), rtol});
+    count = bsgap::count_of_eigenvalues(lambda + i * k, k, bsgap::scaled({atol, rtol}, exponents[i]));
     if (low[i] >= 0) count = std::clamp(count, low[i], high[i]);
     bsgap::summarize(lambda + i * k, m, n, exponents[i], row);
   }
