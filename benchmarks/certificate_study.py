@@ -1,7 +1,8 @@
-"""Counts false intervals over thousands of matrices with a known count; writes benchmarks/results/certificates.json.
+"""Counts false intervals over thousands of matrices with a known count.
 
-Run from a checkout: python benchmarks/certificate_study.py [--per-family 250] [--seed 1]. Takes about two minutes on
-one core. The matrices and how their counts are known: tests/certificate_families.py.
+Run from a checkout: python benchmarks/certificate_study.py [--per-family 250] [--seed 1]. Takes about two
+minutes on one core and writes benchmarks/results/certificates.json. The matrices and how their counts are known:
+tests/certificate_families.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -34,7 +36,7 @@ def share(single: int, asked: int) -> float | None:
     return round(single / asked, 4) if asked else None
 
 
-def run(per_family: int, seed: int, mpmath_matrices: int) -> dict[str, object]:
+def run(per_family: int, seed: int, mpmath_matrices: int) -> dict[str, Any]:
     """All families, both modes, both entry points."""
     tally: dict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     modes: dict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -56,9 +58,9 @@ def run(per_family: int, seed: int, mpmath_matrices: int) -> dict[str, object]:
             for interval in found:
                 right = interval.lower <= case.count <= interval.upper
                 if not right:
-                    false.append({"family": name, "shape": list(case.matrix.shape), "count": case.count}
-                                 | {"dtype": str(case.matrix.dtype), "rtol": case.rtol, "atol": case.atol}
-                                 | vars(interval))  # fmt: skip
+                    what = {"family": name, "shape": list(case.matrix.shape), "count": case.count}
+                    options = {"dtype": str(case.matrix.dtype), "rtol": case.rtol, "atol": case.atol}
+                    false.append(what | options | vars(interval))
                 single = interval.lower == interval.upper
                 for row in (tally[name], modes[f"{interval.mode}, {interval.entry}"]):
                     row["intervals"] += 1
@@ -77,8 +79,8 @@ def run(per_family: int, seed: int, mpmath_matrices: int) -> dict[str, object]:
             for name, row in table.items()
         }
 
-    total = {key: sum(row[key] for row in tally.values())
-             for key in ("matrices", "intervals", "false", "single", "separated", "separated_single")}  # fmt: skip
+    keys = ("matrices", "intervals", "false", "single", "separated", "separated_single")
+    total = {key: sum(row[key] for row in tally.values()) for key in keys}
     return {
         "what": "near_rank_interval on matrices with a known count (benchmarks/certificate_study.py)",
         "seed": seed,
@@ -124,6 +126,23 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
+def print_table(result: dict[str, Any]) -> None:
+    """The JSON for people."""
+    print(f"{'':28}{'matrices':>9}{'intervals':>10}{'false':>6}{'single':>8}{'single, separated':>19}")
+    for name, row in (result["families"] | result["modes"]).items():
+        matrices = row.get("matrices", "")
+        share_separated = "–" if row["separated"] == 0 else f"{row['separated_single_share']:.1%}"
+        single = f"{row['single_share']:.1%}"
+        print(
+            f"{name:28}{matrices:>9}{row['intervals']:>10}{row['false']:>6}{single:>8}{share_separated:>19}"
+        )
+    print(
+        f"{result['matrices']} matrices, {result['intervals']} intervals, {result['false_intervals']} false. "
+        f"Single numbers at rtol >= {MIN_RTOL} without singular values within 1 % of the threshold: "
+        f"{result['separated_single_share']:.1%}. {result['seconds']} s in the intervals."
+    )
+
+
 def main() -> int:
     """Runs the study, prints the table, writes the JSON; exit code 1 if an interval was false."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,15 +155,7 @@ def main() -> int:
     result = run(options.per_family, options.seed, options.mpmath_matrices)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{'':28}{'matrices':>9}{'intervals':>10}{'false':>6}{'single':>8}{'single, separated':>19}")
-    for table in ("families", "modes"):
-        for name, row in result[table].items():  # type: ignore[attr-defined]
-            separated = row["separated_single_share"]
-            print(f"{name:28}{row.get('matrices', ''):>9}{row['intervals']:>10}{row['false']:>6}"
-                  f"{row['single_share']:>8.1%}{'–' if separated is None else f'{separated:.1%}':>19}")  # fmt: skip
-    print(f"{result['matrices']} matrices, {result['intervals']} intervals, {result['false_intervals']} false; "
-          f"{result['separated_single_share']:.1%} single numbers at rtol >= {MIN_RTOL} "
-          f"without singular values within 1 % of the threshold; {result['seconds']} s in the intervals")  # fmt: skip
+    print_table(result)
     return 1 if result["false_intervals"] else 0
 
 

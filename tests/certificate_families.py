@@ -51,7 +51,7 @@ class Interval:
 
 
 def intervals(cases: list[Case]) -> list[list[Interval]]:
-    """Every interval of every case: both modes, through the torch op (stacked) and through NumPy (one by one)."""
+    """Every interval of every case: both modes, by the torch op (stacked) and by NumPy (one by one)."""
     first = cases[0]
     A = first.matrix if len(cases) == 1 else torch.stack([c.matrix for c in cases])
     results: list[list[Interval]] = [[] for _ in cases]
@@ -72,7 +72,7 @@ def intervals(cases: list[Case]) -> list[list[Interval]]:
 
 
 def count_above(sigma: list[float], *, atol: float, rtol: float) -> tuple[int, bool]:
-    """Count of exactly known singular values above the threshold, in rational arithmetic; and whether separated."""
+    """Count of exactly known singular values above the threshold, and whether they are separated from it."""
     exact = [Fraction(s) for s in sigma]
     tau = max(Fraction(atol), Fraction(rtol) * max(exact))
     separated = all(abs(s - tau) > Fraction(1, 100) * tau for s in exact)
@@ -139,7 +139,7 @@ def _extreme(rng: random.Random) -> Case:
 
 
 def _centred_exact(rng: random.Random) -> Case:
-    """Columns of zero mean plus dyadic means: the centred singular values are exact, some on the threshold."""
+    """Columns of zero mean plus dyadic means: centred singular values are exact, some on the threshold."""
     m = rng.choice([4, 16, 64, 256])
     n = rng.randint(1, min(m - 1, 40))
     power = rng.randint(1, 6)
@@ -255,7 +255,7 @@ FAMILIES: dict[str, Callable[[random.Random], Case | None]] = {
 
 
 def groups(per_family: int, seed: int, *, mpmath_matrices: int, mpmath_side: int) -> Iterator[list[Case]]:
-    """``per_family`` matrices of each family, most groups a single matrix; the batched ones in groups of 8."""
+    """``per_family`` matrices of each family in groups of one; the batched ones in groups of 8."""
     for name, make in FAMILIES.items():
         rng = random.Random(f"{seed} {name}")
         made = 0

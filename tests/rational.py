@@ -9,7 +9,7 @@ Rows = Sequence[Sequence[float | Fraction]]
 
 
 def count_above(G: Rows, shift: float | Fraction) -> int:
-    """#{λ(G) > shift} of a symmetric matrix: the positive pivots of a congruence that diagonalises G - shift I."""
+    """#{λ(G) > shift} of a symmetric matrix: positive pivots of a congruence of G - shift I to a diagonal."""
     n = len(G)
     a = [[Fraction(G[i][j]) - (Fraction(shift) if i == j else 0) for j in range(n)] for i in range(n)]
     left, positive = list(range(n)), 0
@@ -40,5 +40,6 @@ def gram(A: Rows, *, center: bool = False) -> list[list[Fraction]]:
     """AᵀA, or about the column means, exactly."""
     columns = [[Fraction(x) for x in column] for column in zip(*A, strict=True)]
     if center:
-        columns = [[x - sum(column) / len(column) for x in column] for column in columns]
+        means = [sum(column) / len(column) for column in columns]
+        columns = [[x - mean for x in column] for column, mean in zip(columns, means, strict=True)]
     return [[sum((x * y for x, y in zip(p, q, strict=True)), Fraction(0)) for q in columns] for p in columns]

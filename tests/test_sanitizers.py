@@ -16,14 +16,11 @@ COMPILER = shutil.which("g++")
 @pytest.mark.parametrize(("sanitizers", "work"), [("address,undefined", "serial"), ("thread", "threads")])
 def test_core_is_clean(sanitizers: str, work: str, tmp_path: Path) -> None:
     driver = tmp_path / "driver"
-    options = ["-std=c++20", "-O1", "-g", "-fopenmp-simd", "-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
-    build = subprocess.run(
-        [str(COMPILER), *options, f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-pthread"]
-        + [f"-I{ROOT / 'csrc'}", str(ROOT / "tests" / "sanitize_core.cpp"), "-o", str(driver)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    warnings = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
+    options = ["-std=c++20", "-O1", "-g", "-pthread", "-fopenmp-simd", *warnings, f"-I{ROOT / 'csrc'}"]
+    options += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-o", str(driver)]
+    command = [str(COMPILER), str(ROOT / "tests" / "sanitize_core.cpp"), *options]
+    build = subprocess.run(command, capture_output=True, text=True, check=False)
     if "cannot find" in build.stderr and "san" in build.stderr:
         pytest.skip(f"g++ has no runtime for -fsanitize={sanitizers}")
     assert build.returncode == 0, build.stderr

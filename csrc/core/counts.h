@@ -141,7 +141,9 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
       out[i].lower = out[i].upper == 0 ? 0
                                        : detail::certified_lower(g, n, t.upper, gram_error, work.data(),
                                                                  parallel, terms, &here.error_at_lower);
-      out[i].lower = std::min(out[i].lower, out[i].upper);
+      // The two ends come from two factorisations; if they contradict each other a bound was false (the
+      // probes' 1e-9, or broken arithmetic) and nothing is known.
+      if (out[i].lower > out[i].upper) out[i] = {0, n};
     }
     if (trace) *trace = here;
   }
