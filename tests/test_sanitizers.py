@@ -15,9 +15,10 @@ COMPILER = shutil.which("g++")
 @pytest.mark.skipif(COMPILER is None, reason="needs g++")
 # The second build has the portable code of processors that are no x86.
 @pytest.mark.parametrize(
-    ("sanitizers", "work", "dispatch"), [("address,undefined", "serial", 1), ("thread", "threads", 0)]
+    ("sanitizers", "work", "portable"),
+    [("address,undefined", "serial", []), ("thread", "threads", ["-DBSGAP_PORTABLE"])],
 )
-def test_core_is_clean(sanitizers: str, work: str, dispatch: int, tmp_path: Path) -> None:
+def test_core_is_clean(sanitizers: str, work: str, portable: list[str], tmp_path: Path) -> None:
     driver = tmp_path / "driver"
     warnings = ["-Wall", "-Wextra", "-Wno-psabi", "-Werror"]
     options = ["-std=c++20", "-O1", "-g", "-pthread", "-fopenmp-simd", *warnings, f"-I{ROOT / 'csrc'}"]

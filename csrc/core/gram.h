@@ -85,7 +85,7 @@ void add_gram(const GramSource& s, int64_t begin, int64_t end, double* g, const 
   const int64_t packed_rows = std::min(std::max(fitting / kChunk, int64_t{1}) * kChunk, end - begin);
   const int64_t blocks = (side + kBlock - 1) / kBlock, pairs = blocks * (blocks + 1) / 2;
   const TileProduct<Acc> product = tile_product<Acc, false>();
-  std::vector<Acc> packed(panels * kCols * packed_rows);
+  PackedBuffer<Acc> packed(panels * kCols * packed_rows);
   for (int64_t p0 = begin; p0 < end; p0 += packed_rows) {
     const int64_t rows = std::min(packed_rows, end - p0);
     const auto panel_at = [&](int64_t panel, int64_t row) {

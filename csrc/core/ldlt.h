@@ -31,8 +31,8 @@ inline constexpr int64_t kPanel = 64;  // columns factored before one trailing u
 
 // Solves one row below the diagonal block of a panel: W = row (unit L)^-T, L = W D^-1. Returns its share
 // of the growth sum. row: `width` entries, overwritten by L; lt: transpose of the block's L, row-major.
-[[gnu::always_inline]] inline double solve_row(double* row, const double* lt, const double* d, int64_t width,
-                                               double* w) {
+[[gnu::always_inline]] inline double solve_row_body(double* row, const double* lt, const double* d,
+                                                    int64_t width, double* w) {
   for (int64_t k = 0; k < width; ++k) {
     const double wk = row[k];
     const double* l = lt + k * kPanel;
@@ -50,29 +50,8 @@ inline constexpr int64_t kPanel = 64;  // columns factored before one trailing u
   return growth;
 }
 
-using SolveRow = double (*)(double* row, const double* lt, const double* d, int64_t width, double* w);
-#if BSGAP_X86_DISPATCH
-__attribute__((target("avx512f,avx512dq,fma,prefer-vector-width=512"))) inline double solve_row_avx512(
-    double* row, const double* lt, const double* d, int64_t width, double* w) {
-  return solve_row(row, lt, d, width, w);
-}
-__attribute__((target("avx2,fma"))) inline double solve_row_avx2(double* row, const double* lt,
-                                                                 const double* d, int64_t width, double* w) {
-  return solve_row(row, lt, d, width, w);
-}
-#endif
-inline double solve_row_generic(double* row, const double* lt, const double* d, int64_t width, double* w) {
-  return solve_row(row, lt, d, width, w);
-}
-
-inline SolveRow solve_panel_row() {
-#if BSGAP_X86_DISPATCH
-  const Isa isa = instruction_set();
-  if (isa == Isa::kAvx512) return solve_row_avx512;
-  if (isa == Isa::kAvx2) return solve_row_avx2;
-#endif
-  return solve_row_generic;
-}
+BSGAP_PER_ISA(double, solve_row, (double* row, const double* lt, const double* d, int64_t width, double* w),
+              (row, lt, d, width, w))
 
 // C[i][j] -= sum_k L[i][k] W[j][k] for the lower triangle of the trailing matrix.
 inline void trailing_update(double* c, int64_t ld, int64_t first, int64_t n, const double* l_packed,
@@ -118,9 +97,9 @@ inline InertiaCount count_above(const double* g, int64_t n, double shift, double
   }
   double lt[kPanel * kPanel], d[kPanel];
   const int64_t padded = (n + kCols) / kCols * kCols + kCols;
-  std::vector<double> l_packed(n > kPanel ? padded * kPanel : 0), w_packed(l_packed.size());
+  const int64_t packed_size = n > kPanel ? padded * kPanel : 0;
+  PackedBuffer<double> l_packed(packed_size), w_packed(packed_size);
   std::vector<double> row_growth(n);
-  const detail::SolveRow solve_row = detail::solve_panel_row();
   for (int64_t k0 = 0; k0 < n; k0 += kPanel) {
     const int64_t width = std::min(kPanel, n - k0), next = k0 + width;
     // Diagonal block, column by column.
@@ -149,7 +128,7 @@ inline InertiaCount count_above(const double* g, int64_t n, double shift, double
       double w[kPanel];
       for (int64_t r = tile * kTileRows; r < std::min(rest, (tile + 1) * kTileRows); ++r) {
         double* row = work + (next + r) * n + k0;
-        row_growth[next + r] = solve_row(row, lt, d, width, w);
+        row_growth[next + r] = detail::solve_row(row, lt, d, width, w);
         double* lp = l_packed.data() + r / kTileRows * kTileRows * width + r % kTileRows;
         double* wp = w_packed.data() + r / kCols * kCols * width + r % kCols;
         for (int64_t k = 0; k < width; ++k) lp[k * kTileRows] = row[k];

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "certified_gram.h"
+#include "isa.h"
 #include "philox.h"
 
 namespace bsgap {
@@ -61,6 +62,32 @@ struct ProbeProduct {
   double frobenius_sq = 0;  // upper bound of ||X||_F^2
 };
 
+namespace detail {
+
+// Adds x (x . omega_r) to out_r for every probe, x one row; returns x . x.
+[[gnu::always_inline]] inline double probe_row_body(const double* x, const double* omega, int64_t side,
+                                                    double* out) {
+  double z[kProbes];
+  for (int r = 0; r < kProbes; ++r) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < side; ++j) sum += x[j] * omega[r * side + j];
+    z[r] = sum;
+  }
+  for (int r = 0; r < kProbes; ++r) {
+#pragma omp simd
+    for (int64_t j = 0; j < side; ++j) out[r * side + j] += z[r] * x[j];
+  }
+  double squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t j = 0; j < side; ++j) squares += x[j] * x[j];
+  return squares;
+}
+BSGAP_PER_ISA(double, probe_row, (const double* x, const double* omega, int64_t side, double* out),
+              (x, omega, side, out))
+
+}  // namespace detail
+
 // X^T (X omega) in float64, in chunks of rows; X as in gram_product.
 inline ProbeProduct probe_product(const GramSource& s, const double* omega, const ParallelFor& parallel) {
   const int64_t side = s.x.cols, depth = s.x.rows;
@@ -77,22 +104,8 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
       detail::pack(s, p0, rows, 0, side, side, x.data());
       std::fill(chunk.begin(), chunk.end(), 0.0);
       double chunk_squares = 0;
-      for (int64_t p = 0; p < rows; ++p) {
-        const double* row = x.data() + p * side;
-        double row_squares = 0;
-#pragma omp simd reduction(+ : row_squares)
-        for (int64_t j = 0; j < side; ++j) row_squares += row[j] * row[j];
-        chunk_squares += row_squares;
-        for (int r = 0; r < kProbes; ++r) {
-          const double* w = omega + r * side;
-          double z = 0;
-#pragma omp simd reduction(+ : z)
-          for (int64_t j = 0; j < side; ++j) z += row[j] * w[j];
-          double* out = chunk.data() + r * side;
-#pragma omp simd
-          for (int64_t j = 0; j < side; ++j) out[j] += z * row[j];
-        }
-      }
+      for (int64_t p = 0; p < rows; ++p)
+        chunk_squares += detail::probe_row(x.data() + p * side, omega, side, chunk.data());
       for (int64_t i = 0; i < kProbes * side; ++i) total[i] += chunk[i];
       squares[slab] += chunk_squares;
     }

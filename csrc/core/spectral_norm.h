@@ -16,6 +16,7 @@
 #include "philox.h"
 #include "rounding.h"
 #include "tridiagonal.h"
+#include "vector_ops.h"
 
 namespace bsgap {
 
@@ -40,13 +41,6 @@ struct Bounds {
 };
 
 namespace detail {
-
-inline double dot(const double* x, const double* y, int64_t n) {
-  double sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * y[i];
-  return sum;
-}
 
 // y = G x, both triangles of g valid.
 inline void multiply(const double* g, int64_t n, const double* x, double* y, const ParallelFor& parallel) {
@@ -82,8 +76,7 @@ inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std
     t.diagonal.push_back(dot(q.data(), y.data(), n));
     for (int pass = 0; pass < 2; ++pass)
       for (const auto& b : basis) {
-        const double c = dot(b.data(), y.data(), n);
-        for (int64_t i = 0; i < n; ++i) y[i] -= c * b[i];
+        add_multiple(-dot(b.data(), y.data(), n), b.data(), y.data(), n);
       }
     const double beta = std::sqrt(dot(y.data(), y.data(), n));
     const bool last = step + 1 == max_steps || !(beta > 1e-14 * std::abs(theta));
@@ -113,8 +106,7 @@ inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std
     for (double& x : s) x /= norm;
   }
   std::vector<double> x(n, 0.0);
-  for (int64_t j = 0; j < k; ++j)
-    for (int64_t i = 0; i < n; ++i) x[i] += s[j] * basis[j][i];
+  for (int64_t j = 0; j < k; ++j) add_multiple(s[j], basis[j].data(), x.data(), n);
   const double norm = std::sqrt(dot(x.data(), x.data(), n));
   if (!(norm > 0) || !std::isfinite(norm)) return start;
   for (double& xi : x) xi /= norm;
@@ -144,8 +136,8 @@ inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const
   const std::vector<double> x = detail::top_ritz_vector(g, n, start ? *start : default_start(n), parallel);
   std::vector<double> gx(n);
   detail::multiply(g, n, x.data(), gx.data(), parallel);
-  const double length_sq = detail::dot(x.data(), x.data(), n);
-  const double theta = detail::dot(x.data(), gx.data(), n) / length_sq;
+  const double length_sq = dot(x.data(), x.data(), n);
+  const double theta = dot(x.data(), gx.data(), n) / length_sq;
   // |computed - exact| <= gamma_{3n+8} ||G||_F: n-term sums in the product, the quotient's two ends.
   // The underflow term holds for vectors of about unit length, which x is unless Lanczos broke down.
   Bounds b;

@@ -10,17 +10,29 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <new>
+
+#include "isa.h"
 
 namespace bsgap {
 
-// -DBSGAP_X86_DISPATCH=0 leaves the portable code only, which is how the tests reach it.
-#ifndef BSGAP_X86_DISPATCH
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-#define BSGAP_X86_DISPATCH 1
-#else
-#define BSGAP_X86_DISPATCH 0
-#endif
-#endif
+// Storage for packed panels on cache-line boundaries: a tile's eight rows are then one line a step, and no
+// vector load straddles two.
+template <class T>
+class PackedBuffer {
+ public:
+  explicit PackedBuffer(int64_t size)
+      : data_(size > 0 ? static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kLine))
+                       : nullptr) {}
+  ~PackedBuffer() { ::operator delete(data_, kLine); }
+  PackedBuffer(const PackedBuffer&) = delete;
+  PackedBuffer& operator=(const PackedBuffer&) = delete;
+  T* data() { return data_; }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  T* data_;
+};
 
 // One tile size for all instruction sets keeps the packed layout and the summation order, hence the
 // results, the same up to the use of fused multiply-add.
@@ -85,11 +97,11 @@ template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
       const int64_t *cols
 #if BSGAP_X86_DISPATCH
 template <class T, bool kSubtract>
-__attribute__((target("avx512f,avx512dq,fma"))) inline void tile_avx512(BSGAP_TILE_ARGUMENTS) {
+BSGAP_AVX512 inline void tile_avx512(BSGAP_TILE_ARGUMENTS) {
   tile_all<T, 64, 8, 3, kSubtract>(depth, a, a_stride, b, c, ld, rows, cols);
 }
 template <class T, bool kSubtract>
-__attribute__((target("avx2,fma"))) inline void tile_avx2(BSGAP_TILE_ARGUMENTS) {
+BSGAP_AVX2 inline void tile_avx2(BSGAP_TILE_ARGUMENTS) {
   tile_all<T, 32, 4, 3, kSubtract>(depth, a, a_stride, b, c, ld, rows, cols);
 }
 #endif
@@ -99,21 +111,6 @@ inline void tile_generic(BSGAP_TILE_ARGUMENTS) {
 }
 
 }  // namespace detail
-
-enum class Isa { kGeneric, kAvx2, kAvx512 };
-
-inline Isa instruction_set() {
-#if BSGAP_X86_DISPATCH
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return Isa::kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
-#endif
-  return Isa::kGeneric;
-}
-
-inline const char* instruction_set_name() {
-  const Isa isa = instruction_set();
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "generic";
-}
 
 // a: element (p, i) at a[p * a_stride + i], kTileRows columns; b: depth x kTileCols<T>, row-major.
 // c: the tile's corner, leading dimension ld. rows: rows of the tile inside C; cols[i]: columns of row i

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "rounding.h"
+#include "vector_ops.h"
 
 namespace bsgap {
 
@@ -44,19 +45,15 @@ inline Tridiagonal tridiagonalize(const double* g, int64_t n) {
     double vp = 0;
     for (int64_t i = first; i < n; ++i) {
       const double* row = a.data() + i * n;
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = first; j < n; ++j) sum += row[j] * v[j];
-      p[i] = beta * sum;
+      p[i] = beta * dot(row + first, v.data() + first, n - first);
       vp += v[i] * p[i];
     }
     const double half = 0.5 * beta * vp;
     for (int64_t i = first; i < n; ++i) p[i] -= half * v[i];
     for (int64_t i = first; i < n; ++i) {
       double* row = a.data() + i * n;
-      const double vi = v[i], pi = p[i];
-#pragma omp simd
-      for (int64_t j = first; j < n; ++j) row[j] -= vi * p[j] + pi * v[j];
+      add_multiple(-v[i], p.data() + first, row + first, n - first);
+      add_multiple(-p[i], v.data() + first, row + first, n - first);
     }
     t.off_diagonal[k] = alpha;
   }
