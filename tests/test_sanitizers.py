@@ -25,7 +25,7 @@ def test_core_is_clean(sanitizers: str, work: str, portable: list[str], tmp_path
     options += [
         f"-fsanitize={sanitizers}",
         "-fno-sanitize-recover=all",
-        f"-DBSGAP_X86_DISPATCH={dispatch}",
+        *portable,
         "-o",
         str(driver),
     ]
