@@ -6,6 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+PROBED_MIN_SIDE: int
+PROBED_MIN_RTOL: float
+TRIDIAGONAL_SIDE: int
+
 def near_rank_interval(
     A: NDArray[Any],
     *,

@@ -16,18 +16,14 @@ from typing import Literal
 
 import torch
 
+from ._core import PROBED_MIN_RTOL, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE
+
 FLOAT32_GRAM_MIN_RTOL = 1e-3
 """eta of float32 sums promoted to float64 every 256 rows: at most 1.1e-8, so d < 0.6 % here."""
 FLOAT64_GRAM_MIN_RTOL = 8e-7
 """eta of the float64 Gram: at most 1.2e-14, so d < 1 % here. Below, singular values are computed."""
-PROBED_MIN_RTOL = 5e-3
-"""Below, the probes' own factor of about 100 makes the float64 Gram the better certificate."""
-PROBED_MIN_SIDE = 73
-"""Up to 72 the nine probe products cost more than a float64 Gram saves."""
 MAX_FACTORISATIONS = 4
 """More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead."""
-TRIDIAGONAL_SIDE = 64
-"""Up to this side one tridiagonalisation serves every threshold (`kTridiagonalSide`, csrc/core/counts.h)."""
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,9 @@ py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool 
   if (mode != "rigorous" && mode != "probed") fail("mode must be 'rigorous' or 'probed', got '" + mode + "'");
   if (v.rows == 0 || v.cols == 0) return py::make_tuple(0, 0);
   const bool features_side = v.cols <= v.rows;
-  const auto precision = mode == "probed" ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64;
+  const bool probed = mode == "probed" && atol == 0 && rtol >= bsgap::kProbedMinRtol &&
+                      std::min(v.rows, v.cols) >= bsgap::kProbedMinSide;
+  const auto precision = probed ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64;
   bsgap::CertifiedGram r = bsgap::certified_gram(v, features_side, center, precision, bsgap::serial_for);
   if (r.content == bsgap::Content::kNonFinite) return py::make_tuple(-1, -1);
   if (r.content == bsgap::Content::kZero) return py::make_tuple(0, 0);
@@ -217,6 +219,9 @@ PYBIND11_MODULE(_core, m) {
         "The Gaussian vectors of the probed certificate, one a row.");
   m.def("probe_bound", &probe_bound, "G"_a, "omega"_a, "y"_a, "product_error"_a = 0.0,
         "Bound of ||G - M||_2 from y = omega M, but for a probability of 1e-9.");
+  m.attr("PROBED_MIN_SIDE") = bsgap::kProbedMinSide;
+  m.attr("PROBED_MIN_RTOL") = bsgap::kProbedMinRtol;
+  m.attr("TRIDIAGONAL_SIDE") = bsgap::kTridiagonalSide;
   m.def("instruction_set", &bsgap::instruction_set_name,
         "Vector instructions that the kernels use on this processor.");
 }

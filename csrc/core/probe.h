@@ -16,6 +16,11 @@
 
 namespace bsgap {
 
+// Where a float32 Gram matrix with probes beats a float64 one: on smaller sides nine probe products cost
+// more than it saves, below this rtol the probes' factor of about 100 blurs the threshold.
+inline constexpr int64_t kProbedMinSide = 73;
+inline constexpr double kProbedMinRtol = 5e-3;
+
 inline constexpr int kProbes = 9;
 inline constexpr double kProbeFactor = 7.978845608028655;  // 10 sqrt(2/pi), rounded up
 
