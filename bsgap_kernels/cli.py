@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # The most that should fit two minutes on two cores: the full batch, one step an epoch, spends most of a step
 # on Gram matrices of 1437 rows, and needs some twenty steps before its loss moves.
-DEMO_EPOCHS = 25
-DEMO_PROBES = 30
+DEMO_EPOCHS = 20
+DEMO_PROBES = 25
 
 _COMMANDS = {
     "train": "train one network and log the near-rank of every layer at every step",
