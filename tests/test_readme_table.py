@@ -1,4 +1,4 @@
-"""The README's cost table is what the committed result says."""
+"""The README's tables are what the committed results say."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,7 +23,7 @@ def _script() -> ModuleType:
     return module
 
 
-readme_table = _script()
+readme_table = _script("readme_table")
 
 
 def contender(name: str, ours: bool, median: float, **changes: Any) -> dict[str, Any]:
@@ -75,6 +75,10 @@ def files(tmp_path: Path, result: dict[str, Any]) -> list[str]:
 
 def test_readme_matches_the_committed_result() -> None:
     assert readme_table.main(["--check"]) == 0
+
+
+def test_readme_matches_the_committed_study_of_the_digits() -> None:
+    assert _script("digits_study").main(["--check"]) == 0
 
 
 def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() -> None:
