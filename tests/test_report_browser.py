@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 
@@ -94,22 +95,26 @@ def point_at(page, figure, across, down):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.support.ui import WebDriverWait
 
-    box = page.execute_script(
-        DEEP
-        + """const nodes = deep(document.getElementById(arguments[0]));
-        const canvas = nodes.find((node) => node.tagName === "CANVAS");
-        canvas.scrollIntoView({block: "center"});
-        const box = canvas.getBoundingClientRect();
-        return [box.left, box.top, box.width, box.height];""",
-        f"figure-{figure}",
-    )
-    x, y = round(box[0] + across * box[2]), round(box[1] + down * box[3])
-    move = ActionChains(page)
-    move.w3c_actions.pointer_action.move_to_location(x - 3, y)
-    move.w3c_actions.pointer_action.move_to_location(x, y)
-    move.perform()
-    return WebDriverWait(page, 20).until(
-        lambda driver: driver.execute_script(
+    nudges = itertools.cycle((0, -0.1, 0.1))
+
+    def text_after_moving(driver):
+        # Moved anew at every look, and a little up and down: a page may not listen yet, and Bokeh's releases
+        # differ by some pixels in where a bar ends.
+        box = driver.execute_script(
+            DEEP
+            + """const nodes = deep(document.getElementById(arguments[0]));
+            const canvas = nodes.find((node) => node.tagName === "CANVAS");
+            canvas.scrollIntoView({block: "center"});
+            const box = canvas.getBoundingClientRect();
+            return [box.left, box.top, box.width, box.height];""",
+            f"figure-{figure}",
+        )
+        x, y = round(box[0] + across * box[2]), round(box[1] + (down + next(nudges)) * box[3])
+        move = ActionChains(driver)
+        move.w3c_actions.pointer_action.move_to_location(x - 3, y)
+        move.w3c_actions.pointer_action.move_to_location(x, y)
+        move.perform()
+        return driver.execute_script(
             DEEP
             + """const shown = (node) => node.classList.contains("bk-Tooltip") &&
             node.getBoundingClientRect().height;
@@ -117,7 +122,8 @@ def point_at(page, figure, across, down):
             return deep(document.body).filter(shown).flatMap((node) => deep(node.shadowRoot).filter(said))
               .map((node) => node.textContent).join(" ")"""
         )
-    )
+
+    return WebDriverWait(page, 60).until(text_after_moving)
 
 
 def test_pointing_at_the_heat_map_tells_the_cell(page):
