@@ -146,7 +146,6 @@ def views(A: Tensor) -> dict[str, Tensor]:
         "transposed": A.mT.contiguous().mT,
         "sliced": padded[::2, ::3],
         "offset": torch.cat([A.new_ones(1, n), A])[1:],
-        "expanded": A,
     }
 
 
