@@ -7,9 +7,11 @@
 #include <cstdint>
 #include <utility>
 
+#include "host_device.h"
+
 namespace bsgap {
 
-inline std::array<uint32_t, 4> philox(uint64_t seed, uint64_t index, uint64_t stream) {
+BSGAP_HD inline std::array<uint32_t, 4> philox(uint64_t seed, uint64_t index, uint64_t stream) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   std::array<uint32_t, 4> c = {static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                                static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};
@@ -24,7 +26,7 @@ inline std::array<uint32_t, 4> philox(uint64_t seed, uint64_t index, uint64_t st
 }
 
 // Two independent standard normal numbers, from 53-bit uniforms in (0, 1].
-inline std::pair<double, double> gaussian_pair(uint64_t seed, uint64_t index, uint64_t stream) {
+BSGAP_HD inline std::pair<double, double> gaussian_pair(uint64_t seed, uint64_t index, uint64_t stream) {
   const auto r = philox(seed, index, stream);
   const auto uniform = [](uint32_t high, uint32_t low) {
     const uint64_t bits = (static_cast<uint64_t>(high) << 32 | low) >> 11;

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "host_device.h"
+
 #if defined(__SSE2__) || defined(_M_X64)
 #include <xmmintrin.h>
 #endif
@@ -29,7 +31,7 @@ inline constexpr double kTiny = 0x1p-1074;  // smallest subnormal
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // gamma_n = n u / (1 - n u), rounded up by two units in the last place.
-inline double gamma(double n) {
+BSGAP_HD inline double gamma(double n) {
   const double nu = n * kUnitRoundoff;
   if (nu >= 0.5) return kInfinity;
   return nu / (1.0 - nu) * (1.0 + 4 * kUnitRoundoff);
@@ -38,10 +40,11 @@ inline double gamma(double n) {
 // x rounded up / down by more than the error of a handful of preceding operations on non-negative
 // numbers. The additive part covers results that underflowed. An overflowed value is only known to
 // exceed the largest finite number, so that is what it is rounded down to.
-inline double round_up(double x) { return x * (1.0 + 8 * kUnitRoundoff) + 4 * kTiny; }
-inline double round_down(double x) {
+BSGAP_HD inline double round_up(double x) { return x * (1.0 + 8 * kUnitRoundoff) + 4 * kTiny; }
+BSGAP_HD inline double round_down(double x) {
+  constexpr double kLargest = std::numeric_limits<double>::max();
   const double y = x * (1.0 - 8 * kUnitRoundoff) - 4 * kTiny;
-  return y > 0 ? std::min(y, std::numeric_limits<double>::max()) : 0;
+  return y > 0 ? (y < kLargest ? y : kLargest) : 0;
 }
 
 // Frameworks may switch the processor to flush subnormals to zero (torch.set_flush_denormal), or
