@@ -1,4 +1,4 @@
-"""Loads the compiled CPU kernels.
+"""Loads the compiled kernels: `_cpu` always, `_cuda` where it was built and torch has CUDA.
 
 A library that is there and does not load raises: never a silent fallback.
 """
@@ -15,18 +15,23 @@ import torch
 from . import schema  # noqa: F401 - the schemas must be defined before their implementations
 
 
-def _library_path() -> Path:
-    spec = importlib.util.find_spec("bsgap_kernels._cpu")
-    if spec is None or spec.origin is None:
-        raise ImportError(
-            "bsgap_kernels: the compiled kernels are missing. Install with 'pip install .' "
-            "(needs a C++20 compiler), or in a checkout run 'python setup.py build_ext --inplace'."
-        )
-    return Path(spec.origin)
+def _library_path(name: str) -> Path | None:
+    spec = importlib.util.find_spec(f"bsgap_kernels.{name}")
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
-LIBRARY_PATH = _library_path()
+LIBRARY_PATH = _library_path("_cpu")
+if LIBRARY_PATH is None:
+    raise ImportError(
+        "bsgap_kernels: the compiled kernels are missing. Install with 'pip install .' "
+        "(needs a C++20 compiler), or in a checkout run 'python setup.py build_ext --inplace'."
+    )
 torch.ops.load_library(str(LIBRARY_PATH))
+
+# A library linked to torch_cuda cannot load in a torch without CUDA, where no tensor could ask for it.
+CUDA_LIBRARY_PATH = _library_path("_cuda") if torch.version.cuda is not None else None
+if CUDA_LIBRARY_PATH is not None:
+    torch.ops.load_library(str(CUDA_LIBRARY_PATH))
 
 
 def build_info() -> dict[str, str]:
@@ -40,5 +45,5 @@ def build_info() -> dict[str, str]:
         "platform": f"{sys.platform} {platform.machine()}",
         "instruction_set": _core.instruction_set(),
         "torch_threads": str(torch.get_num_threads()),
-        "backends": "cpu",
+        "backends": "cpu" if CUDA_LIBRARY_PATH is None else "cpu, cuda",
     }

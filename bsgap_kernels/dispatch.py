@@ -25,6 +25,11 @@ FLOAT64_GRAM_MIN_RTOL = 8e-7
 """eta of the float64 Gram: at most 1.2e-15, so d < 0.1 % here. Below, singular values are computed."""
 MAX_FACTORISATIONS = 4
 """More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead."""
+CUDA_TRIDIAGONAL_SIDE = 128
+"""Up to this side a block's shared memory holds the matrix (kSmallSide in csrc/cuda/count.cuh)."""
+CUDA_PROBED_MIN_SIDE = 424
+"""From here two float64 products with nine probes take less arithmetic than a float64 Gram matrix on the
+float64 tensor cores of an H200 (67 TFLOP/s, against 790 in bfloat16; not measured)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,7 @@ class Plan:
     """What a call will run. `gram` is the accumulation of the Gram matrix, `svd` means none is formed."""
 
     op: str
+    device: Literal["cpu", "cuda"]
     gram: Literal["float32", "float64", "svd"]
     count: Literal["tridiagonal", "ldlt", "eigenvalues", "svd"]
     certificate: Literal["none", "rigorous", "probed"] = "none"
@@ -53,28 +59,32 @@ def select_backend(
     rtol: float | None,
     thresholds: int = 1,
     mode: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    center: bool = False,
 ) -> Plan:
     """The plan for one matrix shape. `rtol` is None where a threshold depends on values (atol, tensors)."""
     side = min(m, n)
+    # On a GPU the mean is taken off in float64, whose products then stay in float64.
+    cheap = (
+        dtype != torch.float64
+        and rtol is not None
+        and rtol >= FLOAT32_GRAM_MIN_RTOL
+        and not (center and device == "cuda")
+    )
     plan: Plan
     if mode is not None:
-        probed = (
-            mode == "probed"
-            and dtype != torch.float64
-            and side >= PROBED_MIN_SIDE
-            and rtol is not None
-            and rtol >= PROBED_MIN_RTOL
-        )
-        plan = Plan(op, "float32" if probed else "float64", "ldlt", "probed" if probed else "rigorous")
+        from_side = CUDA_PROBED_MIN_SIDE if device == "cuda" else PROBED_MIN_SIDE
+        probed = mode == "probed" and cheap and side >= from_side and (rtol or 0) >= PROBED_MIN_RTOL
+        certificate: Literal["probed", "rigorous"] = "probed" if probed else "rigorous"
+        plan = Plan(op, device, "float32" if probed else "float64", "ldlt", certificate)
     elif rtol is not None and rtol < FLOAT64_GRAM_MIN_RTOL:
-        plan = Plan(op, "svd", "svd")
+        plan = Plan(op, device, "svd", "svd")
     else:
-        cheap = dtype != torch.float64 and rtol is not None and rtol >= FLOAT32_GRAM_MIN_RTOL
-        if side <= TRIDIAGONAL_SIDE:
+        if side <= (CUDA_TRIDIAGONAL_SIDE if device == "cuda" else TRIDIAGONAL_SIDE):
             count: Literal["tridiagonal", "ldlt", "eigenvalues"] = "tridiagonal"
         else:
             count = "ldlt" if thresholds <= MAX_FACTORISATIONS else "eigenvalues"
-        plan = Plan(op, "float32" if cheap and count != "eigenvalues" else "float64", count)
+        plan = Plan(op, device, "float32" if cheap and count != "eigenvalues" else "float64", count)
     if os.environ.get("BSGAP_PRINT_CONFIG") == "1":
         print(f"bsgap: {plan} for {dtype} {m}x{n}, rtol={rtol}, thresholds={thresholds}", file=sys.stderr)
     return plan

@@ -1,7 +1,7 @@
 """Every op schema of the library `bsgap`, in one place. Names that start with `_` are private.
 
 An op is one file in `ops/`: checks, implementation per device, fake, autograd. The private ops at the
-end have C++ implementations (`csrc/cpu/spectra.cpp`).
+end have C++ implementations (`csrc/cpu/spectra.cpp`, `csrc/cuda/spectra.cu`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ _PRIVATE = (
     " int m, int n) -> (Tensor counts, Tensor summary)",
     "_feature_gram(Tensor A, bool center) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
+    # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
+    # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.
+    "_cuda_fill(Tensor(a!) out, int[] values) -> ()",
+    "_cuda_counts(Tensor grams, Tensor table, int[] sides, int[] batches, Tensor? thresholds, float atol,"
+    " float rtol, Tensor? exponent, Tensor? gram_error, bool certify, bool spectrum)"
+    " -> (Tensor counts, Tensor lower, Tensor upper, Tensor eigenvalues)",
+    "_cuda_summaries(Tensor eigenvalues, Tensor table, int[] sides, int[] batches, Tensor? exponent)"
+    " -> Tensor",
 )
 
 LIBRARY = torch.library.Library("bsgap", "DEF")

@@ -77,7 +77,7 @@ def test_the_plan_is_a_pure_function(
 
 
 def test_the_planned_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bsgap_kernels.ops._singular_values as engine
+    import bsgap_kernels.ops._cpu as engine
 
     used: list[str] = []
     svd = engine.svd_counts

@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from ..schema import LIBRARY
+from . import _cpu, _cuda
 
 
-def implement(name: str, cpu: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Binds the CPU implementation and the shape function of an op."""
-    LIBRARY.impl(name, cpu, "CPU")
+class Engine(Protocol):
+    """What a device brings: `_cpu.py` and `_cuda.py`, whose functions say what each returns."""
+
+    def count_scalar(
+        self, op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool, /
+    ) -> Tensor: ...
+    def count_pairs(self, op: str, A: Tensor, pairs: Tensor, center: bool, /) -> Tensor: ...
+    def count_grouped(
+        self, op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool, /
+    ) -> Tensor: ...
+    def intervals(
+        self,
+        op: str,
+        A: Tensor,
+        atol: float | None,
+        rtol: float | None,
+        center: bool,
+        mode: str,
+        seed: int,
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
+    def summary(self, A: Tensor, center: bool, /) -> Tensor: ...
+    def record(
+        self, A: Tensor, atol: float | None, rtol: float | None, center: bool, /
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    def feature_gram(self, A: Tensor, center: bool, /) -> Tensor: ...
+    def shifted_gram(self, A: Tensor, shift: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+ENGINES: dict[str, Engine] = {"CPU": _cpu, "CUDA": _cuda}
+"""By dispatch key, looked up at every call: tests let the CPU run the engine of CUDA."""
+
+
+def implement(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Binds an op's implementation, `kernel(engine, *args)`, for every device, and its shape function."""
+    for key in ENGINES:
+        LIBRARY.impl(name, _with_engine(kernel, key), key)
     torch.library.register_fake(f"bsgap::{name}", fake, lib=LIBRARY)
+
+
+def _with_engine(kernel: Callable[..., Any], key: str) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return kernel(ENGINES[key], *args, **kwargs)
+
+    return run
 
 
 def nondifferentiable(name: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schema import LIBRARY
 from . import _checks
-from ._register import implement
+from ._register import Engine, implement
 
 
 def gram(A: Tensor, *, center: bool = False) -> Tensor:
@@ -25,12 +25,12 @@ def gram(A: Tensor, *, center: bool = False) -> Tensor:
     return torch.ops.bsgap.gram(A, center=center)
 
 
-def _cpu(A: Tensor, *, center: bool = False) -> Tensor:
+def _kernel(engine: Engine, A: Tensor, *, center: bool = False) -> Tensor:
     _checks.raise_raw("gram", _checks.matrix(A))
     n = A.shape[-1]
     if A.numel() == 0:
-        return torch.zeros((*A.shape[:-2], n, n), dtype=torch.float64)
-    return torch.ops.bsgap._feature_gram(A, center).view(*A.shape[:-2], n, n)
+        return A.new_zeros((*A.shape[:-2], n, n), dtype=torch.float64)
+    return engine.feature_gram(A, center)
 
 
 def _fake(A: Tensor, *, center: bool = False) -> Tensor:
@@ -57,5 +57,5 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
     return gram_gradient(ctx.saved_tensors[0], grad, ctx.center)
 
 
-implement("gram", _cpu, _fake)
+implement("gram", _kernel, _fake)
 torch.library.register_autograd("bsgap::gram", _backward, setup_context=_setup_context, lib=LIBRARY)

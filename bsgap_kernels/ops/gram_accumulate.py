@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import implement
+from ._register import Engine, implement
 
 
 def gram_accumulate_(state: Tensor, A: Tensor, shift: Tensor) -> Tensor:
@@ -45,12 +45,12 @@ def _problem(state: object, A: Tensor, shift: object) -> _checks.Problem | None:
     return None
 
 
-def _cpu(state: Tensor, A: Tensor, shift: Tensor) -> None:
+def _kernel(engine: Engine, state: Tensor, A: Tensor, shift: Tensor) -> None:
     _checks.raise_raw("gram_accumulate_", _problem(state, A, shift))
     if A.numel() == 0:
         state[0, 0] += A.shape[0]
         return
-    sums, gram = torch.ops.bsgap._shifted_gram(A, shift)
+    sums, gram = engine.shifted_gram(A, shift)
     state[0, 0] += A.shape[0]
     state[0, 1:] += sums
     state[1:, 0] += sums
@@ -61,4 +61,4 @@ def _fake(state: Tensor, A: Tensor, shift: Tensor) -> None:
     _checks.raise_raw("gram_accumulate_", _problem(state, A, shift))
 
 
-implement("gram_accumulate_", _cpu, _fake)
+implement("gram_accumulate_", _kernel, _fake)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import implement, nondifferentiable
-from ._singular_values import count_pairs, count_scalar, effective_tolerances, threshold_pairs
+from ._register import Engine, implement, nondifferentiable
+from ._tolerances import effective_tolerances, threshold_pairs
 
 Tolerance = float | Tensor | None
 
@@ -85,18 +85,28 @@ def tensor_batch(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> torch.S
     return torch.broadcast_shapes(A.shape[:-2], *shapes)
 
 
-def _cpu(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
-    return count_scalar("near_rank", A, atol, rtol, center)
-
-
-def _cpu_tensor(
-    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
+def _kernel(
+    engine: Engine, A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> Tensor:
     _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
     if A.numel() == 0:
-        return torch.zeros(A.shape[:-2], dtype=torch.int64)
-    return count_pairs("near_rank", A, threshold_pairs(A, atol, rtol)[..., None, :], center)[..., 0]
+        return A.new_zeros(A.shape[:-2], dtype=torch.int64)
+    return engine.count_scalar("near_rank", A, atol, rtol, center)
+
+
+def _tensor_kernel(
+    engine: Engine,
+    A: Tensor,
+    *,
+    atol: Tensor | None = None,
+    rtol: Tensor | None = None,
+    center: bool = False,
+) -> Tensor:
+    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
+    if A.numel() == 0:
+        return A.new_zeros(A.shape[:-2], dtype=torch.int64)
+    pairs = threshold_pairs(A, atol, rtol)[..., None, :]
+    return engine.count_pairs("near_rank", A, pairs, center)[..., 0]
 
 
 def _fake(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
@@ -111,7 +121,7 @@ def _fake_tensor(
     return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.int64)
 
 
-implement("near_rank", _cpu, _fake)
-implement("near_rank.tensor", _cpu_tensor, _fake_tensor)
+implement("near_rank", _kernel, _fake)
+implement("near_rank.tensor", _tensor_kernel, _fake_tensor)
 nondifferentiable("near_rank")
 nondifferentiable("near_rank.tensor")

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import implement, nondifferentiable
-from ._singular_values import count_scalar
+from ._register import Engine, implement, nondifferentiable
 from .near_rank import argument_problem, checked_tolerances
 
 
@@ -53,11 +52,25 @@ def _problem(As: Sequence[Tensor], atol: float | None, rtol: float | None) -> _c
     return None
 
 
-def _cpu(
-    As: Sequence[Tensor], *, atol: float | None = None, rtol: float | None = None, center: bool = False
+def _kernel(
+    engine: Engine,
+    As: Sequence[Tensor],
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    center: bool = False,
 ) -> Tensor:
     _checks.raise_raw("near_rank_grouped", _problem(As, atol, rtol))
-    return torch.stack([count_scalar("near_rank_grouped", A, atol, rtol, center) for A in As])
+    filled = [i for i, A in enumerate(As) if A.numel() > 0]
+    counts = As[0].new_zeros(len(As), dtype=torch.int64)
+    if not filled:
+        return counts
+    found = engine.count_grouped("near_rank_grouped", [As[i] for i in filled], atol, rtol, center)
+    if len(filled) == len(As):
+        return found
+    for i, count in zip(filled, found.unbind(), strict=True):
+        counts[i] = count
+    return counts
 
 
 def _fake(
@@ -67,5 +80,5 @@ def _fake(
     return As[0].new_empty((len(As),), dtype=torch.int64)
 
 
-implement("near_rank_grouped", _cpu, _fake)
+implement("near_rank_grouped", _kernel, _fake)
 nondifferentiable("near_rank_grouped")

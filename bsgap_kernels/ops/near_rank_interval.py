@@ -7,10 +7,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import select_backend
 from . import _checks
-from ._register import implement, nondifferentiable
-from ._singular_values import effective_tolerances
+from ._register import Engine, implement, nondifferentiable
 from .near_rank import argument_problem, checked_tolerances
 
 MODES = ("rigorous", "probed")
@@ -72,7 +70,8 @@ def _option_problem(mode: object, seed: object) -> _checks.Problem | None:
     return None
 
 
-def _cpu(
+def _kernel(
+    engine: Engine,
     A: Tensor,
     *,
     atol: float | None = None,
@@ -84,19 +83,8 @@ def _cpu(
     _checks.raise_raw("near_rank_interval", argument_problem(A, atol, rtol) or _option_problem(mode, seed))
     batch = A.shape[:-2]
     if A.numel() == 0:
-        return torch.zeros(batch, dtype=torch.int64), torch.zeros(batch, dtype=torch.int64)
-    absolute, relative = effective_tolerances(A, atol, rtol)
-    plan = select_backend(
-        "near_rank_interval",
-        A.dtype,
-        A.shape[-2],
-        A.shape[-1],
-        rtol=relative if absolute == 0 else None,
-        mode=mode,
-    )
-    probed = plan.certificate == "probed"
-    lower, upper = torch.ops.bsgap._intervals(A, None, absolute, relative, center, probed, seed)
-    return lower.view(batch), upper.view(batch)
+        return A.new_zeros(batch, dtype=torch.int64), A.new_zeros(batch, dtype=torch.int64)
+    return engine.intervals("near_rank_interval", A, atol, rtol, center, mode, seed)
 
 
 def _fake(
@@ -112,5 +100,5 @@ def _fake(
     return A.new_empty(A.shape[:-2], dtype=torch.int64), A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 
-implement("near_rank_interval", _cpu, _fake)
+implement("near_rank_interval", _kernel, _fake)
 nondifferentiable("near_rank_interval")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import implement, nondifferentiable
+from ._register import Engine, implement, nondifferentiable
 from .near_rank import Tolerance, argument_problem, checked_tolerances, tensor_batch
 
 
@@ -31,13 +31,20 @@ def ratio(counts: Tensor, A: Tensor) -> Tensor:
     return share.masked_fill_(counts < 0, torch.nan)
 
 
-def _cpu(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
+def _kernel(
+    engine: Engine, A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
+) -> Tensor:
     _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank(A, atol=atol, rtol=rtol, center=center), A)
 
 
-def _cpu_tensor(
-    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
+def _tensor_kernel(
+    engine: Engine,
+    A: Tensor,
+    *,
+    atol: Tensor | None = None,
+    rtol: Tensor | None = None,
+    center: bool = False,
 ) -> Tensor:
     _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center), A)
@@ -55,7 +62,7 @@ def _fake_tensor(
     return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.float64)
 
 
-implement("near_rank_ratio", _cpu, _fake)
-implement("near_rank_ratio.tensor", _cpu_tensor, _fake_tensor)
+implement("near_rank_ratio", _kernel, _fake)
+implement("near_rank_ratio.tensor", _tensor_kernel, _fake_tensor)
 nondifferentiable("near_rank_ratio")
 nondifferentiable("near_rank_ratio.tensor")

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import implement, nondifferentiable
-from ._singular_values import count_pairs
+from ._register import Engine, implement, nondifferentiable
 
 
 def singular_value_counts(
@@ -52,16 +51,18 @@ def _problem(A: Tensor, thresholds: object) -> _checks.Problem | None:
     return None
 
 
-def _cpu(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False) -> Tensor:
+def _kernel(
+    engine: Engine, A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False
+) -> Tensor:
     _checks.raise_raw("singular_value_counts", _problem(A, thresholds))
-    if A.numel() == 0:
-        return torch.zeros((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
+    if A.numel() == 0 or thresholds.shape[-1] == 0:
+        return A.new_zeros((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
     values = thresholds.double()
     zeros = torch.zeros_like(values)
     # A negative threshold lies below every singular value on its own, not beside an absolute 0.
     other = torch.where(values < 0, values, zeros)
     pairs = torch.stack((other, values) if relative else (values, other), -1)
-    return count_pairs("singular_value_counts", A, pairs, center)
+    return engine.count_pairs("singular_value_counts", A, pairs, center)
 
 
 def _fake(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False) -> Tensor:
@@ -69,5 +70,5 @@ def _fake(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool 
     return A.new_empty((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
 
 
-implement("singular_value_counts", _cpu, _fake)
+implement("singular_value_counts", _kernel, _fake)
 nondifferentiable("singular_value_counts")

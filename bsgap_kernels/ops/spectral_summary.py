@@ -13,8 +13,7 @@ from torch import Tensor
 
 from ..schema import LIBRARY
 from . import _checks
-from ._register import implement, nondifferentiable
-from ._singular_values import effective_tolerances
+from ._register import Engine, implement, nondifferentiable
 from .near_rank import argument_problem
 
 SUMMARY_COLUMNS = (  # SummaryColumn in csrc/core/summary.h
@@ -58,13 +57,9 @@ def _empty_summary(A: Tensor) -> Tensor:
     return result
 
 
-def _cpu(A: Tensor, *, center: bool = False) -> Tensor:
+def _kernel(engine: Engine, A: Tensor, *, center: bool = False) -> Tensor:
     _checks.raise_raw("spectral_summary", _checks.matrix(A))
-    if A.numel() == 0:
-        return _empty_summary(A)
-    gram, *rest = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
-    _, summary = torch.ops.bsgap._summarize(torch.linalg.eigvalsh(gram), *rest, 0.0, 0.0, *A.shape[-2:])
-    return summary.view(*A.shape[:-2], -1)
+    return _empty_summary(A) if A.numel() == 0 else engine.summary(A, center)
 
 
 def _fake(A: Tensor, *, center: bool = False) -> Tensor:
@@ -121,21 +116,14 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
     return d_x.to(A.dtype)
 
 
-def _record_cpu(
-    A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
+def _record_kernel(
+    engine: Engine, A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _checks.raise_raw("_spectral_record", argument_problem(A, atol, rtol))
-    batch = A.shape[:-2]
     if A.numel() == 0:
-        zeros = torch.zeros((3, *batch), dtype=torch.int64)
-        return zeros[0].clone(), zeros[1].clone(), zeros[2].clone(), _empty_summary(A)
-    absolute, relative = effective_tolerances(A, atol, rtol)
-    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, absolute, relative, center, True)
-    eigenvalues = torch.linalg.eigvalsh(gram)
-    counts, summary = torch.ops.bsgap._summarize(
-        eigenvalues, exponent, lower, upper, absolute, relative, *A.shape[-2:]
-    )
-    return counts.view(batch), lower.view(batch), upper.view(batch), summary.view(*batch, -1)
+        near_rank, lower, upper = (A.new_zeros(A.shape[:-2], dtype=torch.int64) for _ in range(3))
+        return near_rank, lower, upper, _empty_summary(A)
+    return engine.record(A, atol, rtol, center)
 
 
 def _record_fake(
@@ -147,9 +135,9 @@ def _record_fake(
     return near_rank, lower, upper, _fake(A)
 
 
-implement("spectral_summary", _cpu, _fake)
+implement("spectral_summary", _kernel, _fake)
 torch.library.register_autograd(
     "bsgap::spectral_summary", _backward, setup_context=_setup_context, lib=LIBRARY
 )
-implement("_spectral_record", _record_cpu, _record_fake)
+implement("_spectral_record", _record_kernel, _record_fake)
 nondifferentiable("_spectral_record")

@@ -1,0 +1,114 @@
+"""The engine of the CPU: every op's numbers from the C++ ops of csrc/cpu/spectra.cpp.
+
+Inputs are checked, and no matrix is empty. The engine of CUDA (`_cuda.py`) has the same functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..dispatch import FLOAT64_GRAM_MIN_RTOL, select_backend
+from ._tolerances import effective_tolerances, svd_counts
+
+
+def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool) -> Tensor:
+    """Near-rank (*,) for one pair of tolerances."""
+    batch = A.shape[:-2]
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    static = absolute == 0  # then sigma_max does not matter: tau_rel is rtol
+    plan = select_backend(op, A.dtype, A.shape[-2], A.shape[-1], rtol=relative if static else None)
+    if plan.gram != "svd":
+        counts, smallest_tau = torch.ops.bsgap._counts(
+            A, None, absolute, relative, center, plan.gram == "float32"
+        )
+        if static or bool((smallest_tau >= FLOAT64_GRAM_MIN_RTOL).all()):
+            return counts.view(batch)
+    pair = torch.tensor([[absolute, relative]], dtype=torch.float64)
+    return svd_counts(A, pair, center)[..., 0]
+
+
+def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+    """Counts (*, t) for float64 threshold pairs (*, t, 2) that broadcast with the batch of A, t > 0."""
+    batch = A.shape[:-2]
+    t = pairs.shape[-2]
+    plan = select_backend(op, A.dtype, A.shape[-2], A.shape[-1], rtol=None, thresholds=t)
+    full = torch.broadcast_shapes(batch, pairs.shape[:-2])
+    if full != batch:  # more thresholds than matrices: one Gram matrix serves all that share it
+        return svd_counts(A, pairs, center)
+    if plan.count == "eigenvalues":
+        sigma = _gram_singular_values(A, center)
+        tau = torch.maximum(pairs[..., 0], pairs[..., 1] * sigma[..., :1])
+        counts = (sigma[..., None, :] > tau[..., None]).sum(-1)
+        counts = counts.masked_fill(torch.isnan(sigma[..., :1]) | torch.isnan(tau), -1)
+        unresolved = bool((tau < FLOAT64_GRAM_MIN_RTOL * sigma[..., :1]).any())
+    else:
+        shared = pairs.numel() == 2 * t
+        flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
+        flat_counts, smallest_tau = torch.ops.bsgap._counts(A, flat.contiguous(), 0.0, 0.0, center, False)
+        counts = flat_counts.view(*batch, t)
+        unresolved = bool((smallest_tau < FLOAT64_GRAM_MIN_RTOL).any())
+    return svd_counts(A, pairs, center) if unresolved else counts
+
+
+def _gram_singular_values(A: Tensor, center: bool) -> Tensor:
+    """Singular values (*, k), descending, from the float64 Gram matrix; NaN for non-finite input."""
+    gram, exponent, _, _ = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
+    sigma = torch.linalg.eigvalsh(gram).flip(-1).clamp_min_(0).sqrt_()
+    non_finite = exponent == torch.iinfo(torch.int32).min  # the mark that the private op leaves
+    sigma = torch.ldexp(sigma, -exponent.masked_fill(non_finite, 0)[:, None])
+    return sigma.masked_fill_(non_finite[:, None], torch.nan).view(*A.shape[:-2], min(A.shape[-2:]))
+
+
+def count_grouped(
+    op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool
+) -> Tensor:
+    """Near-rank (len(As),) of matrices (m_i, n_i)."""
+    return torch.stack([count_scalar(op, A, atol, rtol, center) for A in As])
+
+
+def intervals(
+    op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool, mode: str, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Certified lower and upper bounds (*,) of the near-rank."""
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    known = relative if absolute == 0 else None
+    plan = select_backend(op, A.dtype, A.shape[-2], A.shape[-1], rtol=known, mode=mode)
+    lower, upper = torch.ops.bsgap._intervals(
+        A, None, absolute, relative, center, plan.certificate == "probed", seed
+    )
+    return lower.view(A.shape[:-2]), upper.view(A.shape[:-2])
+
+
+def summary(A: Tensor, center: bool) -> Tensor:
+    """Spectral summary (*, columns)."""
+    gram, *rest = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
+    _, columns = torch.ops.bsgap._summarize(torch.linalg.eigvalsh(gram), *rest, 0.0, 0.0, *A.shape[-2:])
+    return columns.view(*A.shape[:-2], -1)
+
+
+def record(
+    A: Tensor, atol: float | None, rtol: float | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
+    batch = A.shape[:-2]
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, absolute, relative, center, True)
+    counts, columns = torch.ops.bsgap._summarize(
+        torch.linalg.eigvalsh(gram), exponent, lower, upper, absolute, relative, *A.shape[-2:]
+    )
+    return counts.view(batch), lower.view(batch), upper.view(batch), columns.view(*batch, -1)
+
+
+def feature_gram(A: Tensor, center: bool) -> Tensor:
+    """AᵀA (*, n, n) in float64, about the column means if centred; NaN for non-finite input."""
+    n = A.shape[-1]
+    return torch.ops.bsgap._feature_gram(A, center).view(*A.shape[:-2], n, n)
+
+
+def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Column sums (n,) and Gram matrix (n, n) of A - shift, A (m, n), in float64."""
+    sums, gram = torch.ops.bsgap._shifted_gram(A, shift)
+    return sums, gram

@@ -1,0 +1,317 @@
+"""The engine of CUDA: Gram matrices from the Triton kernels, counts from the CUDA C++ kernels.
+
+Inputs are checked, and no matrix is empty. The engine of the CPU (`_cpu.py`) has the same functions.
+
+Nothing here waits for the device or looks at a value, so every call can be captured in a CUDA graph, but for
+two: `svd_counts` below what a float64 Gram matrix resolves, and everything in an installation without nvcc.
+"""
+
+from __future__ import annotations
+
+import functools
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..dispatch import Plan, select_backend
+from . import _cpu
+from ._tolerances import effective_tolerances, svd_counts
+
+if TYPE_CHECKING:
+    from ..triton.gram import GramSet
+
+UNIT_ROUNDOFF = 2.0**-53
+SMALLEST_SUBNORMAL = 2.0**-1074
+Precision = Literal["float32", "float64"]
+
+
+def device_table(values: list[int], device: torch.device) -> Tensor:
+    """int64 values on the device, written by a kernel that carries them as parameters: capturable."""
+    if not _has_kernels():
+        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+    table = torch.empty(len(values), dtype=torch.int64, device=device)
+    torch.ops.bsgap._cuda_fill(table, values)
+    return table
+
+
+@functools.cache
+def _has_kernels() -> bool:
+    """Whether this installation has the CUDA C++ kernels; says once what their absence costs."""
+    from .._native import CUDA_LIBRARY_PATH
+
+    if CUDA_LIBRARY_PATH is None:
+        warnings.warn(
+            "bsgap_kernels was installed without nvcc: counts on CUDA tensors go through "
+            "torch.linalg.eigvalsh, which waits for the device and cannot be captured in a CUDA graph; "
+            "certified intervals and summaries go through the CPU. Install the CUDA toolkit of torch's "
+            "CUDA major and reinstall.",
+            stacklevel=2,
+        )
+    return CUDA_LIBRARY_PATH is not None
+
+
+def gram_stage(
+    views: Sequence[Tensor],
+    precision: Precision,
+    *,
+    center: bool = False,
+    features_side: bool = False,
+) -> tuple[GramSet, Tensor | None]:
+    """Gram matrices of all views in one launch; if centred, about the column means, with an error bound.
+
+    Views are (m, n) or (batch, m, n), in the order of the results. Returns the set and, if centred, the bound
+    (N,) of ||G - exact||_2.
+    """
+    from ..triton.gram import gram_set
+
+    found = gram_set(
+        views,
+        precision=precision,
+        features_side=features_side,
+        shift="first_row" if center else None,
+        table_of=device_table,
+    )
+    return found, _centre(found) if center else None
+
+
+def _centre(found: GramSet) -> Tensor:
+    """Takes the means off Gram matrices about the first row, in place; returns the bound of their error.
+
+    About any shift, G_B - s sᵀ/m (features) or H G_B H (observations) is the centred Gram matrix. With F
+    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F + k p η
+    (docs/certificates.md, section 2).
+    """
+    error = found.grams.new_empty(sum(found.batches))
+    for row in found.rows():
+        G, m = row.grams, row.m
+        squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if row.sums is not None:
+            G -= row.sums[:, :, None] * (row.sums[:, None, :] / m)
+        else:
+            mean = G.mean(-1)
+            G -= mean[:, :, None]
+            G -= mean[:, None, :]
+            G += mean.mean(-1)[:, None, None]
+        c, k = row.roundings, row.side
+        factor = 3 * _gamma(c) + 4 * _gamma(k + 2) + 32 * UNIT_ROUNDOFF
+        bound = squares * (factor * (1 + 4 * _gamma(c + 2 * k)))
+        error[row.results] = bound + k * row.depth * SMALLEST_SUBNORMAL
+    return error
+
+
+def _gamma(n: int) -> float:
+    """n u / (1 - n u), rounded up."""
+    nu = n * UNIT_ROUNDOFF
+    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the counting kernels found, in the order of the views; empty tensors where not asked for."""
+
+    counts: Tensor
+    lower: Tensor
+    upper: Tensor
+    eigenvalues: Tensor
+
+
+def count_stage(
+    found: GramSet,
+    atol: float = 0.0,
+    rtol: float = 0.0,
+    *,
+    pairs: Tensor | None = None,
+    gram_error: Tensor | None = None,
+    certify: bool = False,
+    spectrum: bool = False,
+) -> Counted:
+    """Counts (N, t), certified bounds and eigenvalues of a set of Gram matrices."""
+    if not _has_kernels():
+        return _count_by_eigenvalues(found, atol, rtol, pairs)
+    return Counted(
+        *torch.ops.bsgap._cuda_counts(
+            found.grams, found.table, found.sides, found.batches, pairs, atol, rtol, found.exponent,
+            gram_error, certify, spectrum,
+        )
+    )  # fmt: skip
+
+
+def summary_stage(found: GramSet, counted: Counted) -> Tensor:
+    """Spectral summaries (N, columns) from the eigenvalues of the counting stage."""
+    return torch.ops.bsgap._cuda_summaries(
+        counted.eigenvalues, found.table, found.sides, found.batches, found.exponent
+    )
+
+
+def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tensor | None) -> Counted:
+    """The count of an installation without CUDA C++ kernels."""
+    if pairs is None:
+        pairs = torch.tensor([[[atol, rtol]]], dtype=torch.float64, device=found.grams.device)
+    total = sum(found.batches)
+    counts = found.grams.new_empty((total, pairs.shape[1]), dtype=torch.int64)
+    for row in found.rows():
+        finite = torch.isfinite(row.grams.diagonal(dim1=-2, dim2=-1)).all(-1)
+        lam = torch.linalg.eigvalsh(torch.where(finite[:, None, None], row.grams, 0.0))
+        sigma = lam.clamp_min(0).sqrt()
+        if found.exponent is not None:
+            sigma = torch.ldexp(sigma, -found.exponent[row.results, None])
+        own = pairs if pairs.shape[0] == 1 else pairs[row.results]
+        tau = torch.maximum(own[..., 0], own[..., 1] * sigma[:, -1:])
+        count = (sigma[:, None, :] > tau[..., None]).sum(-1)
+        counts[row.results] = count.masked_fill(~finite[:, None] | torch.isnan(tau), -1)
+    none = counts.new_empty((0, pairs.shape[1]))
+    return Counted(counts, none, none, found.grams.new_empty(0))
+
+
+def _plan(op: str, A: Tensor, rtol: float | None, center: bool, **options: Any) -> Plan:
+    return select_backend(op, A.dtype, *A.shape[-2:], rtol=rtol, device="cuda", center=center, **options)
+
+
+def _batch(A: Tensor) -> Tensor:
+    """A as (batch, m, n)."""
+    return A.flatten(0, -3) if A.dim() > 2 else A[None]
+
+
+def _svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+    if A.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"bsgap::{op}: rtol lies below what a float64 Gram matrix resolves (8e-7), so singular values "
+            "would be computed, which waits for the device: not possible while a CUDA graph is captured "
+            f"(dtype {A.dtype}, shape {tuple(A.shape)}); pass a larger rtol"
+        )
+    return svd_counts(A, pairs, center)
+
+
+def _one_pair(A: Tensor, atol: float, rtol: float) -> Tensor:
+    return torch.tensor([[atol, rtol]], dtype=torch.float64, device=A.device)
+
+
+def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool) -> Tensor:
+    """Near-rank (*,) for one pair of tolerances."""
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    plan = _plan(op, A, relative if absolute == 0 else None, center)
+    if plan.gram == "svd":
+        return _svd_counts(op, A, _one_pair(A, absolute, relative), center)[..., 0]
+    found, _ = gram_stage([_batch(A)], plan.gram, center=center)
+    return count_stage(found, absolute, relative).counts.view(A.shape[:-2])
+
+
+def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+    """Counts (*, t) for float64 threshold pairs (*, t, 2) that broadcast with the batch of A, t > 0."""
+    t = pairs.shape[-2]
+    batch = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2])
+    plan = _plan(op, A, None, center, thresholds=t)
+    assert plan.gram != "svd"
+    found, _ = gram_stage([_batch(A.expand(*batch, *A.shape[-2:]))], plan.gram, center=center)
+    shared = pairs.numel() == 2 * t
+    flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
+    return count_stage(found, pairs=flat.contiguous()).counts.view(*batch, t)
+
+
+def count_grouped(
+    op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool
+) -> Tensor:
+    """Near-rank (len(As),) of matrices (m_i, n_i): one Gram launch and one counting launch for all."""
+    tolerances = [effective_tolerances(A, atol, rtol) for A in As]
+    grams = [
+        _plan(op, A, t[1] if t[0] == 0 else None, center).gram for A, t in zip(As, tolerances, strict=True)
+    ]
+    by_gram = {g: [i for i, own in enumerate(grams) if own == g] for g in dict.fromkeys(grams)}
+    parts = []
+    for gram, members in by_gram.items():
+        chosen = [As[i] for i in members]
+        if gram == "svd":
+            counts = [_svd_counts(op, As[i], _one_pair(As[i], *tolerances[i]), center) for i in members]
+            parts.append(torch.cat(counts))
+            continue
+        precision: Precision = "float32" if gram == "float32" else "float64"
+        found, _ = gram_stage(chosen, precision, center=center)
+        own = [tolerances[i] for i in members]
+        same = all(pair == own[0] for pair in own)
+        pairs = None if same else _device_pairs(own, As[0].device)
+        parts.append(count_stage(found, *own[0], pairs=pairs).counts[:, 0])
+    if len(parts) == 1:
+        return parts[0]
+    order = [i for members in by_gram.values() for i in members]
+    result = parts[0].new_empty(len(As))
+    for i, count in zip(order, torch.cat(parts).unbind(), strict=True):
+        result[i] = count
+    return result
+
+
+def _device_pairs(pairs: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
+    """(N, 1, 2) thresholds on the device, without a copy from the host: float64 as the bits of int64."""
+    bits = [struct.unpack("<q", struct.pack("<d", value))[0] for pair in pairs for value in pair]
+    return device_table(bits, device).view(torch.float64).view(-1, 1, 2)
+
+
+def intervals(
+    op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool, mode: str, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Certified lower and upper bounds (*,) of the near-rank."""
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    plan = _plan(op, A, relative if absolute == 0 else None, center, mode=mode)
+    if not _has_kernels():
+        lower, upper = _cpu.intervals(op, A.cpu(), atol, rtol, center, mode, seed)
+        return lower.to(A.device), upper.to(A.device)
+    assert plan.gram != "svd"
+    found, error = gram_stage([_batch(A)], plan.gram, center=center)
+    if plan.certificate == "probed":
+        from ..triton.probe import probe_error
+
+        error = probe_error(found, seed)
+    counted = count_stage(found, absolute, relative, gram_error=error, certify=True)
+    return counted.lower.view(A.shape[:-2]), counted.upper.view(A.shape[:-2])
+
+
+def summary(A: Tensor, center: bool) -> Tensor:
+    """Spectral summary (*, columns)."""
+    if not _has_kernels():
+        return _cpu.summary(A.cpu(), center).to(A.device)
+    found, _ = gram_stage([_batch(A)], "float64", center=center)
+    counted = count_stage(found, rtol=1.0, spectrum=True)
+    return summary_stage(found, counted).view(*A.shape[:-2], -1)
+
+
+def record(
+    A: Tensor, atol: float | None, rtol: float | None, center: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
+    if not _has_kernels():
+        counts, lower, upper, columns = (x.to(A.device) for x in _cpu.record(A.cpu(), atol, rtol, center))
+        return counts, lower, upper, columns
+    batch = A.shape[:-2]
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    found, error = gram_stage([_batch(A)], "float64", center=center)
+    counted = count_stage(found, absolute, relative, gram_error=error, certify=True, spectrum=True)
+    columns = summary_stage(found, counted).view(*batch, -1)
+    return counted.counts.view(batch), counted.lower.view(batch), counted.upper.view(batch), columns
+
+
+def feature_gram(A: Tensor, center: bool) -> Tensor:
+    """AᵀA (*, n, n) in float64, about the column means if centred; NaN for non-finite input."""
+    found, _ = gram_stage([_batch(A)], "float64", center=center, features_side=True)
+    (row,) = found.rows()
+    G = row.grams
+    # One non-finite entry spoils its row and column only; the result says NaN everywhere, as on a CPU.
+    G += torch.where(torch.isfinite(G.diagonal(dim1=-2, dim2=-1).sum(-1)), 0.0, torch.nan)[:, None, None]
+    if found.exponent is not None:
+        back = torch.ldexp(G.new_ones(()), -found.exponent)[:, None, None]
+        G *= back  # twice: its square may not be representable
+        G *= back
+    return G.view(*A.shape[:-2], A.shape[-1], A.shape[-1])
+
+
+def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Column sums (n,) and Gram matrix (n, n) of A - shift, A (m, n), in float64."""
+    from ..triton.gram import gram_set
+
+    found = gram_set([A[None]], precision="float64", features_side=True, shift=shift, table_of=device_table)
+    (row,) = found.rows()
+    assert row.sums is not None
+    return row.sums[0], row.grams[0]

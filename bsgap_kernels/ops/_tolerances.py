@@ -1,0 +1,45 @@
+"""torch.linalg.matrix_rank's rules for atol and rtol, and the dense fallback that both engines share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..dispatch import default_rtol
+
+
+def effective_tolerances(A: Tensor, atol: float | None, rtol: float | None) -> tuple[float, float]:
+    """torch.linalg.matrix_rank's rules: rtol defaults to eps * max(m, n), or to 0 where atol > 0."""
+    atol_value = 0.0 if atol is None else float(atol)
+    if rtol is None:
+        rtol_value = 0.0 if atol_value > 0 else default_rtol(A.dtype, A.shape[-2], A.shape[-1])
+    else:
+        rtol_value = float(rtol)
+    return atol_value, rtol_value
+
+
+def threshold_pairs(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> Tensor:
+    """(atol, rtol) pairs in float64, shape (*, 2), by the same rules for tensors."""
+    absolute = (
+        torch.zeros((), dtype=torch.float64, device=A.device)
+        if atol is None
+        else atol.to(A.device, torch.float64)
+    )
+    if rtol is None:
+        default = torch.full((), default_rtol(A.dtype, *A.shape[-2:]), dtype=torch.float64, device=A.device)
+        relative = default if atol is None else torch.where(absolute > 0, torch.zeros_like(default), default)
+    else:
+        relative = rtol.to(A.device, torch.float64)
+    return torch.stack(torch.broadcast_tensors(absolute, relative), -1)
+
+
+def svd_counts(A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+    """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast."""
+    finite = torch.isfinite(A).all(-1).all(-1)
+    wide = torch.where(finite[..., None, None], A.double(), torch.zeros((), dtype=torch.float64))
+    if center:
+        wide = wide - wide.mean(-2, keepdim=True)
+    sigma = torch.linalg.svdvals(wide)
+    tau = torch.maximum(pairs[..., 0], pairs[..., 1] * sigma[..., :1])
+    counts = (sigma[..., None, :] > tau[..., None]).sum(-1)
+    return counts.masked_fill(~finite[..., None] | torch.isnan(tau), -1)
