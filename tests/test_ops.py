@@ -132,6 +132,19 @@ def test_grouped_matches_single() -> None:
     As.append(torch.empty(0, 5))
     assert bsgap.near_rank_grouped(As, rtol=0.2).tolist() == [int(bsgap.near_rank(A, rtol=0.2)) for A in As]
     assert bsgap.near_rank_grouped([]).shape == (0,)
+    assert bsgap.near_rank_grouped([torch.empty(0, 5), torch.empty(3, 0)]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_grouped_takes_leading_dimensions_as_rows(layout: torch.memory_format) -> None:
+    outputs = [
+        random(5, 6, 4, 3).contiguous(memory_format=layout),
+        random(3, 20, 2, 2).contiguous(memory_format=layout),  # fewer rows than channels
+    ]
+    unfolded = [x.movedim(1, -1).reshape(-1, x.shape[1]) for x in outputs]
+    for rtol in (0.2, None):
+        counts = bsgap.near_rank_grouped([x.movedim(1, -1) for x in outputs], rtol=rtol)
+        assert counts.tolist() == [int(bsgap.near_rank(A, rtol=rtol)) for A in unfolded]
 
 
 # Strides, batches, content

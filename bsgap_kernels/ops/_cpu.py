@@ -65,8 +65,8 @@ def _gram_singular_values(A: Tensor, center: bool) -> Tensor:
 def count_grouped(
     op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool
 ) -> Tensor:
-    """Near-rank (len(As),) of matrices (m_i, n_i)."""
-    return torch.stack([count_scalar(op, A, atol, rtol, center) for A in As])
+    """Near-rank (len(As),) of matrices (*, n_i), whose leading dimensions are all rows."""
+    return torch.stack([count_scalar(op, A.flatten(0, -2), atol, rtol, center) for A in As])
 
 
 def intervals(

@@ -216,17 +216,33 @@ def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
 def count_grouped(
     op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool
 ) -> Tensor:
-    """Near-rank (len(As),) of matrices (m_i, n_i): one Gram launch and one counting launch for all."""
-    tolerances = [effective_tolerances(A, atol, rtol) for A in As]
+    """Near-rank (len(As),) of matrices (*, n_i), whose leading dimensions are all rows.
+
+    One Gram launch and one counting launch for all that share a dtype and an accumulation.
+    """
+    rows = [A.shape[:-1].numel() for A in As]
+    tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]
     grams = [
-        _plan(op, A, t[1] if t[0] == 0 else None, center).gram for A, t in zip(As, tolerances, strict=True)
+        select_backend(
+            op,
+            A.dtype,
+            m,
+            A.shape[-1],
+            rtol=t[1] if t[0] == 0 else None,
+            device="cuda",
+            center=center,
+        ).gram
+        for A, m, t in zip(As, rows, tolerances, strict=True)
     ]
     by_gram = {g: [i for i, own in enumerate(grams) if own == g] for g in dict.fromkeys(grams)}
     parts = []
     for gram, members in by_gram.items():
         chosen = [As[i] for i in members]
         if gram == "svd":
-            counts = [_svd_counts(op, As[i], _one_pair(As[i], *tolerances[i]), center) for i in members]
+            counts = [
+                _svd_counts(op, As[i].flatten(0, -2), _one_pair(As[i], *tolerances[i]), center)
+                for i in members
+            ]
             parts.append(torch.cat(counts))
             continue
         precision: Precision = "float32" if gram == "float32" else "float64"

@@ -8,11 +8,17 @@ from torch import Tensor
 from ..dispatch import default_rtol
 
 
-def effective_tolerances(A: Tensor, atol: float | None, rtol: float | None) -> tuple[float, float]:
-    """torch.linalg.matrix_rank's rules: rtol defaults to eps * max(m, n), or to 0 where atol > 0."""
+def effective_tolerances(
+    A: Tensor, atol: float | None, rtol: float | None, m: int | None = None
+) -> tuple[float, float]:
+    """torch.linalg.matrix_rank's rules: rtol defaults to eps * max(m, n), or to 0 where atol > 0.
+
+    m: the number of rows, if it is not A.shape[-2].
+    """
     atol_value = 0.0 if atol is None else float(atol)
     if rtol is None:
-        rtol_value = 0.0 if atol_value > 0 else default_rtol(A.dtype, A.shape[-2], A.shape[-1])
+        rows = A.shape[-2] if m is None else m
+        rtol_value = 0.0 if atol_value > 0 else default_rtol(A.dtype, rows, A.shape[-1])
     else:
         rtol_value = float(rtol)
     return atol_value, rtol_value

@@ -41,9 +41,12 @@ def near_rank(
 
 
 def checked_tolerances(
-    A: Tensor, atol: Tolerance, rtol: Tolerance, center: object
+    A: Tensor, atol: Tolerance, rtol: Tolerance, center: object, m: int | None = None
 ) -> tuple[Tolerance, Tolerance]:
-    """Raises what is wrong with the arguments; where one tolerance is a tensor both come back as tensors."""
+    """Raises what is wrong with the arguments; where one tolerance is a tensor both come back as tensors.
+
+    m: the number of rows, if it is not A.shape[-2].
+    """
     _checks.raise_public(_checks.matrix(A))
     _checks.raise_public(
         _checks.first(
@@ -55,7 +58,7 @@ def checked_tolerances(
     if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
         return as_tensor(atol, A), as_tensor(rtol, A)
     if not torch.compiler.is_compiling() and A.numel() > 0:
-        relative = effective_tolerances(A, atol, rtol)[1]
+        relative = effective_tolerances(A, atol, rtol, m)[1]
         if relative >= 1:
             warnings.warn(
                 f"rtol is {relative:g}: no singular value exceeds σ_max, so every count is 0. "

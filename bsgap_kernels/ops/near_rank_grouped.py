@@ -23,14 +23,19 @@ def near_rank_grouped(
 ) -> Tensor:
     """near_rank of every matrix in a list.
 
-    Shapes: each A (m_i, n_i), shapes and dtypes may differ; result (len(As),), int64. Tolerances, band,
-    non-finite input and errors as `near_rank`; an empty list gives an empty result. Never requires grad.
+    Shapes: each A (m_i, n_i), or (*, n_i) with every leading dimension an observation, so that
+    `x.movedim(1, -1)` of a convolution's output x (B, C, H, W) is its `channel` unfolding; shapes and dtypes
+    may differ; result (len(As),), int64. Tolerances, band, non-finite input and errors as `near_rank`; an
+    empty list gives an empty result. Never requires grad.
+    On a GPU one launch forms all Gram matrices of a dtype, reading NCHW and channels_last in place, and
+    one counts where min(m, n) <= 128; nothing waits for the host.
     """
     _checks.refuse("near_rank_grouped", refused)
     if not isinstance(As, Sequence):
         raise TypeError(f"As must be a list of tensors, got {type(As).__name__}")
     for A in As:
-        checked_tolerances(A, atol, rtol, center)
+        rows = A.shape[:-1].numel() if isinstance(A, Tensor) and A.dim() > 1 else None
+        checked_tolerances(A, atol, rtol, center, rows)
     for name, value in (("atol", atol), ("rtol", rtol)):
         if isinstance(value, Tensor):
             raise TypeError(f"{name} must be a number or None for near_rank_grouped, got a tensor")
@@ -45,8 +50,6 @@ def _problem(As: Sequence[Tensor], atol: float | None, rtol: float | None) -> _c
         wrong = argument_problem(A, atol, rtol)
         if wrong is not None:
             return wrong[0], f"As[{i}]: {wrong[1]}"
-        if A.dim() != 2:
-            return ValueError, f"As[{i}] must have 2 dimensions, got shape {tuple(A.shape)}"
         if A.device != As[0].device:
             return ValueError, f"As[{i}] must be on the device of As[0] ({As[0].device}), got {A.device}"
     return None
