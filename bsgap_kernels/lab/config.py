@@ -43,7 +43,7 @@ class RunOptions:
         rtol: near-rank counts singular values above max(atol, rtol * largest).
         atol: absolute threshold; null means none.
         center: subtract the column means before counting.
-        device: device to train on; cpu, until the ops have kernels for others.
+        device: device to train on, cpu or cuda.
         out: directory of the results; null makes a new one named after the time under runs/.
         overwrite: replace earlier results in that directory.
     """

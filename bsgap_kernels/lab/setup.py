@@ -44,8 +44,8 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device: got {name!r}, expected one that torch can use here, such as cpu") from error
-    if device.type != "cpu":
-        raise UserError(f"device: got {name!r}, expected cpu: the ops have no {device.type} kernels yet")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device: got {name!r}, expected cpu or cuda: the ops have no {device.type} kernels")
     return device
 
 
