@@ -55,53 +55,98 @@ def _has_kernels() -> bool:
     return CUDA_LIBRARY_PATH is not None
 
 
+@dataclass(frozen=True)
+class Row:
+    """One row of a set's table, with what belongs to its matrices."""
+
+    grams: Tensor  # (count, k, k), a view
+    sums: Tensor | None  # (count, n), a view: column sums about the shift, where k are the features
+    results: slice  # in the caller's order
+    m: int
+    depth: int
+    roundings: int
+
+
+def rows_of(found: GramSet) -> list[Row]:
+    """The rows of a set, in table order."""
+    rows = []
+    for row in found.plan.rows:
+        count, k, n = row["count"], row["side"], row["n"]
+        first, vector, result = row["first_gram"], row["first_vector"], row["first_result"]
+        features = found.sums is not None and k == n
+        rows.append(
+            Row(
+                grams=found.grams[first : first + count * k * k].view(count, k, k),
+                sums=found.sums[vector : vector + count * n].view(count, n) if features else None,
+                results=slice(result, result + count),
+                m=row["m"],
+                depth=row["outer"] * row["inner"],
+                roundings=row["roundings"],
+            )
+        )
+    return rows
+
+
 def gram_stage(
-    views: Sequence[Tensor],
+    As: Sequence[Tensor],
     precision: Precision,
     *,
-    center: bool = False,
+    batch: bool = True,
     features_side: bool = False,
-) -> tuple[GramSet, Tensor | None]:
-    """Gram matrices of all views in one launch; if centred, about the column means, with an error bound.
+    shift: Literal["first_row"] | Tensor | None = None,
+) -> GramSet:
+    """Gram matrices of all inputs in one launch a dtype, results in their order.
 
-    Views are (m, n) or (batch, m, n), in the order of the results. Returns the set and, if centred, the bound
-    (N,) of ||G - exact||_2.
+    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. Read in place, but for
+    strides that no row of the table describes. `shift`: see triton/gram.py.
     """
     from ..triton.gram import gram_set
+    from ..triton.table import describe
 
-    found = gram_set(
-        views,
-        precision=precision,
-        features_side=features_side,
-        shift="first_row" if center else None,
-        table_of=device_table,
+    views = []
+    for A in As:
+        view = describe(A, batch=batch, features_side=features_side)
+        view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
+        assert view is not None
+        views.append(view)
+    return gram_set(
+        views, precision=precision, features_side=features_side, shift=shift, table_of=device_table
     )
-    return found, _centre(found) if center else None
 
 
-def _centre(found: GramSet) -> Tensor:
-    """Takes the means off Gram matrices about the first row, in place; returns the bound of their error.
+def centred_gram_stage(
+    As: Sequence[Tensor],
+    precision: Precision,
+    center: bool,
+    *,
+    batch: bool = True,
+    features_side: bool = False,
+) -> tuple[GramSet, Tensor | None]:
+    """Gram matrices, about the column means if `center`, and then the bound (N,) of their error.
 
     About any shift, G_B - s sᵀ/m (features) or H G_B H (observations) is the centred Gram matrix. With F
     the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F + k p η
-    (docs/certificates.md, section 2).
+    (docs/certificates.md, section 7).
     """
+    shift: Literal["first_row"] | None = "first_row" if center else None
+    found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
+    if not center:
+        return found, None
     error = found.grams.new_empty(sum(found.batches))
-    for row in found.rows():
-        G, m = row.grams, row.m
+    for row in rows_of(found):
+        G, k = row.grams, row.grams.shape[-1]
         squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
         if row.sums is not None:
-            G -= row.sums[:, :, None] * (row.sums[:, None, :] / m)
+            G -= row.sums[:, :, None] * (row.sums[:, None, :] / row.m)
         else:
             mean = G.mean(-1)
             G -= mean[:, :, None]
             G -= mean[:, None, :]
             G += mean.mean(-1)[:, None, None]
-        c, k = row.roundings, row.side
-        factor = 3 * _gamma(c) + 4 * _gamma(k + 2) + 32 * UNIT_ROUNDOFF
-        bound = squares * (factor * (1 + 4 * _gamma(c + 2 * k)))
+        factor = 3 * _gamma(row.roundings) + 4 * _gamma(k + 2) + 32 * UNIT_ROUNDOFF
+        bound = squares * (factor * (1 + 4 * _gamma(row.roundings + 2 * k)))
         error[row.results] = bound + k * row.depth * SMALLEST_SUBNORMAL
-    return error
+    return found, error
 
 
 def _gamma(n: int) -> float:
@@ -154,7 +199,7 @@ def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tenso
         pairs = torch.tensor([[[atol, rtol]]], dtype=torch.float64, device=found.grams.device)
     total = sum(found.batches)
     counts = found.grams.new_empty((total, pairs.shape[1]), dtype=torch.int64)
-    for row in found.rows():
+    for row in rows_of(found):
         finite = torch.isfinite(row.grams.diagonal(dim1=-2, dim2=-1)).all(-1)
         lam = torch.linalg.eigvalsh(torch.where(finite[:, None, None], row.grams, 0.0))
         sigma = lam.clamp_min(0).sqrt()
@@ -170,11 +215,6 @@ def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tenso
 
 def _plan(op: str, A: Tensor, rtol: float | None, center: bool, **options: Any) -> Plan:
     return select_backend(op, A.dtype, *A.shape[-2:], rtol=rtol, device="cuda", center=center, **options)
-
-
-def _batch(A: Tensor) -> Tensor:
-    """A as (batch, m, n)."""
-    return A.flatten(0, -3) if A.dim() > 2 else A[None]
 
 
 def _svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
@@ -197,7 +237,7 @@ def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, cen
     plan = _plan(op, A, relative if absolute == 0 else None, center)
     if plan.gram == "svd":
         return _svd_counts(op, A, _one_pair(A, absolute, relative), center)[..., 0]
-    found, _ = gram_stage([_batch(A)], plan.gram, center=center)
+    found, _ = centred_gram_stage([A], plan.gram, center)
     return count_stage(found, absolute, relative).counts.view(A.shape[:-2])
 
 
@@ -207,7 +247,7 @@ def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
     batch = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2])
     plan = _plan(op, A, None, center, thresholds=t)
     assert plan.gram != "svd"
-    found, _ = gram_stage([_batch(A.expand(*batch, *A.shape[-2:]))], plan.gram, center=center)
+    found, _ = centred_gram_stage([A.expand(*batch, *A.shape[-2:])], plan.gram, center)
     shared = pairs.numel() == 2 * t
     flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
     return count_stage(found, pairs=flat.contiguous()).counts.view(*batch, t)
@@ -234,9 +274,11 @@ def count_grouped(
         ).gram
         for A, m, t in zip(As, rows, tolerances, strict=True)
     ]
-    by_gram = {g: [i for i, own in enumerate(grams) if own == g] for g in dict.fromkeys(grams)}
+    # float64 input is looked over for extreme values first: apart, so that only it pays.
+    kinds = [(gram, A.dtype == torch.float64) for gram, A in zip(grams, As, strict=True)]
+    members_of = {k: [i for i, own in enumerate(kinds) if own == k] for k in dict.fromkeys(kinds)}
     parts = []
-    for gram, members in by_gram.items():
+    for (gram, _), members in members_of.items():
         chosen = [As[i] for i in members]
         if gram == "svd":
             counts = [
@@ -246,14 +288,14 @@ def count_grouped(
             parts.append(torch.cat(counts))
             continue
         precision: Precision = "float32" if gram == "float32" else "float64"
-        found, _ = gram_stage(chosen, precision, center=center)
+        found, _ = centred_gram_stage(chosen, precision, center, batch=False)
         own = [tolerances[i] for i in members]
         same = all(pair == own[0] for pair in own)
         pairs = None if same else _device_pairs(own, As[0].device)
         parts.append(count_stage(found, *own[0], pairs=pairs).counts[:, 0])
     if len(parts) == 1:
         return parts[0]
-    order = [i for members in by_gram.values() for i in members]
+    order = [i for members in members_of.values() for i in members]
     result = parts[0].new_empty(len(As))
     for i, count in zip(order, torch.cat(parts).unbind(), strict=True):
         result[i] = count
@@ -276,7 +318,7 @@ def intervals(
         lower, upper = _cpu.intervals(op, A.cpu(), atol, rtol, center, mode, seed)
         return lower.to(A.device), upper.to(A.device)
     assert plan.gram != "svd"
-    found, error = gram_stage([_batch(A)], plan.gram, center=center)
+    found, error = centred_gram_stage([A], plan.gram, center)
     if plan.certificate == "probed":
         from ..triton.probe import probe_error
 
@@ -289,7 +331,7 @@ def summary(A: Tensor, center: bool) -> Tensor:
     """Spectral summary (*, columns)."""
     if not _has_kernels():
         return _cpu.summary(A.cpu(), center).to(A.device)
-    found, _ = gram_stage([_batch(A)], "float64", center=center)
+    found, _ = centred_gram_stage([A], "float64", center)
     counted = count_stage(found, rtol=1.0, spectrum=True)
     return summary_stage(found, counted).view(*A.shape[:-2], -1)
 
@@ -303,7 +345,7 @@ def record(
         return counts, lower, upper, columns
     batch = A.shape[:-2]
     absolute, relative = effective_tolerances(A, atol, rtol)
-    found, error = gram_stage([_batch(A)], "float64", center=center)
+    found, error = centred_gram_stage([A], "float64", center)
     counted = count_stage(found, absolute, relative, gram_error=error, certify=True, spectrum=True)
     columns = summary_stage(found, counted).view(*batch, -1)
     return counted.counts.view(batch), counted.lower.view(batch), counted.upper.view(batch), columns
@@ -311,23 +353,30 @@ def record(
 
 def feature_gram(A: Tensor, center: bool) -> Tensor:
     """AᵀA (*, n, n) in float64, about the column means if centred; NaN for non-finite input."""
-    found, _ = gram_stage([_batch(A)], "float64", center=center, features_side=True)
-    (row,) = found.rows()
+    found, _ = centred_gram_stage([A], "float64", center, features_side=True)
+    (row,) = rows_of(found)
     G = row.grams
     # One non-finite entry spoils its row and column only; the result says NaN everywhere, as on a CPU.
     G += torch.where(torch.isfinite(G.diagonal(dim1=-2, dim2=-1).sum(-1)), 0.0, torch.nan)[:, None, None]
-    if found.exponent is not None:
-        back = torch.ldexp(G.new_ones(()), -found.exponent)[:, None, None]
-        G *= back  # twice: its square may not be representable
-        G *= back
+    back = _unscaling(found)
+    if back is not None:
+        G *= back[:, None, None]  # twice: its square may not be representable
+        G *= back[:, None, None]
     return G.view(*A.shape[:-2], A.shape[-1], A.shape[-1])
+
+
+def _unscaling(found: GramSet) -> Tensor | None:
+    """What takes the power-of-two scaling of float64 input off again, (N,)."""
+    if found.exponent is None:
+        return None
+    return torch.ldexp(torch.ones_like(found.exponent, dtype=torch.float64), -found.exponent)
 
 
 def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Column sums (n,) and Gram matrix (n, n) of A - shift, A (m, n), in float64."""
-    from ..triton.gram import gram_set
-
-    found = gram_set([A[None]], precision="float64", features_side=True, shift=shift, table_of=device_table)
-    (row,) = found.rows()
+    found = gram_stage([A], "float64", features_side=True, shift=shift)
+    (row,) = rows_of(found)
     assert row.sums is not None
-    return row.sums[0], row.grams[0]
+    sums, G = row.sums[0], row.grams[0]
+    back = _unscaling(found)
+    return (sums, G) if back is None else (sums * back, G * back * back)

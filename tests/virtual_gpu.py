@@ -1,0 +1,57 @@
+"""Runs the engine of CUDA on CPU tensors: Triton's interpreter forms the Gram matrices, the host harness counts.
+
+`install()` makes every op on a CPU tensor take the path that a CUDA tensor takes, down to the source of each
+kernel. It must come before triton is first imported, and it is for good: `BSGAP_VIRTUAL_GPU=1 pytest ...` does it
+in conftest.py, and `test_virtual_gpu.py` runs tests of the ops that way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import cuda_host
+import torch
+from torch import Tensor
+
+from bsgap_kernels import _native
+from bsgap_kernels.ops import _cuda, _register
+
+_LIBRARY = torch.library.Library("bsgap", "IMPL")
+
+
+def install() -> None:
+    """Lets CPU tensors run the engine of CUDA in this process."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    _register.ENGINES["CPU"] = _cuda
+    _native.CUDA_LIBRARY_PATH = _native.LIBRARY_PATH  # the kernels are there, by another way
+    for name, kernel in (("_cuda_fill", _fill), ("_cuda_counts", _counts), ("_cuda_summaries", _summaries)):
+        _LIBRARY.impl(name, kernel, "CPU")
+
+
+def _fill(out: Tensor, values: Sequence[int]) -> None:
+    out.copy_(cuda_host.fill_table(values))
+
+
+def _counts(
+    grams: Tensor,
+    table: Tensor,
+    sides: Sequence[int],
+    batches: Sequence[int],
+    thresholds: Tensor | None,
+    atol: float,
+    rtol: float,
+    exponent: Tensor | None,
+    gram_error: Tensor | None,
+    certify: bool,
+    spectrum: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cuda_host.count_grams(
+        grams, table, sides, batches, thresholds, atol, rtol, exponent, gram_error, certify, spectrum
+    )
+
+
+def _summaries(
+    eigenvalues: Tensor, table: Tensor, sides: Sequence[int], batches: Sequence[int], exponent: Tensor | None
+) -> Tensor:
+    return cuda_host.summaries(eigenvalues, table, sides, batches, exponent)
