@@ -30,7 +30,7 @@ struct CertifiedMatrix {
 template <class Group>
 __device__ Inertia count_above(Group& group, const MatrixMemory& m, const double* g, int n, double shift) {
   Inertia result;
-  load_lower(group, g, n, shift, m.lower);
+  load_lower(group, g, n, 1.0, shift, m.lower);
   const int i = group.rank();
   const bool owns = i < n;
   double* __restrict__ row = m.lower + packed(owns ? i : 0);

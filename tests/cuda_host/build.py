@@ -48,7 +48,9 @@ def build(source: str, mode: str, *defines: str) -> Path:
     """The library (``kernels.cpp``) or program (any other source of this folder), compiled if it is not yet."""
     shared = source == "kernels.cpp"
     options = (*COMMON, *MODES[mode], *(f"-D{d}" for d in defines), *(["-shared", "-fPIC"] if shared else []))
-    folder = Path(os.environ.get("BSGAP_TEST_BUILD", Path(tempfile.gettempdir()) / f"bsgap-tests-{os.getuid()}"))
+    folder = Path(
+        os.environ.get("BSGAP_TEST_BUILD", Path(tempfile.gettempdir()) / f"bsgap-tests-{os.getuid()}")
+    )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = folder / f"{Path(source).stem}-{_digest(source, *options)}{'.so' if shared else ''}"
     if target.exists():
