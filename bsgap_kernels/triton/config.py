@@ -46,31 +46,34 @@ class GramConfig:
         return min(self.max_depth, self.elements // tile)
 
 
-def tile_of(side: int, precision: Precision, itemsize: int) -> int:
+def tile_of(side: int, precision: Precision, itemsize: int, architecture: int) -> int:
     """Side of the tiles of a matrix.
 
-    Tiles of 128 halve what is read, but only products of 16-bit numbers are fast enough to wait for it, and
-    with float32's threefold products or float64 sums they do not fit into the registers.
+    Tiles of 128 halve what is read. Only sums of 16-bit products are fast enough to be held up by reading,
+    and only where operands come from shared memory do such tiles fit into the registers (benchmarks/NOTES.md).
     """
     for tile in TILES[:3]:
         if side <= tile:
             return tile
-    return 128 if precision == "float32" and itemsize == 2 else 64
+    return 128 if precision == "float32" and itemsize == 2 and architecture in (9, 10) else 64
 
 
-def gram_config(precision: Precision, itemsize: int, tile: int, big: bool) -> GramConfig:
-    """The constants of a launch with tiles of at most this size; big: of float32 sums of sides beyond 64.
+def gram_config(
+    precision: Precision, itemsize: int, tile: int, big: bool, architecture: int
+) -> GramConfig:
+    """The constants of a launch whose tiles are at most `tile`; big: of float32 sums of sides beyond 64.
 
-    The depth of a block must not depend on `tile` otherwise, since smaller tiles share the launch.
+    architecture: major compute capability. The depth of a block must not depend on `tile` otherwise, since
+    smaller tiles share the launch.
     """
     num_warps = 4 if tile <= 32 else 8
     if precision == "float64":
         return GramConfig(2048, 128, 0, "ieee", num_warps, 2)
     if itemsize == 4:
-        return GramConfig(2048, 128, 256, "tf32x3", num_warps, 3)
-    if not big:
-        return GramConfig(4096, 256, 256, "tf32x3", num_warps, 3)
-    return GramConfig(4096, 64, 256, "tf32x3", 16, 3)
+        return GramConfig(2048 if architecture in (9, 10) else 1024, 64, 256, "tf32x3", num_warps, 3)
+    if tile == 128:
+        return GramConfig(8192, 64, 256, "tf32x3", 16 if architecture == 9 else 8, 3)
+    return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
 
 
 def tile_count(side: int, tile: int) -> int:

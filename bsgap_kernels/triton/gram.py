@@ -20,8 +20,9 @@ TableOf = Callable[[list[int], torch.device], Tensor]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-# Processors assumed where kernels run in the interpreter on the CPU.
+# The device assumed where kernels run in the interpreter on the CPU.
 INTERPRETER_PROCESSORS = 4
+INTERPRETER_ARCHITECTURE = 9
 
 # Largest |binary exponent| of an entry of float64 input that is not scaled: squares then stay within
 # [2^-400, 2^400] with room for 2^40 terms, the range in which nothing later over- or underflows.
@@ -89,6 +90,7 @@ def gram_plan(
     features_side: bool,
     sums: bool,
     processors: int,
+    architecture: int,
     wanted_bytes: int | None = None,
 ) -> GramPlan:
     """Rows of the table and the launches that they need."""
@@ -117,7 +119,7 @@ def gram_plan(
     codes = dict.fromkeys(groups, 0)
     tiles_of = {
         k: sum(
-            views[i].count * config.tile_count(oriented[i].side, config.tile_of(oriented[i].side, precision, itemsizes[i]))
+            views[i].count * config.tile_count(oriented[i].side, config.tile_of(oriented[i].side, precision, itemsizes[i], architecture))
             for i in members
         )
         for k, members in groups.items()
@@ -125,8 +127,8 @@ def gram_plan(
     matrices = grams = partials = 0
     for i in order:
         view, o, k = views[i], oriented[i], key(i)
-        tile = config.tile_of(o.side, precision, itemsizes[i])
-        constants = config.gram_config(precision, itemsizes[i], tile, k[1])
+        tile = config.tile_of(o.side, precision, itemsizes[i], architecture)
+        constants = config.gram_config(precision, itemsizes[i], tile, k[1], architecture)
         depth = constants.block_depth(tile)
         layout = config.layout_of(o, view.tensor.data_ptr(), view.stride_batch, itemsizes[i], depth)
         blocks = config.block_count(o, layout, depth)
@@ -166,14 +168,14 @@ def gram_plan(
     stats = 0
     for k, members in groups.items():
         dtype, big = k
-        largest = max(config.tile_of(oriented[i].side, precision, itemsizes[i]) for i in members)
+        largest = max(config.tile_of(oriented[i].side, precision, itemsizes[i], architecture) for i in members)
         launch = Launch(
             group=group_of[k],
             dtype=dtype,
             items=items[k],
             codes=codes[k],
-            multi=any(oriented[i].side > config.tile_of(oriented[i].side, precision, itemsizes[i]) for i in members),
-            config=config.gram_config(precision, itemsizes[members[0]], largest, big),
+            multi=any(oriented[i].side > config.tile_of(oriented[i].side, precision, itemsizes[i], architecture) for i in members),
+            config=config.gram_config(precision, itemsizes[members[0]], largest, big, architecture),
             stats=big,
             rescue=False,
         )
@@ -185,11 +187,12 @@ def gram_plan(
     return GramPlan(rows, launches, order, grams, partials, vectors[-1], stats)
 
 
-def processor_count(device: torch.device) -> int:
-    """Multiprocessors of the device."""
+def processors_of(device: torch.device) -> tuple[int, int]:
+    """Number of multiprocessors of the device, and its major compute capability."""
     if device.type != "cuda":
-        return INTERPRETER_PROCESSORS
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+        return INTERPRETER_PROCESSORS, INTERPRETER_ARCHITECTURE
+    properties = torch.cuda.get_device_properties(device)
+    return int(properties.multi_processor_count), int(properties.major)
 
 
 # Device tables by (device, stream, values): a training step asks for the same ones again and again. On one
@@ -262,12 +265,14 @@ def gram_set(
         raise ValueError("bsgap: float64 input needs precision 'float64'")
     if shift is not None and precision != "float64":
         raise ValueError("bsgap: a shift needs precision 'float64'")
+    processors, architecture = processors_of(device)
     plan = gram_plan(
         views,
         precision=precision,
         features_side=features_side,
         sums=shift is not None,
-        processors=processor_count(device),
+        processors=processors,
+        architecture=architecture,
         wanted_bytes=wanted_bytes,
     )
     table = cached_table(flat(plan.rows), device, table_of).view(len(plan.rows), len(COLUMNS))
