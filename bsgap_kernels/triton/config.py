@@ -1,0 +1,154 @@
+"""What the Gram kernel is launched with: pure functions of shapes and of the number of processors.
+
+Tiles are square, of the lower triangle only. Sides up to 16, 32 and 64 have a tile of their own size; beyond
+that float32 sums use tiles of 128 and float64 sums tiles of 64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .table import Orientation
+
+Precision = Literal["float32", "float64"]
+
+# Memory layouts of a block. Aligned: 16-byte loads. ANY walks over depth with a division per element.
+SIDE_ALIGNED, DEPTH_ALIGNED, DEPTH_CONTIGUOUS, ANY = range(4)
+CODE_LAYOUTS = 4
+TILES = (16, 32, 64, 128)
+CODE_CLASSES = len(TILES)
+CODES = CODE_LAYOUTS * CODE_CLASSES
+
+# Partial tiles are added in two levels of at most this many, so there are at most its square of splits.
+REDUCE_FAN = 16
+MAX_SPLITS = REDUCE_FAN * REDUCE_FAN
+
+# Elements behind a partial tile that hold its column sums; a multiple of 256, as every slot must be.
+SUM_SLOT = 256
+
+VECTOR_BYTES = 16
+
+
+@dataclass(frozen=True)
+class GramConfig:
+    """Constants of one launch."""
+
+    elements: int  # of a block (depth x tile): fixes the depth of a block
+    max_depth: int  # of a block
+    chunk: int  # depths summed in float32 before they are added up in float64
+    dot: str  # how float32 operands are multiplied: "tf32x3" or "ieee"
+    num_warps: int
+    num_stages: int
+
+    def block_depth(self, tile: int) -> int:
+        """Depths of a block."""
+        return min(self.max_depth, self.elements // tile)
+
+
+def tile_of(side: int, precision: Precision, itemsize: int, architecture: int) -> int:
+    """Side of the tiles of a matrix.
+
+    Tiles of 128 halve what is read. Only sums of 16-bit products are fast enough to be held up by reading,
+    and only where operands come from shared memory do such tiles fit into the registers (benchmarks/NOTES.md).
+    """
+    for tile in TILES[:3]:
+        if side <= tile:
+            return tile
+    return 128 if precision == "float32" and itemsize == 2 and architecture in (9, 10) else 64
+
+
+def gram_config(
+    precision: Precision, itemsize: int, tile: int, big: bool, architecture: int
+) -> GramConfig:
+    """The constants of a launch whose tiles are at most `tile`; big: of float32 sums of sides beyond 64.
+
+    architecture: major compute capability. The depth of a block must not depend on `tile` otherwise, since
+    smaller tiles share the launch.
+    """
+    num_warps = 4 if tile <= 32 else 8
+    if precision == "float64":
+        return GramConfig(2048, 128, 0, "ieee", num_warps, 2)
+    if itemsize == 4:
+        return GramConfig(2048 if architecture in (9, 10) else 1024, 64, 256, "tf32x3", num_warps, 3)
+    if tile == 128:
+        return GramConfig(8192, 64, 256, "tf32x3", 16 if architecture == 9 else 8, 3)
+    return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
+
+
+def tile_count(side: int, tile: int) -> int:
+    """Tiles of the lower triangle."""
+    per_side = -(-side // tile)
+    return per_side * (per_side + 1) // 2
+
+
+def layout_of(
+    view: Orientation, pointer: int, stride_batch: int, itemsize: int, block_depth: int
+) -> int:
+    """The fastest layout that the view's strides allow."""
+    vector = VECTOR_BYTES // itemsize
+    aligned = pointer % VECTOR_BYTES == 0 and stride_batch % vector == 0 and view.stride_outer % vector == 0
+    if aligned and view.stride_side == 1 and view.side % vector == 0 and view.stride_inner % vector == 0:
+        return SIDE_ALIGNED
+    # Blocks end where `inner` does: with short ones most of a block would be empty.
+    if view.stride_inner == 1 and (view.outer == 1 or 2 * view.inner >= block_depth):
+        if aligned and view.stride_side % vector == 0 and view.inner % vector == 0:
+            return DEPTH_ALIGNED
+        return DEPTH_CONTIGUOUS
+    return ANY
+
+
+def block_count(view: Orientation, layout: int, block_depth: int) -> int:
+    """Blocks of depth of one matrix."""
+    if layout == ANY:
+        return -(-view.depth // block_depth)
+    return view.outer * -(-view.inner // block_depth)
+
+
+def split_bytes(total_bytes: int, processors: int) -> int:
+    """Bytes that one work item should read, given what the whole call reads.
+
+    Two waves of two programs a processor for small calls, 1 MiB an item for big ones; below 32 KiB an item
+    the launch and the reduction cost more than they save.
+    """
+    return min(max(total_bytes // (4 * processors), 1 << 15), 1 << 20)
+
+
+def split_count(
+    view: Orientation, itemsize: int, blocks: int, tile: int, wanted_bytes: int, items: int, processors: int
+) -> int:
+    """Ranges of depth for one matrix; `items` is the number of tiles of its whole launch group.
+
+    With several tiles a matrix there is parallelism without splits, and every split costs a partial tile.
+    """
+    splits = -(-view.depth * min(view.side, 2 * tile) * itemsize // wanted_bytes)
+    if view.side > tile:
+        splits = min(splits, max(1, -(-4 * processors // items)))
+    return max(1, min(splits, blocks, MAX_SPLITS))
+
+
+def gram_roundings(view: Orientation, layout: int, block_depth: int, blocks: int, splits: int) -> int:
+    """Most sequential float64 roundings that a term of an entry of a float64 Gram passes through.
+
+    Its product and the sums of its block (in any order: at most block_depth + 1 together), one a block of
+    its split, at most 15 in each level of the reduction; two to spare for the shift and the scaling.
+    """
+    longest = -(-blocks // splits)
+    groups = -(-splits // REDUCE_FAN)
+    levels = min(splits, REDUCE_FAN) - 1 + groups - 1
+    return min(block_depth, view.depth) + 1 + longest + levels + 2
+
+
+def slots(splits: int) -> int:
+    """Partial tiles that the splits of one tile leave: their own and one a group."""
+    return 0 if splits == 1 else splits + -(-splits // REDUCE_FAN)
+
+
+def slot_elements(tile: int, sums: bool) -> int:
+    """Elements of one partial tile."""
+    return tile * tile + (SUM_SLOT if sums else 0)
+
+
+def rescue_config(config: GramConfig) -> GramConfig:
+    """The same blocks and tiles, for the launch that redoes float32 sums in float64."""
+    return replace(config, num_warps=8, num_stages=1)
