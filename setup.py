@@ -32,20 +32,34 @@ NVCC_FLAGS = ["-O3", "-std=c++20", "--expt-relaxed-constexpr", "-Xcompiler", "-f
 CUDA_ARCHITECTURES = "8.0;9.0;10.0;12.0+PTX"
 
 
+NVCC = Path(CUDA_HOME or "", "bin", "nvcc")
+
+
 def cuda_obstacle() -> str | None:
     """Why `_cuda` cannot be built here, or None. A GPU need not be there."""
     if torch.version.cuda is None:
         return "this torch has no CUDA"
-    nvcc = Path(CUDA_HOME or "", "bin", "nvcc")
-    if not CUDA_HOME or not nvcc.exists():
+    if not CUDA_HOME or not NVCC.exists():
         return "no nvcc found (CUDA_HOME names the toolkit)"
-    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run([NVCC, "--version"], capture_output=True, text=True, check=True).stdout
     version = re.search(r"release (\d+)\.\d+", text)
     major = torch.version.cuda.split(".")[0]
     if version is None or version[1] != major:
         found = version[0] if version else "an unknown release"
         return f"nvcc is of {found}, torch of CUDA {torch.version.cuda}: their majors must match"
     return None
+
+
+def cuda_library_dirs() -> list[str]:
+    """Where libcudart is: nvcc knows, also where the one found first is a script that calls another."""
+    dry_run = subprocess.run(
+        [NVCC, "--dryrun", "-x", "cu", os.devnull, "-o", os.devnull],
+        capture_output=True, text=True, check=False,
+    ).stderr  # fmt: skip
+    here = re.search(r"_HERE_=(\S+)", dry_run)
+    toolkit = Path(here[1]).parent if here else NVCC.parents[1]
+    candidates = [toolkit / "lib64", toolkit / "lib", toolkit / "targets" / "x86_64-linux" / "lib"]
+    return [str(path) for path in candidates if path.is_dir()]
 
 
 def cuda_extensions() -> list[CUDAExtension]:
@@ -63,6 +77,7 @@ def cuda_extensions() -> list[CUDAExtension]:
             "bsgap_kernels._cuda",
             ["csrc/cuda/spectra.cu"],
             include_dirs=[HEADERS],
+            library_dirs=cuda_library_dirs(),
             extra_compile_args={"cxx": [*FLAGS, *abi], "nvcc": [*NVCC_FLAGS, *abi]},
             py_limited_api=True,
             depends=DEPENDS,

@@ -16,6 +16,10 @@ def pytest_configure(config: pytest.Config) -> None:
     times the work. Tests of threaded code ask for threads by the fixture ``use_threads``.
     """
     torch.set_num_threads(int(os.environ.get("BSGAP_TEST_THREADS", "1")))
+    if os.environ.get("BSGAP_VIRTUAL_GPU") == "1":
+        import virtual_gpu
+
+        virtual_gpu.install()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

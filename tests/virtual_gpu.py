@@ -54,4 +54,5 @@ def _counts(
 def _summaries(
     eigenvalues: Tensor, table: Tensor, sides: Sequence[int], batches: Sequence[int], exponent: Tensor | None
 ) -> Tensor:
-    return cuda_host.summaries(eigenvalues, table, sides, batches, exponent)
+    none = torch.empty((sum(batches), 0), dtype=torch.int64)
+    return cuda_host.summaries(eigenvalues, table, sides, batches, exponent, none, none, none)[1]
