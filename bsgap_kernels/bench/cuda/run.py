@@ -69,6 +69,7 @@ def run(
         return config.time_limit is not None and time.monotonic() - started > config.time_limit
 
     late: list[tuple[dict[str, Any], Case, GpuContender]] = []
+    record: dict[str, Any]
     for number, case in enumerate(chosen, 1):
         taking_part = [c for c in contenders if c.serves(case)]
         if overdue():
