@@ -62,6 +62,7 @@ def test_every_contender_is_checked_on_every_case_it_serves(tmp_path: Path) -> N
             assert c["check"]["equal"] + c["check"]["near_tau"] == case.matrices
             assert ("host_us" in c) == c["ours"]
         assert f"{case.name} ({case.about})" in result["printed"]
+    assert "near_rank_grouped, NCHW" in [c["name"] for c in result["cases"][2]["contenders"]]
     hooks = [c["name"] for c in result["cases"][2]["contenders"] if c["name"].startswith(HOOK)]
     assert hooks == [f"{HOOK}, channels_last", f"{HOOK}, NCHW"]
 
@@ -235,6 +236,12 @@ def test_targets_by_hand() -> None:
     assert rows[f"{names.WIDE}: near_rank over matrix_rank"]["met"] is False
     assert rows[f"{names.WIDE}: near_rank over the best peer"]["value"] == 3.5
     assert rows[f"{names.SMALL}: launches"]["met"] is None
+    kernels = [{"name": "_gram_kernel", "us": 2000.0}, {"name": "count_small", "us": 200.0}]
+    model = {"name": names.RESNET56, "best_peer": None, "floor_ms": {"read": 2.0, "total": 2.1}}
+    model["contenders"] = [{"name": "near_rank", "kernels": kernels}]
+    found = {row["target"]: (row["value"], row["met"]) for row in targets({"cases": [model]})}
+    assert found[f"{names.RESNET56}: kernels of the Gram stage, 1.25 reads"] == (2.0, True)
+    assert found[f"{names.RESNET56}: kernels of the count stage"] == (0.2, False)
     record["contenders"][0] |= {"check": {"wrong": 1}, "graph": {"median_ms": 20.0, "wrong": 1}}  # type: ignore[index]
     rows = {row["target"]: row for row in targets({"cases": [record]})}
     assert rows[f"{names.WIDE}: near_rank, 2 floors"]["met"] is None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import ops
 from ..cases import Case
 from ..contenders import CONTENDERS, MATRIX_RANK, Contender, Result, count_squares
 from .hook import hook_path
@@ -124,16 +125,26 @@ def covariance32(A: Tensor) -> Tensor:
     return torch.stack([torch.cov(X.T) for X in wide.flatten(0, -3)])
 
 
+def _activations(case: Case, inputs: list[Tensor], channels_last: bool) -> list[Tensor]:
+    """The (B, C, H, W) whose channel unfoldings the inputs are, in either layout."""
+    images = []
+    for A in inputs:
+        side = round((A.shape[0] // case.image_batch) ** 0.5)
+        image = A.view(case.image_batch, side, side, A.shape[1]).permute(0, 3, 1, 2)
+        images.append(image if channels_last else image.contiguous())
+    return images
+
+
 def _hook(channels_last: bool) -> Any:
     def prepare(case: Case, inputs: list[Tensor], rtol: float) -> Callable[[], Result]:
-        activations = []
-        for A in inputs:
-            side = round((A.shape[0] // case.image_batch) ** 0.5)
-            image = A.view(case.image_batch, side, side, A.shape[1]).permute(0, 3, 1, 2)
-            activations.append(image if channels_last else image.contiguous())
-        return hook_path(activations, rtol)
+        return hook_path(_activations(case, inputs, channels_last), rtol)
 
     return prepare
+
+
+def _grouped_nchw(case: Case, inputs: list[Tensor], rtol: float) -> Callable[[], Result]:
+    views = [image.movedim(1, -1) for image in _activations(case, inputs, False)]
+    return lambda: ops.near_rank_grouped(views, rtol=rtol)
 
 
 def _has_cupy(case: Case) -> bool:
@@ -147,6 +158,7 @@ def _is_model(case: Case) -> bool:
 # hermitian eigenvalues: torch <= 2.11 loops over a batch of sides above 32, CuPy does not.
 GPU_CONTENDERS = (
     *(_prepared(c) for c in CONTENDERS if c.ours),
+    GpuContender("near_rank_grouped, NCHW", True, _grouped_nchw, serves=_is_model),
     GpuContender(f"{HOOK}, channels_last", True, _hook(True), serves=_is_model),
     GpuContender(f"{HOOK}, NCHW", True, _hook(False), serves=_is_model),
     _prepared(Contender(MATRIX_RANK, False, matrix_rank)),

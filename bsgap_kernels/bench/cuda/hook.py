@@ -3,7 +3,7 @@
 Which implementation serves it is found by name at run time, the nearest to the tracker first:
 
 1. `hook_path(activations, rtol)` of `bsgap_kernels.tracking` or `bsgap_kernels.ops`, where one is offered;
-2. the private ops: `gram` of each site, then `_cuda_counts` over all (channels_last sites only);
+2. the engine of CUDA: `gram_stage` of each site, then `_cuda_counts` over all;
 3. `RankTracker` on a model whose layers hand the activations through.
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ... import ops
+from ...dispatch import select_backend
 from ...tracking import RankTracker
 
 COLUMNS = (
@@ -45,7 +46,7 @@ COLUMNS = (
 
 def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
     """A call that counts #{σ > rtol·σ_max} of the channel unfolding of each (B, C, H, W)."""
-    for build in (_offered, _private_ops, _tracker):
+    for build in (_offered, _engine, _tracker):
         call = build(activations, rtol)
         if call is not None:
             return call
@@ -61,22 +62,27 @@ def _offered(activations: list[Tensor], rtol: float) -> Callable[[], Tensor] | N
     return None
 
 
-def _private_ops(activations: list[Tensor], rtol: float) -> Callable[[], Tensor] | None:
-    private = torch.ops.bsgap
-    if not (hasattr(private, "_cuda_table") and hasattr(private, "_cuda_counts")):
+def _engine(activations: list[Tensor], rtol: float) -> Callable[[], Tensor] | None:
+    """A Gram launch a site through the engine of CUDA, then its counting op over all."""
+    engine: Any = importlib.import_module("bsgap_kernels.ops._cuda")
+    views = [activation.movedim(1, -1) for activation in activations]
+    shapes = [(view.shape[:-1].numel(), view.shape[-1]) for view in views]
+    # The table below says side = features.
+    if not (views[0].is_cuda and engine._has_kernels() and all(m >= n for m, n in shapes)):
         return None
-    matrices = [a.movedim(1, -1) for a in activations]
-    if not (matrices[0].is_cuda and all(matrix.is_contiguous() for matrix in matrices)):
-        return None
-    flat = [matrix.flatten(0, -2) for matrix in matrices]
-    order, values = count_table([(A.shape[0], A.shape[1]) for A in flat])
-    sides = [flat[i].shape[1] for i in order]
+    order, values = count_table(shapes)
+    sides = [shapes[i][1] for i in order]
+    plans = [
+        select_backend("near_rank", v.dtype, *shape, rtol=rtol, device="cuda")
+        for v, shape in zip(views, shapes, strict=True)
+    ]
 
     def call() -> Tensor:
-        grams = torch.cat([ops.gram(flat[i]).flatten() for i in order])
-        table = private._cuda_table(values, grams.device)
-        counts: Tensor = private._cuda_counts(
-            grams, table, sides, [1] * len(sides), None, 0.0, rtol, None, None, False, False
+        grams = [engine.gram_stage([v], plan.gram)[0].grams for v, plan in zip(views, plans, strict=True)]
+        flat = torch.cat([grams[i].flatten() for i in order])
+        table = engine.device_table(values, flat.device)
+        counts: Tensor = torch.ops.bsgap._cuda_counts(
+            flat, table, sides, [1] * len(sides), None, 0.0, rtol, None, None, False, False
         )[0]
         return counts[:, 0]
 

@@ -37,6 +37,10 @@ def targets(result: dict[str, Any]) -> list[dict[str, Any]]:
         None if read is None else READ_FACTOR * read + COUNT_MS,
         "ms",
     )
+    gram, count = _stages(cases, RESNET56, "near_rank")
+    limit = None if read is None else READ_FACTOR * read
+    at_most(f"{RESNET56}: kernels of the Gram stage, {READ_FACTOR} reads", gram, limit, "ms")
+    at_most(f"{RESNET56}: kernels of the count stage", count, COUNT_MS, "ms")
     for layout in ("channels_last", "NCHW"):
         at_most(
             f"{RESNET56}: {HOOK}, {layout}, {HOOK_FACTOR} reads and {COUNT_MS:g} ms",
@@ -88,6 +92,15 @@ def _best(cases: dict[str, Any], case: str, name: str) -> float | None:
     graph = row.get("graph", {})
     replayed = _right(graph.get("median_ms"), graph.get("wrong", 1))
     return _median(cases, case, name) if replayed is None else replayed
+
+
+def _stages(cases: dict[str, Any], case: str, name: str) -> tuple[float | None, float | None]:
+    """Milliseconds of the kernels named after the Gram matrix, and of all others."""
+    kernels = _row(cases, case, name).get("kernels")
+    if not kernels:
+        return None, None
+    gram = sum(k["us"] for k in kernels if "gram" in k["name"].lower())
+    return gram / 1e3, (sum(k["us"] for k in kernels) - gram) / 1e3
 
 
 def _right(median: float | None, wrong: int) -> float | None:
