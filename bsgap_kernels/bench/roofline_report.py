@@ -199,3 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     title = f"{options.model}, batch {options.batch}, {options.dtype}, unfold {options.unfold}"
     print(text(result, title=title))
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
