@@ -1,6 +1,6 @@
 """Builds the compiled parts.
 
-`_cpu` and, where nvcc fits torch, `_cuda` are torch ops on the stable ABI; `_core` binds the numerics to NumPy.
+`_cpu` and, where nvcc fits torch, `_cuda` are torch ops on the stable ABI; `_core` serves NumPy.
 TORCH_CUDA_ARCH_LIST chooses the GPUs; BSGAP_CUDA=0 leaves `_cuda` out, BSGAP_CUDA=1 insists on it.
 """
 
@@ -20,7 +20,14 @@ except ImportError as error:  # pragma: no cover - only without build isolation
         f"bsgap_kernels: building needs torch >= 2.11 in this environment ({error}). "
         "Install it first, or let pip build in isolation (without --no-build-isolation)."
     ) from None
-import pybind11
+
+try:
+    import pybind11
+
+    PYBIND11 = [pybind11.get_include()]
+except ImportError:
+    # torch brings a copy among its headers, which every extension built by its helpers finds.
+    PYBIND11 = []
 
 # 2.10 is the first release whose stable ABI has all we call; one binary then serves every later torch.
 STABLE_ABI = "0x020a000000000000"
@@ -111,7 +118,7 @@ setup(
         CppExtension(
             "bsgap_kernels._core",
             ["csrc/bindings/core.cpp"],
-            include_dirs=[HEADERS, pybind11.get_include()],
+            include_dirs=[HEADERS, *PYBIND11],
             extra_compile_args=FLAGS,
             depends=DEPENDS,
         ),

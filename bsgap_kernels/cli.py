@@ -1,4 +1,4 @@
-"""The command `bsgap`: train, sweep, report, demo, bench, info.
+"""The command `bsgap`: train, sweep, report, demo, bench, roofline, info.
 
 Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A
 user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
@@ -34,8 +34,11 @@ _COMMANDS = {
     "report": "write report.html for a sweep or a run",
     "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
     "bench": "time the ops beside torch's and NumPy's, with the counts checked",
+    "roofline": "bytes, operations and floor times of tracking a model on a GPU",
     "info": "versions, build and backends",
 }
+# Commands with a parser of their own, so that they run without the trainer's dependencies.
+_SELF_PARSED = {"bench": "bsgap_kernels.bench.run", "roofline": "bsgap_kernels.bench.roofline_report"}
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130
@@ -57,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "demo": _demo,
         "info": _info,
     }
-    if command == "bench":  # has a parser of its own, so that it runs without the trainer's dependencies
-        return int(importlib.import_module("bsgap_kernels.bench.run").main(arguments[1:]))
+    if command in _SELF_PARSED:
+        return int(importlib.import_module(_SELF_PARSED[command]).main(arguments[1:]))
     try:
         handler[command](arguments[1:])
     except UserError as error:

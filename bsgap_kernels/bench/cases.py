@@ -28,16 +28,24 @@ class Case:
     """Calls in a row per measurement, without emptying the cache: for calls too short to be timed alone."""
     profile: bool = False
     """Whether the phases of our ops are timed too."""
+    dtype: torch.dtype = torch.float32
+    image_batch: int = 0
+    """Images in the batch where the matrices are the channel unfoldings of a model's square activations."""
 
     @property
     def matrices(self) -> int:
         """Number of matrices in the input."""
         return sum(torch.Size(shape[:-2]).numel() for shape in self.shapes)
 
-    def make(self, seed: int = 0) -> list[Tensor]:
-        """The input, float32, the same for the same seed: one tensor, or the matrices of the group."""
-        generator = torch.Generator().manual_seed(seed)
-        return [decaying(shape, generator) for shape in self.shapes]
+    @property
+    def values(self) -> int:
+        """Entries of the input."""
+        return sum(torch.Size(shape).numel() for shape in self.shapes)
+
+    def make(self, seed: int = 0, device: torch.device | str = "cpu") -> list[Tensor]:
+        """The input, the same for the same seed and device: one tensor, or the matrices of the group."""
+        generator = torch.Generator(device).manual_seed(seed)
+        return [decaying(shape, generator).to(self.dtype) for shape in self.shapes]
 
 
 def decaying(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -49,14 +57,17 @@ def decaying(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """
     *batch, m, n = shape
     k = min(m, n)
-    X = torch.randn(shape, generator=generator)
-    rate = torch.ones((*batch, 1))
+    device = generator.device
+    X = torch.randn(shape, generator=generator, device=device)
+    rate = torch.ones((*batch, 1), device=device)
     if batch:
         rate.uniform_(0.5, 1.25, generator=generator)
     X = X if n <= m else X.mT
-    X *= (CONDITION ** (torch.linspace(0, 1, k) * rate)).unsqueeze(-2)
+    X *= (CONDITION ** (torch.linspace(0, 1, k, device=device) * rate)).unsqueeze(-2)
     for _ in range(REFLECTIONS):
-        v = torch.nn.functional.normalize(torch.randn((*batch, k, 1), generator=generator), dim=-2)
+        v = torch.nn.functional.normalize(
+            torch.randn((*batch, k, 1), generator=generator, device=device), dim=-2
+        )
         X.sub_((X @ v) * (2 * v.mT))
     return (X if n <= m else X.mT).contiguous()
 
@@ -85,18 +96,20 @@ CASES = (
 )
 
 
-def select_cases(patterns: Sequence[str] = ("*",), *, quick: bool = False) -> list[Case]:
-    """Cases whose name matches a shell pattern, in the order of `CASES`; ValueError for one without a match.
+def select_cases(
+    patterns: Sequence[str] = ("*",), *, quick: bool = False, among: Sequence[Case] = CASES
+) -> list[Case]:
+    """Cases whose name matches a shell pattern, in their order; ValueError for one without a match.
 
     `quick` leaves out the slow ones, but not one that a pattern names in full.
     """
-    names = [case.name for case in CASES]
+    names = [case.name for case in among]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise ValueError(f"no benchmark case matches {pattern!r}; the cases are {', '.join(names)}")
     return [
         case
-        for case in CASES
+        for case in among
         if case.name in patterns
         or (any(fnmatch.fnmatch(case.name, p) for p in patterns) and not (quick and case.slow))
     ]

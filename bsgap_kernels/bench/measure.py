@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -78,31 +79,34 @@ def interleave(
     on_result: Callable[[str, object], None] | None = None,
     progress: Callable[[str], None] = lambda _: None,
     seed: int = 0,
+    stopwatch: Callable[[Callable[[], object]], float] | None = None,
+    settle_s: float | None = None,
 ) -> dict[str, Samples]:
     """Times the functions in rounds, each in a new order, so that a slow spell of the machine meets all.
 
     A warm-up call of each goes first; its result goes to `on_result` and its duration says how many rounds
     the function gets. A function that raises is not timed further: its `error` says why. With `calls` > 1 a
-    sample is the mean of that many calls in a row.
+    sample is the mean of that many calls in a row. `stopwatch` times one call in seconds where the host's
+    clock does not (a GPU); `settle_s` replaces `SETTLE_S`.
     """
+    seconds = host_seconds if stopwatch is None else stopwatch
+    pause = SETTLE_S if settle_s is None else settle_s
     samples = {name: Samples() for name in functions}
     number: dict[str, int] = {}
     for name, function in functions.items():
         progress(f"warm-up: {name}")
         try:
-            start = time.perf_counter()
-            result = function()  # pays for what only a first call does
-            spent = time.perf_counter() - start
+            results: list[object] = []
+            # The first call pays for what only a first call does.
+            spent = seconds(lambda f=function, into=results: into.append(f()))  # type: ignore[misc]
             if spent < budget_s / rounds:  # cheap: a second call says how long one takes once all is loaded
-                start = time.perf_counter()
-                function()
-                spent = time.perf_counter() - start
+                spent = seconds(function)
             number[name] = rounds_for(spent * calls, rounds, budget_s)
         except Exception as error:  # a contender that fails is a result too
             samples[name].error = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
         if on_result is not None:
-            on_result(name, result)
+            on_result(name, results[0])
     order = random.Random(seed)
     total = max(number.values(), default=0)
     for index in range(total):
@@ -112,11 +116,18 @@ def interleave(
             progress(f"round {index + 1}/{total}: {name}")
             if calls == 1 and flush is not None:
                 flush()
-            time.sleep(SETTLE_S)
-            start = time.perf_counter()
-            _call(functions[name], calls)
-            samples[name].times_ms.append((time.perf_counter() - start) * 1e3 / calls)
+            if pause or stopwatch is None:
+                time.sleep(pause)
+            spent = seconds(partial(_call, functions[name], calls))
+            samples[name].times_ms.append(spent * 1e3 / calls)
     return samples
+
+
+def host_seconds(call: Callable[[], object]) -> float:
+    """How long a call takes by the host's clock."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _call(function: Callable[[], object], calls: int) -> None:

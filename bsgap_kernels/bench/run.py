@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -11,15 +12,18 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
+
+import torch
 
 from . import machine, measure, tables
-from .cases import Case, select_cases
+from .cases import CASES, Case, select_cases
 from .contenders import CONTENDERS, MATRIX_RANK, PHASES, Contender, Result
 from .truth import Truth, Verdict, judge, truth
 
 SCHEMA = 1
 """Version of the JSON written; it goes up when a reader would have to change."""
+DEVICES = ("cpu", "cuda")
 QUICK_ROUNDS = 5
 QUICK_BUDGET_S = 2.0
 
@@ -44,6 +48,10 @@ class BenchConfig:
     """Threads of torch and of NumPy's BLAS; what they are set to if not given."""
     seed: int = 0
     """Seed of the inputs and of the order within the rounds."""
+    device: str = "cpu"
+    """cpu, or cuda: then the cases, peers and floors are those of bench/cuda."""
+    time_limit: float | None = None
+    """On cuda: nothing new is begun after this many seconds."""
 
     def problem(self) -> str | None:
         """What is wrong with the settings, in a sentence, or None."""
@@ -59,11 +67,24 @@ class BenchConfig:
             return f"seed must lie in 0 ... 2^63 - 1, got {self.seed}"
         if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
             return f"json must name a file in an existing folder, got {self.json}"
+        if self.device not in DEVICES:
+            return f"device must be one of {', '.join(DEVICES)}, got {self.device!r}"
+        if self.device == "cuda" and not torch.cuda.is_available():
+            return "device cuda: torch sees no CUDA device here"
+        if self.time_limit is not None and not self.time_limit > 0:
+            return f"time-limit must be a positive number of seconds, got {self.time_limit}"
         try:
-            select_cases(self.cases, quick=self.quick)
+            select_cases(self.cases, quick=self.quick, among=_cases_of(self.device))
         except ValueError as error:
             return str(error)
         return None
+
+
+def _cases_of(device: str) -> Sequence[Case]:
+    if device == "cpu":
+        return CASES
+    cases: Sequence[Case] = importlib.import_module("bsgap_kernels.bench.cuda.cases").GPU_CASES
+    return cases
 
 
 def run(
@@ -88,18 +109,18 @@ def run(
         "complete": False,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **machine.describe(),
-        "settings": _settings(config),
+        "settings": settings_of(config),
         "cases": [],
     }
     flush = measure.CacheFlush()
     out(_headline(result))
     for number, case in enumerate(chosen, 1):
-        progress = _Progress(f"[{number}/{len(chosen)}] {case.name}")
+        progress = Progress(f"[{number}/{len(chosen)}] {case.name}")
         record = measure_case(case, config, contenders, flush, progress)
         progress.done()
         result["cases"].append(record)
         result["complete"] = number == len(chosen)
-        _write(config.json, result)
+        write_result(config.json, result)
         out("\n" + tables.text_table(record))
     if config.json is not None:
         out(f"\nWritten: {config.json}")
@@ -152,9 +173,9 @@ def measure_case(
             "lowest": int(expected[False].counts.min()) if False in expected else None,
             "highest": int(expected[False].counts.max()) if False in expected else None,
         },
-        "contenders": [_row(c, samples[c.name], verdicts.get(c.name)) for c in taking_part],
+        "contenders": [contender_row(c, samples[c.name], verdicts.get(c.name)) for c in taking_part],
     }
-    _compare(record)
+    compare(record)
     if case.profile:
         phases = {f: partial(f, inputs[0], config.rtol) for p in PHASES for f in (p.upto, p.less) if f}
         parts = timing({f.__name__: call for f, call in phases.items()})
@@ -163,7 +184,17 @@ def measure_case(
     return record
 
 
-def _row(contender: Contender, samples: measure.Samples, verdict: Verdict | None) -> dict[str, Any]:
+class Named(Protocol):
+    """What a row says of whom it is about."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def ours(self) -> bool: ...  # noqa: D102
+
+
+def contender_row(contender: Named, samples: measure.Samples, verdict: Verdict | None) -> dict[str, Any]:
+    """Times and verdict of a contender, or why there are none."""
     row: dict[str, Any] = {"name": contender.name, "ours": contender.ours}
     if samples.error is not None or verdict is None or not samples.times_ms:
         return {**row, "error": samples.error or "not timed"}
@@ -179,7 +210,7 @@ def _row(contender: Contender, samples: measure.Samples, verdict: Verdict | None
     }
 
 
-def _compare(record: dict[str, Any]) -> None:
+def compare(record: dict[str, Any]) -> None:
     """Adds the best peer (the quickest with no wrong count) and how many times as fast each is as it."""
     rows = [row for row in record["contenders"] if "error" not in row]
     peers = [r for r in rows if not r["ours"] and r["name"] != MATRIX_RANK and not r["check"]["wrong"]]
@@ -209,7 +240,8 @@ def profile_rows(parts: dict[str, measure.Samples]) -> list[dict[str, Any]]:
     return rows
 
 
-def _settings(config: BenchConfig) -> dict[str, Any]:
+def settings_of(config: BenchConfig) -> dict[str, Any]:
+    """The settings as they go into a result."""
     return {k: v for k, v in asdict(config).items() if k not in ("json", "threads")}
 
 
@@ -225,7 +257,8 @@ def _headline(result: dict[str, Any]) -> str:
     return line
 
 
-def _write(path: Path | None, result: dict[str, Any]) -> None:
+def write_result(path: Path | None, result: dict[str, Any]) -> None:
+    """Writes FILE.partial, which becomes FILE once the result is complete."""
     if path is None:
         return
     unfinished = unfinished_path(path)
@@ -239,7 +272,7 @@ def unfinished_path(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-class _Progress:
+class Progress:
     """What is being timed: one line that is overwritten on a terminal, one line a case elsewhere."""
 
     def __init__(self, title: str) -> None:
@@ -248,12 +281,14 @@ class _Progress:
             print(title, file=sys.stderr, flush=True)
 
     def __call__(self, text: str) -> None:
+        """Says what goes on."""
         if self._live:
             line = f"{self._title}: {text}"
             print("\r" + line.ljust(self._width), end="", file=sys.stderr, flush=True)
             self._width = len(line)
 
     def done(self) -> None:
+        """Clears the line."""
         if self._live:
             print("\r" + " " * self._width + "\r", end="", file=sys.stderr, flush=True)
 
@@ -285,6 +320,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--threads", type=int, metavar="N", help="of torch and NumPy; default: as they are set"
     )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="default %(default)s")
+    parser.add_argument("--device", default=defaults.device, help="cpu or cuda; default %(default)s")
+    parser.add_argument(
+        "--time-limit", type=float, metavar="SECONDS", help="cuda: begin nothing new after this"
+    )
     return execute(BenchConfig(**vars(parser.parse_args(arguments))))
 
 
@@ -295,16 +334,25 @@ def execute(config: BenchConfig) -> int:
         print(f"bsgap bench: {wrong}", file=sys.stderr)
         return 2
     try:
-        result = run(config)
+        if config.device == "cuda":
+            result = importlib.import_module("bsgap_kernels.bench.cuda.run").run(config)
+        else:
+            result = run(config)
     except KeyboardInterrupt:
         kept = f"; the finished cases are in {unfinished_path(config.json)}" if config.json else ""
         print(f"\nbsgap bench: interrupted{kept}", file=sys.stderr)
         return 130
-    ours = [row for case in result["cases"] for row in case["contenders"] if row["ours"]]
+    ours = [row for case in result["cases"] for row in case.get("contenders", ()) if row["ours"]]
     failed = [row["name"] for row in ours if "error" in row or row["check"]["wrong"]]
+    failed += [f"{row['name']} as a graph" for row in ours if _graph_failed(row.get("graph", {}))]
+    failed += [f"the case {case['name']}" for case in result["cases"] if "error" in case]
     if failed:
         print(
             f"bsgap bench: wrong counts or failures of ours: {', '.join(sorted(set(failed)))}",
             file=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def _graph_failed(graph: dict[str, Any]) -> bool:
+    return "error" in graph or bool(graph.get("wrong"))
