@@ -70,7 +70,7 @@ def gram_config(
     if precision == "float64":
         return GramConfig(2048, 128, 0, "ieee", num_warps, 2)
     if itemsize == 4:
-        return GramConfig(2048 if architecture in (9, 10) else 1024, 64, 256, "tf32x3", num_warps, 3)
+        return GramConfig(2048 if architecture in (9, 10) else 1024, 32, 256, "tf32x3", num_warps, 4)
     if tile == 128:
         return GramConfig(8192, 64, 256, "tf32x3", 16 if architecture == 9 else 8, 3)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
@@ -115,16 +115,16 @@ def split_bytes(total_bytes: int, processors: int) -> int:
 
 
 def split_count(
-    view: Orientation, itemsize: int, blocks: int, tile: int, wanted_bytes: int, items: int, processors: int
+    view: Orientation, itemsize: int, tile: int, wanted_bytes: int, tiles: int, processors: int
 ) -> int:
-    """Ranges of depth for one matrix; `items` is the number of tiles of its whole launch group.
+    """Ranges of depth wanted for one matrix; `tiles` is the number of tiles of its whole launch group.
 
     With several tiles a matrix there is parallelism without splits, and every split costs a partial tile.
     """
     splits = -(-view.depth * min(view.side, 2 * tile) * itemsize // wanted_bytes)
     if view.side > tile:
-        splits = min(splits, max(1, -(-4 * processors // items)))
-    return max(1, min(splits, blocks, MAX_SPLITS))
+        splits = min(splits, -(-4 * processors // tiles))
+    return max(splits, 1)
 
 
 def gram_roundings(view: Orientation, layout: int, block_depth: int, blocks: int, splits: int) -> int:

@@ -91,15 +91,14 @@ def gram_plan(
     sums: bool,
     processors: int,
     architecture: int,
-    wanted_bytes: int | None = None,
+    splits: int | None = None,
 ) -> GramPlan:
     """Rows of the table and the launches that they need."""
     oriented = [orient(view, features_side) for view in views]
     itemsizes = [view.tensor.element_size() for view in views]
     order = sorted(range(len(views)), key=lambda i: -oriented[i].side)
-    if wanted_bytes is None:
-        read = sum(v.count * o.side * o.depth * s for v, o, s in zip(views, oriented, itemsizes, strict=True))
-        wanted_bytes = config.split_bytes(read, processors)
+    read = sum(v.count * o.side * o.depth * s for v, o, s in zip(views, oriented, itemsizes, strict=True))
+    wanted = config.split_bytes(read, processors)
 
     # A launch serves one dtype; of float32 sums, sides up to 64 or beyond.
     def key(i: int) -> tuple[torch.dtype, bool]:
@@ -132,7 +131,8 @@ def gram_plan(
         depth = constants.block_depth(tile)
         layout = config.layout_of(o, view.tensor.data_ptr(), view.stride_batch, itemsizes[i], depth)
         blocks = config.block_count(o, layout, depth)
-        splits = config.split_count(o, itemsizes[i], blocks, tile, wanted_bytes, tiles_of[k], processors)
+        ranges = splits or config.split_count(o, itemsizes[i], tile, wanted, tiles_of[k], processors)
+        ranges = min(ranges, blocks, config.MAX_SPLITS)
         code = config.TILES.index(tile) * config.CODE_LAYOUTS + layout
         tiles = config.tile_count(o.side, tile)
         rows.append(
@@ -148,22 +148,22 @@ def gram_plan(
                 stride_outer=o.stride_outer,
                 stride_inner=o.stride_inner,
                 stride_side=o.stride_side,
-                splits=splits,
+                splits=ranges,
                 first_gram=grams,
                 first_partial=partials,
                 layout=code + config.CODES * group_of[k],
                 first_result=first_results[i],
-                roundings=config.gram_roundings(o, layout, depth, blocks, splits),
+                roundings=config.gram_roundings(o, layout, depth, blocks, ranges),
                 m=view.m,
                 n=view.n,
                 first_vector=vectors[i],
             )
         )
-        items[k] += view.count * tiles * splits
+        items[k] += view.count * tiles * ranges
         codes[k] |= 1 << code
         matrices += view.count
         grams += view.count * o.side * o.side
-        partials += view.count * tiles * config.slots(splits) * config.slot_elements(tile, sums)
+        partials += view.count * tiles * config.slots(ranges) * config.slot_elements(tile, sums)
     launches = []
     stats = 0
     for k, members in groups.items():
@@ -247,7 +247,7 @@ def gram_set(
     features_side: bool = False,
     shift: Literal["first_row"] | Tensor | None = None,
     table_of: TableOf = device_table,
-    wanted_bytes: int | None = None,
+    splits: int | None = None,
 ) -> GramSet:
     """Gram matrices of every view, on its device's current stream; does not synchronise.
 
@@ -257,7 +257,7 @@ def gram_set(
     shift (precision "float64"): a float64 vector over features that is subtracted from every observation, one
     for each matrix, back to back in the caller's order; "first_row" takes each matrix's first observation.
     Then `sums` holds the column sums of what is left, for matrices whose side is their features.
-    views must not be empty. wanted_bytes overrides how much one work item reads.
+    views must not be empty. splits overrides the heuristic, for tests and benchmarks.
     """
     device = views[0].tensor.device
     scaled = any(view.tensor.dtype == torch.float64 for view in views)
@@ -273,7 +273,7 @@ def gram_set(
         sums=shift is not None,
         processors=processors,
         architecture=architecture,
-        wanted_bytes=wanted_bytes,
+        splits=splits,
     )
     table = cached_table(flat(plan.rows), device, table_of).view(len(plan.rows), len(COLUMNS))
 

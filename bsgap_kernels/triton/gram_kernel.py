@@ -172,11 +172,11 @@ def load_wide(
         x = x * scale
     if SHIFT != 0:
         column = first + tl.arange(0, TILE)
-        along_side = (column < side) & (side == n)
-        along_depth = valid & (side != n)
+        # A wide matrix has one level of depth, and the depth is the feature.
+        depth = at + tl.arange(0, BLOCK_D) if LAYOUT == _ANY else at * BLOCK_D + tl.arange(0, BLOCK_D)
+        along_side = column < tl.where(side == n, side, 0)
+        along_depth = depth < tl.where(side == n, 0, inner)
         if SHIFT == 1:
-            # A wide matrix has one level of depth, and the depth is the feature.
-            depth = at + tl.arange(0, BLOCK_D) if LAYOUT == _ANY else at * BLOCK_D + tl.arange(0, BLOCK_D)
             by_side = tl.load(shift + column, mask=along_side, other=0.0)
             by_depth = tl.load(shift + depth, mask=along_depth, other=0.0)
         else:
@@ -551,8 +551,8 @@ def run_item(
         if out_of_range(squares, side * outer * inner):
             SUBS: tl.constexpr = TILE // _REDO_SIDE
             for sub in range(SUBS * SUBS):
-                sub_row = row0 + sub // SUBS * _REDO_SIDE
-                sub_column = column0 + sub % SUBS * _REDO_SIDE
+                sub_row = row0 + (sub // SUBS) * _REDO_SIDE
+                sub_column = column0 + (sub - (sub // SUBS) * SUBS) * _REDO_SIDE
                 if (sub_row >= sub_column) & (sub_row < side):
                     total = redo(base, view, begin, end, sub_row, sub_column, LAYOUT, BLOCK_D, _REDO_SIDE)
                     finish(
