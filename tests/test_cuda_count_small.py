@@ -287,7 +287,7 @@ def group_of(case: families.Case) -> tuple[Group, int, float] | None:
 def test_no_interval_is_false(family: str) -> None:
     rng = random.Random(f"cuda small {family}")
     cases: list[tuple[families.Case, Group, int, float]] = []
-    while len(cases) < 16:
+    while len(cases) < 40:
         case = families.FAMILIES[family](rng)
         found = None if case is None else group_of(case)
         if case is not None and found is not None:

@@ -50,10 +50,12 @@ __device__ void load_lower(Group& group, const double* __restrict__ g, int n, do
                            double* lower) {
   group.sync();
   const int lane = group.rank() % kWarp;
-#pragma unroll 4
-  for (int i = group.rank() / kWarp; i < n; i += Group::kSize / kWarp)
-    for (int j = lane; j <= i; j += kWarp)
-      lower[packed(i) + j] = factor * g[static_cast<int64_t>(i) * n + j] - (i == j ? shift : 0.0);
+#pragma unroll 2
+  for (int i = group.rank() / kWarp; i < n; i += Group::kSize / kWarp) {
+#pragma unroll
+    for (int j = lane; j < Group::kSize; j += kWarp)
+      if (j <= i) lower[packed(i) + j] = factor * g[static_cast<int64_t>(i) * n + j] - (i == j ? shift : 0.0);
+  }
   group.sync();
 }
 

@@ -45,7 +45,7 @@ def _digest(*parts: str) -> str:
 
 @functools.cache
 def build(source: str, mode: str, *defines: str) -> Path:
-    """The library (``kernels.cpp``) or program (any other source of this folder), compiled if it is not yet."""
+    """The library (``kernels.cpp``) or program (other sources of this folder), compiled if need be."""
     shared = source == "kernels.cpp"
     options = (*COMMON, *MODES[mode], *(f"-D{d}" for d in defines), *(["-shared", "-fPIC"] if shared else []))
     folder = Path(

@@ -30,6 +30,7 @@
 #include <barrier>
 #include <thread>
 #else
+#include <setjmp.h>
 #include <ucontext.h>
 #endif
 
@@ -78,8 +79,9 @@ struct Thread {
   Block* block = nullptr;
   int64_t block_barriers = 0;
 #ifndef BSGAP_HOST_THREADS
-  ucontext_t context;
-  bool done = false;
+  ucontext_t context;  // where it starts
+  jmp_buf resumes;     // where it goes on: unlike swapcontext, a jump makes no system call
+  bool started = false, done = false;
   int64_t waits_for = 0;             // generation of the barrier it stands at
   const int64_t* barrier = nullptr;  // that barrier's generation now
 #endif
@@ -122,6 +124,7 @@ struct Block {
   std::vector<std::unique_ptr<Warp>> warps;
 #ifndef BSGAP_HOST_THREADS
   ucontext_t scheduler;
+  jmp_buf waits_for_fiber;
 #endif
 };
 
@@ -169,7 +172,7 @@ inline void wait(Barrier& barrier) {
   }
   thread->barrier = &barrier.generation;
   thread->waits_for = barrier.generation + 1;
-  swapcontext(&thread->context, &thread->block->scheduler);
+  if (_setjmp(thread->resumes) == 0) _longjmp(thread->block->waits_for_fiber, 1);
 }
 
 inline const std::function<void()>*& fiber_body() {
@@ -180,7 +183,16 @@ inline const std::function<void()>*& fiber_body() {
 inline void fiber_main() {
   (*fiber_body())();
   current()->done = true;
-  swapcontext(&current()->context, &current()->block->scheduler);
+  _longjmp(current()->block->waits_for_fiber, 1);
+}
+
+// Runs a fiber until its next barrier or its end.
+[[gnu::noinline]] inline void resume(Thread& thread) {
+  Block& block = *thread.block;
+  if (_setjmp(block.waits_for_fiber) != 0) return;
+  if (thread.started) _longjmp(thread.resumes, 1);
+  thread.started = true;
+  swapcontext(&block.scheduler, &thread.context);
 }
 
 inline constexpr size_t kStackBytes = 256 * 1024;
@@ -220,7 +232,7 @@ inline void run_blocks(const std::vector<dim3>& indices, dim3 grid, unsigned thr
         moved = true;
         state.barrier = nullptr;
         current() = &state;
-        swapcontext(&block.scheduler, &state.context);
+        resume(state);
         left -= state.done;
       }
       if (!moved) fail("a barrier that some threads of the block never reach");
