@@ -11,8 +11,12 @@
 
 #include "host_device.h"
 
-#if defined(__SSE2__) || defined(_M_X64)
+// A GPU has no such register: double arithmetic there always keeps subnormals and rounds to nearest.
+#if (defined(__SSE2__) || defined(_M_X64)) && !defined(__CUDA_ARCH__)
 #include <xmmintrin.h>
+#define BSGAP_HAS_MXCSR 1
+#else
+#define BSGAP_HAS_MXCSR 0
 #endif
 
 // Nothing below is true of arithmetic that drops NaN, signed rounding or the order of operations, or
@@ -52,20 +56,22 @@ BSGAP_HD inline double round_down(double x) {
 // default for its own duration. On processors other than x86 the default is assumed.
 class ScopedIeee {
  public:
-#if defined(__SSE2__) || defined(_M_X64)
-  ScopedIeee() : saved_(_mm_getcsr()) { _mm_setcsr((saved_ & ~0xE040u) | 0x1F80u); }
-  ~ScopedIeee() { _mm_setcsr(saved_); }
-#else
-  ScopedIeee() = default;
-  ~ScopedIeee() = default;
+  BSGAP_HD ScopedIeee() {
+#if BSGAP_HAS_MXCSR
+    saved_ = _mm_getcsr();
+    _mm_setcsr((saved_ & ~0xE040u) | 0x1F80u);
 #endif
+  }
+  BSGAP_HD ~ScopedIeee() {
+#if BSGAP_HAS_MXCSR
+    _mm_setcsr(saved_);
+#endif
+  }
   ScopedIeee(const ScopedIeee&) = delete;
   ScopedIeee& operator=(const ScopedIeee&) = delete;
 
  private:
-#if defined(__SSE2__) || defined(_M_X64)
-  unsigned saved_;
-#endif
+  [[maybe_unused]] unsigned saved_ = 0;
 };
 
 }  // namespace bsgap

@@ -83,8 +83,12 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
           name);
-  kernel<<<grid, threads, shared, stream> > >(arguments...);
-  check(cudaGetLastError(), name);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
 }  // namespace bsgap::cuda
