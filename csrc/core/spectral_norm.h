@@ -15,6 +15,7 @@
 #include "parallel.h"
 #include "philox.h"
 #include "rounding.h"
+#include "threshold.h"
 #include "tridiagonal.h"
 #include "vector_ops.h"
 
@@ -33,11 +34,6 @@ struct ErrorTerms {
     return round_up((ldlt ? c.factor_error : 0) + (shift ? c.shift_error : 0) +
                     (underflow ? c.underflow_error : 0));
   }
-};
-
-struct Bounds {
-  double lower = 0;
-  double upper = 0;
 };
 
 namespace detail {

@@ -1,8 +1,8 @@
 // Threads that work on one matrix together: a warp, or a whole block. Algorithms are templates on the group.
 //
-// Every reduction returns the same bits in all threads, whatever the order of arrival, so that a branch on its
-// result is taken by all or by none; and it is a barrier as sync() is: what a thread wrote before is visible
-// to the others after.
+// Every reduction returns the same bits in all threads, whatever the order of arrival, so that a branch on
+// its result is taken by all or by none; and it is a barrier as sync() is: what a thread wrote before is
+// visible to the others after.
 #pragma once
 
 #include "platform.cuh"
@@ -59,8 +59,8 @@ class WarpGroup {
   }
 };
 
-// A reduction costs one barrier: its scratch alternates between two halves, and a thread can only come back to
-// a half after the barrier of the reduction in between, which all threads reach after they read that half.
+// A reduction costs one barrier: its scratch alternates between two halves, and a thread can only come back
+// to a half after the barrier of the reduction in between, which all threads reach after they read that half.
 template <int kThreads>
 class BlockGroup {
  public:

@@ -16,7 +16,8 @@ struct MatrixTask {
   int64_t side, result;  // result: index in the caller's order
 };
 
-// The last row whose first matrix is not beyond `matrix` (table order): rows without matrices are passed over.
+// The last row whose first matrix is not beyond `matrix` (table order): rows without matrices are passed
+// over.
 __device__ inline MatrixTask find_matrix(const CountProblem& p, int64_t matrix) {
   int64_t low = 0, high = p.rows;
   while (high - low > 1) {
@@ -55,9 +56,7 @@ __device__ inline Threshold threshold_of(const CountProblem& p, const MatrixTask
   return scaled(t, exponent_of(p, m));
 }
 
-__device__ inline bool is_nan(const Threshold& t) {
-  return std::isnan(t.absolute) || std::isnan(t.relative);
-}
+__device__ inline bool is_nan(const Threshold& t) { return std::isnan(t.absolute) || std::isnan(t.relative); }
 // tau < 0 <= sigma: everything counts.
 __device__ inline bool is_negative(const Threshold& t) { return t.absolute < 0 && t.relative < 0; }
 

@@ -192,6 +192,15 @@ inline unsigned char* fiber_stack(unsigned thread) {
   return stacks[thread].get();
 }
 
+// Apart from its caller, whose variables getcontext must not be able to clobber.
+inline void start_fiber(ucontext_t& context, unsigned char* stack) {
+  getcontext(&context);
+  context.uc_stack.ss_sp = stack;
+  context.uc_stack.ss_size = kStackBytes;
+  context.uc_link = nullptr;
+  makecontext(&context, fiber_main, 0);
+}
+
 inline void run_blocks(const std::vector<dim3>& indices, dim3 grid, unsigned threads, size_t shared,
                        const std::function<void()>& body) {
   for (const dim3 index : indices) {
@@ -202,11 +211,7 @@ inline void run_blocks(const std::vector<dim3>& indices, dim3 grid, unsigned thr
       Thread& state = states[t];
       state.thread_index = dim3(t), state.block_index = index, state.block_size = dim3(threads);
       state.grid_size = grid, state.block = &block;
-      getcontext(&state.context);
-      state.context.uc_stack.ss_sp = fiber_stack(t);
-      state.context.uc_stack.ss_size = kStackBytes;
-      state.context.uc_link = nullptr;
-      makecontext(&state.context, fiber_main, 0);
+      start_fiber(state.context, fiber_stack(t));
     }
     for (unsigned left = threads; left > 0;) {
       bool moved = false;

@@ -1,0 +1,185 @@
+// Certified intervals of one matrix of at most Group::kSize rows by the threads of a group: the unpivoted
+// LDL^T of csrc/core/ldlt.h and the bounds of csrc/core/counts.h, with the constants of docs/certificates.md.
+#pragma once
+
+#include <cmath>
+
+#include "matrix.cuh"
+#include "tridiagonal.cuh"
+
+namespace bsgap::cuda {
+
+struct Inertia {
+  int positive = 0;    // positive pivots
+  bool valid = false;  // false: a pivot was zero or not finite, nothing is known
+  double error = 0;    // factorisation, shift and underflow terms together, rounded up
+};
+
+// What a certificate starts from.
+struct CertifiedMatrix {
+  const double* g;
+  int n;
+  double gram_error;        // ||g - M||_2
+  double frobenius;         // upper bound of ||g||_F
+  double largest_diagonal;  // a lower bound of the largest eigenvalue of g, exactly
+};
+
+// LDL^T of G - shift I, one barrier a column: thread i owns row i, publishes its entry of the next column as
+// soon as it is known, and divides by the pivot itself. Two buffers for the columns: a thread writes to one
+// of them only after the barrier that ends every read of the column before.
+template <class Group>
+__device__ Inertia count_above(Group& group, const MatrixMemory& m, const double* g, int n, double shift) {
+  Inertia result;
+  load_lower(group, g, n, shift, m.lower);
+  const int i = group.rank();
+  const bool owns = i < n;
+  double* __restrict__ row = m.lower + packed(owns ? i : 0);
+  double growth = 0, largest = 0;
+  if (owns) {
+    largest = std::abs(row[i]);
+    m.v[i] = row[0];
+  }
+  for (int k = 0; k < n; ++k) {
+    group.sync();
+    const double* __restrict__ w = k % 2 == 0 ? m.v : m.lanes;
+    double* __restrict__ next = k % 2 == 0 ? m.lanes : m.v;
+    const double pivot = w[k];
+    if (pivot == 0 || !std::isfinite(pivot)) return result;
+    result.positive += pivot > 0;
+    if (i == k) growth += std::abs(pivot);
+    if (owns && i > k) {
+      const double wi = w[i], l = wi / pivot;
+      growth += std::abs(wi * l);
+      next[i] = row[k + 1] - l * w[k + 1];
+#pragma unroll 4
+      for (int j = k + 2; j <= i; ++j) row[j] -= l * w[j];
+    }
+  }
+  growth = group.sum(growth);
+  largest = group.max(largest);
+  if (!std::isfinite(growth)) return result;
+  const double nd = n;
+  result.valid = true;
+  const double factor = gamma(nd + 4) * growth * (1.0 + gamma(nd * nd / 2 + 2 * nd + 8));
+  const double of_shift = shift == 0 ? 0 : kUnitRoundoff * largest * (1.0 + 4 * kUnitRoundoff);
+  result.error = round_up(factor + of_shift + (nd + 1) * (nd + 1) * kTiny);
+  return result;
+}
+
+// Bounds of the largest eigenvalue of g. `proposal` (from the tridiagonal matrix) is not believed: a shift at
+// which LDL^T finds a positive pivot bounds from below, one without any from above. The proposal is right to
+// about n u, so the first gap of 2^-27 = 7e-9 passes unless the factorisation cannot resolve it.
+template <class Group>
+__device__ Bounds largest_eigenvalue(Group& group, const MatrixMemory& m, const CertifiedMatrix& c,
+                                     double proposal) {
+  constexpr int kGuesses = 4;
+  Bounds b{c.largest_diagonal > 0 ? c.largest_diagonal : 0.0, round_up(c.frobenius)};
+  if (!(proposal > 0) || !(proposal < kInfinity)) return b;
+  double gap = 0x1p-27;
+  for (int guess = 0; guess < kGuesses; ++guess, gap *= 64) {
+    const double shift = proposal * (1 - gap);
+    if (!(shift > b.lower)) break;  // no eigenvalue below it can help
+    const Inertia i = count_above(group, m, c.g, c.n, shift);
+    if (!i.valid || i.positive == 0) continue;
+    b.lower = detail::larger(b.lower, round_down(shift - i.error));
+    if (i.error <= gap * proposal) break;
+  }
+  gap = 0x1p-27;
+  for (int guess = 0; guess < kGuesses; ++guess, gap *= 64) {
+    const double shift = proposal * (1 + gap) + kTiny;
+    if (!(shift < b.upper)) break;
+    const Inertia i = count_above(group, m, c.g, c.n, shift);
+    if (!i.valid) continue;
+    if (i.positive == 0) {
+      const double upper = round_up(shift + i.error);
+      b.upper = upper < b.upper ? upper : b.upper;
+      break;
+    }
+    b.lower = detail::larger(b.lower, round_down(shift - i.error));  // the proposal was low
+  }
+  return b;
+}
+
+// Only a guess of where to look.
+template <class Group>
+__device__ double a_priori_error(Group& group, const MatrixMemory& m, const CertifiedMatrix& c,
+                                 double shift) {
+  const int i = group.rank();
+  const double trace = group.sum(i < c.n ? std::abs(m.diagonal[i] - shift) : 0.0);
+  return c.gram_error + (2 * gamma(c.n + 4.0) + kUnitRoundoff) * trace;
+}
+
+inline constexpr int kShiftGuesses = 4;
+
+// What round_up and round_down take when a guess is checked: without it a guess whose error is far below
+// t's own last place could never pass.
+__device__ inline double outward_rounding(double shift) {
+  return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny;
+}
+
+// #{lambda(M) > t} is at least the count at a shift s with s - error(s) >= t.
+template <class Group>
+__device__ int certified_lower(Group& group, const MatrixMemory& m, const CertifiedMatrix& c, double t) {
+  double shift = t + 1.25 * a_priori_error(group, m, c, t);
+  for (int guess = 0; guess < kShiftGuesses; ++guess) {
+    shift += outward_rounding(shift);
+    if (!(shift < kInfinity)) break;
+    const Inertia i = count_above(group, m, c.g, c.n, shift);
+    if (!i.valid) {
+      shift += 0.25 * detail::larger(shift - t, kTiny);
+      continue;
+    }
+    if (i.positive == 0) return 0;  // nothing to certify: the bound is 0 whatever the error
+    const double error = round_up(c.gram_error + i.error);
+    if (round_down(shift - error) >= t) return i.positive;
+    shift = t + 1.5 * error;
+  }
+  return 0;
+}
+
+// #{lambda(M) > t} is at most the count at a shift s with s + error(s) <= t.
+template <class Group>
+__device__ int certified_upper(Group& group, const MatrixMemory& m, const CertifiedMatrix& c, double t) {
+  double shift = t - 1.25 * a_priori_error(group, m, c, t);
+  for (int guess = 0; guess < kShiftGuesses; ++guess) {
+    shift -= outward_rounding(shift);
+    if (!(shift > -kInfinity)) break;
+    const Inertia i = count_above(group, m, c.g, c.n, shift);
+    if (!i.valid) {
+      shift -= 0.25 * detail::larger(t - shift, kTiny);
+      continue;
+    }
+    if (i.positive == c.n) return c.n;
+    const double error = round_up(c.gram_error + i.error);
+    if (round_up(shift + error) <= t) return i.positive;
+    shift = t - 1.5 * error;
+  }
+  return c.n;
+}
+
+struct Interval {
+  int64_t lower, upper;
+};
+
+// Holds #{lambda(M) > tau^2}. top: bounds of the largest eigenvalue of M. All threads call with the same
+// arguments and get the same answer.
+template <class Group>
+__device__ Interval certified_interval(Group& group, const MatrixMemory& m, const CertifiedMatrix& c,
+                                       const Bounds& top, const Threshold& threshold) {
+  const int64_t n = c.n;
+  if (is_nan(threshold)) return {-1, -1};
+  if (is_negative(threshold)) return {n, n};
+  if (threshold.relative >= 1) return {0, 0};  // tau >= sigma_max
+  // r * (r * lambda), not (r * r) * lambda: r * r may underflow where the product does not.
+  const double a = detail::larger(threshold.absolute, 0.0), r = detail::larger(threshold.relative, 0.0);
+  const Bounds t{detail::larger(round_down(a * a), round_down(r * (r * top.lower))),
+                 detail::larger(round_up(a * a), round_up(r * (r * top.upper)))};
+  if (t.lower >= top.upper) return {0, 0};
+  const int64_t upper = certified_upper(group, m, c, t.lower);
+  const int64_t lower = upper == 0 ? 0 : certified_lower(group, m, c, t.upper);
+  // Ends that contradict each other: a bound was false (a broken processor), and nothing is known.
+  if (lower > upper) return {0, n};
+  return {lower, upper};
+}
+
+}  // namespace bsgap::cuda

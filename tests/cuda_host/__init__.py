@@ -1,0 +1,167 @@
+"""The CUDA kernels of csrc/cuda on the CPU, from their own source: tensors in, tensors out, no GPU.
+
+``count_grams``, ``summaries`` and ``fill_table`` take CPU tensors and do what the private ops ``_cuda_counts``,
+``_cuda_summaries`` and ``_cuda_table`` do on a GPU; ``launches`` says which kernels ran, with grid and memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cuda_host import build
+
+COMPILER = build.COMPILER
+SUMMARY_COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch as the host code asked for it."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+    """Bytes of dynamic shared memory."""
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels with CUDA threads as fibers."""
+    lib = ctypes.CDLL(str(build.build("kernels.cpp", "fibers")))
+    lib.bsgap_last_error.restype = ctypes.c_char_p
+    lib.bsgap_launch_log_size.restype = ctypes.c_int64
+    lib.bsgap_launch_log_clear.restype = None
+    lib.bsgap_launch_log_entry.restype = None
+    return lib
+
+
+def clear_launches() -> None:
+    """Forgets the launches so far."""
+    library().bsgap_launch_log_clear()
+
+
+def launches() -> list[Launch]:
+    """Kernel launches since ``clear_launches``, in order."""
+    lib = library()
+    result = []
+    for index in range(lib.bsgap_launch_log_size()):
+        name, numbers = ctypes.create_string_buffer(256), (ctypes.c_int64 * 5)()
+        lib.bsgap_launch_log_entry(ctypes.c_int64(index), name, ctypes.c_int64(256), numbers)
+        x, y, z, threads, shared = numbers
+        result.append(Launch(name.value.decode(), (x, y, z), threads, shared))
+    return result
+
+
+def _pointer(tensor: Tensor | None, dtype: torch.dtype) -> ctypes.c_void_p:
+    """Address of the data; null for no tensor. Anything but a contiguous CPU tensor of the type is an error."""
+    if tensor is None:
+        return ctypes.c_void_p(None)
+    if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise TypeError(f"expected a contiguous {dtype} CPU tensor, got {tensor.dtype} {tensor.stride()}")
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * max(1, len(values)))(*values)
+
+
+def _check(status: int) -> None:
+    if status != 0:
+        raise RuntimeError(library().bsgap_last_error().decode())
+
+
+def count_grams(
+    grams: Tensor,
+    table: Tensor,
+    sides: Sequence[int],
+    batches: Sequence[int],
+    thresholds: Tensor | None,
+    atol: float,
+    rtol: float,
+    exponent: Tensor | None,
+    gram_error: Tensor | None,
+    certify: bool,
+    spectrum: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Counts, lower, upper (N, t) and eigenvalues (flat), as ``_cuda_counts`` returns them."""
+    matrices, count = sum(batches), 1 if thresholds is None else thresholds.shape[1]
+    if thresholds is not None and thresholds.shape not in {(1, count, 2), (matrices, count, 2)}:
+        raise ValueError(f"thresholds {tuple(thresholds.shape)} do not match {matrices} matrices")
+    shape = (matrices, count)
+    # Filled, so that what no kernel wrote is seen.
+    counts = torch.full(shape, -77, dtype=torch.int64)
+    lower, upper = (torch.full(shape if certify else (0, count), -77, dtype=torch.int64) for _ in range(2))
+    total = sum(s * b for s, b in zip(sides, batches, strict=True)) if spectrum else 0
+    eigenvalues = torch.full((total,), -77.0, dtype=torch.float64)
+    _check(
+        library().bsgap_count_grams(
+            _pointer(grams, torch.float64),
+            _pointer(table, torch.int64),
+            ctypes.c_int64(len(sides)),
+            _integers(sides),
+            _integers(batches),
+            _pointer(thresholds, torch.float64),
+            ctypes.c_int(thresholds is None or thresholds.shape[0] == 1),
+            ctypes.c_int64(count),
+            ctypes.c_double(atol),
+            ctypes.c_double(rtol),
+            _pointer(exponent, torch.int32),
+            _pointer(gram_error, torch.float64),
+            ctypes.c_int(certify),
+            ctypes.c_int(spectrum),
+            _pointer(counts, torch.int64),
+            _pointer(lower, torch.int64),
+            _pointer(upper, torch.int64),
+            _pointer(eigenvalues, torch.float64),
+        )
+    )
+    return counts, lower, upper, eigenvalues
+
+
+def summaries(
+    eigenvalues: Tensor,
+    table: Tensor,
+    sides: Sequence[int],
+    batches: Sequence[int],
+    exponent: Tensor | None,
+    counts: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Counts within their intervals (where given) and the summary (N, columns), as ``_cuda_summaries``."""
+    matrices = sum(batches)
+    clamped = torch.full_like(counts, -77)
+    summary = torch.full((matrices, SUMMARY_COLUMNS), -77.0, dtype=torch.float64)
+    given = lower.numel() > 0
+    _check(
+        library().bsgap_summaries(
+            _pointer(eigenvalues, torch.float64),
+            _pointer(table, torch.int64),
+            ctypes.c_int64(len(sides)),
+            ctypes.c_int64(matrices),
+            ctypes.c_int64(counts.shape[1]),
+            _pointer(exponent, torch.int32),
+            _pointer(counts, torch.int64),
+            _pointer(lower if given else None, torch.int64),
+            _pointer(upper if given else None, torch.int64),
+            _pointer(clamped, torch.int64),
+            _pointer(summary, torch.float64),
+        )
+    )
+    return clamped, summary
+
+
+def fill_table(values: Sequence[int]) -> Tensor:
+    """An int64 tensor of the values, as ``_cuda_table``."""
+    out = torch.full((len(values),), -77, dtype=torch.int64)
+    _check(
+        library().bsgap_fill_table(_pointer(out, torch.int64), _integers(values), ctypes.c_int64(len(values)))
+    )
+    return out

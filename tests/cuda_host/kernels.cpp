@@ -1,0 +1,80 @@
+// The CUDA kernels and their launches as a library for the CPU, with a C interface
+// (tests/cuda_host/__init__.py).
+#include <cstdio>
+#include <cstring>
+
+#include "cuda/count_large.cuh"
+#include "cuda/count_small.cuh"
+#include "cuda/summary.cuh"
+#include "cuda/table_fill.cuh"
+
+namespace {
+
+using bsgap::cuda::CountProblem;
+using bsgap::cuda::SummaryProblem;
+
+char last_error[512] = "";
+
+// 0, or 1 with a message: no C++ exception may reach Python.
+template <class F>
+int guarded(const F& f) {
+  try {
+    f();
+    return 0;
+  } catch (const std::exception& e) {
+    std::snprintf(last_error, sizeof(last_error), "%s", e.what());
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* bsgap_last_error() { return last_error; }
+
+int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, const int64_t* sides,
+                      const int64_t* batches, const double* thresholds, int thresholds_shared,
+                      int64_t threshold_count, double atol, double rtol, const int32_t* exponent,
+                      const double* gram_error, int certify, int spectrum, int64_t* counts, int64_t* lower,
+                      int64_t* upper, double* eigenvalues) {
+  return guarded([&] {
+    CountProblem p{grams, table, rows, sides, batches, thresholds, thresholds_shared != 0};
+    p.threshold_count = threshold_count;
+    p.atol = atol, p.rtol = rtol, p.exponent = exponent, p.gram_error = gram_error;
+    p.certify = certify != 0, p.spectrum = spectrum != 0;
+    p.counts = counts, p.lower = lower, p.upper = upper, p.eigenvalues = eigenvalues;
+    // Of the exact size, and poisoned: whoever reads what nobody wrote finds NaN.
+    const size_t bytes = static_cast<size_t>(bsgap::cuda::count_large_workspace_bytes(p));
+    const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(256, bytes), &std::free);
+    std::memset(workspace.get(), 0xFF, bytes);
+    bsgap::cuda::count_large_grams(p, workspace.get(), nullptr);
+    bsgap::cuda::count_small_grams(p, nullptr);
+  });
+}
+
+int bsgap_summaries(const double* eigenvalues, const int64_t* table, int64_t rows, int64_t matrices,
+                    int64_t threshold_count, const int32_t* exponent, const int64_t* counts,
+                    const int64_t* lower, const int64_t* upper, int64_t* clamped, double* summary) {
+  return guarded([&] {
+    bsgap::cuda::summarize_grams({eigenvalues, table, rows, matrices, threshold_count, exponent, counts,
+                                  lower, upper, clamped, summary},
+                                 nullptr);
+  });
+}
+
+int bsgap_fill_table(int64_t* out, const int64_t* values, int64_t n) {
+  return guarded([&] { bsgap::cuda::fill_table(out, values, n, nullptr); });
+}
+
+void bsgap_launch_log_clear() { bsgap::cuda::host::launches().clear(); }
+int64_t bsgap_launch_log_size() { return static_cast<int64_t>(bsgap::cuda::host::launches().size()); }
+// numbers: grid x, y, z, threads, bytes of shared memory.
+void bsgap_launch_log_entry(int64_t index, char* name, int64_t name_size, int64_t* numbers) {
+  const bsgap::cuda::host::Launch& launch = bsgap::cuda::host::launches()[index];
+  std::snprintf(name, name_size, "%s", launch.name.c_str());
+  numbers[0] = launch.grid.x, numbers[1] = launch.grid.y, numbers[2] = launch.grid.z;
+  numbers[3] = launch.threads, numbers[4] = static_cast<int64_t>(launch.shared);
+}
+
+}  // extern "C"
