@@ -269,14 +269,15 @@ __global__ void __launch_bounds__(kLargeThreads) rayleigh_kernel(LargeBatch b) {
   m.top_upper = round_up(m.back * m.frobenius);
 }
 
-// Leaves theta, top_lower and top_upper of every matrix that needs them: 3 + kLanczosSteps launches.
-inline void propose_top(const LargeBatch& b, const LargeShapes& shapes, cudaStream_t stream) {
+// Leaves theta, top_lower and top_upper of every matrix that needs them: 3 + steps launches.
+inline void propose_top(const LargeBatch& b, const LargeShapes& shapes, cudaStream_t stream,
+                        int32_t steps = kLanczosSteps) {
   const int64_t side = shapes.side(b.first);
   const unsigned matrices = static_cast<unsigned>(b.count);
   const dim3 rows(static_cast<unsigned>((side + detail::kLanczosRows - 1) / detail::kLanczosRows), matrices);
   const dim3 blocks(static_cast<unsigned>((side + kLargeThreads - 1) / kLargeThreads), matrices);
   BSGAP_LAUNCH(lanczos_start_kernel, dim3(matrices), kLargeThreads, detail::kLanczosShared, stream, b);
-  for (int32_t step = 0; step < kLanczosSteps; ++step)
+  for (int32_t step = 0; step < steps; ++step)
     BSGAP_LAUNCH(lanczos_step_kernel, rows, kLargeThreads, detail::kLanczosShared, stream, b, step);
   BSGAP_LAUNCH(ritz_vector_kernel, blocks, kLargeThreads, detail::kLanczosShared, stream, b);
   BSGAP_LAUNCH(rayleigh_kernel, rows, kLargeThreads, detail::kLanczosShared, stream, b);
