@@ -1,4 +1,4 @@
-"""csrc/cuda/count_large.cuh on the CPU: sides above 128, by blocked LDLᵀ and Lanczos, against the C++ core."""
+"""csrc/cuda/count_large.cuh on the CPU: sides above 128, blocked LDLᵀ and Lanczos against the C++ core."""
 
 from __future__ import annotations
 
@@ -142,7 +142,9 @@ def test_gram_error_from_the_roundings() -> None:
 
 
 TOPS = {
-    "cluster of 1e-9": lambda n: torch.cat([1 - 1e-9 * torch.arange(10.0), 0.5 * spectra.geometric(n - 10, 1e-3)]),
+    "cluster of 1e-9": lambda n: torch.cat(
+        [1 - 1e-9 * torch.arange(10.0), 0.5 * spectra.geometric(n - 10, 1e-3)]
+    ),
     "gap of 1e-9": lambda n: torch.cat([torch.tensor([1.0, 1 - 1e-9]), 0.9 * spectra.geometric(n - 2, 1e-3)]),
     "all equal": lambda n: torch.ones(n),
     "one and zeros": lambda n: torch.cat([torch.ones(1), torch.zeros(n - 1)]),
@@ -166,7 +168,9 @@ def test_largest_eigenvalue_of_hard_spectra(top: str, n: int) -> None:
         counts, _, _, _ = run([g], rtol=r)
         lower = upper = counts
     else:
-        counts, lower, upper, _ = run([g], rtol=r, certify=True, gram_error=torch.tensor([1e-14 * n]).double())
+        counts, lower, upper, _ = run(
+            [g], rtol=r, certify=True, gram_error=torch.tensor([1e-14 * n]).double()
+        )
     # theta is a lower bound, and not lower than 1e-6.
     most = int((exact > r * r * exact[-1] * (1 - 1e-6)).sum())
     least = int((exact > r * r * exact[-1] * (1 + 1e-12)).sum())
@@ -217,7 +221,8 @@ def test_content_without_arithmetic() -> None:
     inf[0, 0] = float("inf")
     zero = torch.zeros(n, n, dtype=torch.float64)
     pairs = torch.tensor(
-        [[[0.0, 1e-2], [-1.0, -1.0], [float("nan"), 0.0], [0.0, 1.5], [float("inf"), 0.0]]], dtype=torch.float64
+        [[[0.0, 1e-2], [-1.0, -1.0], [float("nan"), 0.0], [0.0, 1.5], [float("inf"), 0.0]]],
+        dtype=torch.float64,
     )
     counts, lower, upper, _ = run([nan, good, zero, inf], thresholds=pairs, certify=True)
     wanted = [[-1] * 5, [30, n, -1, 0, 0], [0, n, -1, 0, 0], [-1] * 5]
@@ -267,3 +272,48 @@ def test_random_matrices_against_the_core() -> None:
         assert upper.item() - lower.item() <= core["upper"] - core["lower"]
         sigma = np.linalg.svd(a.numpy(), compute_uv=False)
         assert counts.item() == int((sigma > 1e-3 * sigma[0]).sum())
+
+
+def test_spectrum_and_many_thresholds() -> None:
+    sides = [200, 129, 129]
+    lam = [torch.linspace(1e-3, 1, n, dtype=torch.float64) for n in sides]
+    bases = [spectra.orthogonal(n, seed=n + i) for i, n in enumerate(sides)]
+    grams = [(q * x) @ q.mT for q, x in zip(bases, lam, strict=True)]
+    grams = [1e100 * (g + g.mT) / 2 for g in grams]
+    taus = torch.linspace(0.05, 0.95, 5, dtype=torch.float64) + 1e-4
+    pairs = torch.stack([torch.zeros_like(taus), taus], -1)[None]
+    counts, _, _, values = run(grams, thresholds=pairs, spectrum=True)
+    for g, x, found, row in zip(grams, lam, values, counts.tolist(), strict=True):
+        exact = torch.linalg.eigvalsh(g)
+        assert bool((found[0].diff() >= 0).all())
+        assert float((found[0] - exact).abs().max()) <= 1e-13 * float(exact[-1])
+        assert row == [int((x > t * t).sum()) for t in taus.tolist()]
+    kernels = launched()
+    assert [g[0] for name, g in kernels if name == "householder_kernel"] == [
+        -(-(200 - j) // 32) for j in range(200)
+    ]
+    assert {name for name, _ in kernels} == {
+        "describe_kernel",
+        "householder_kernel",
+        "bisection_kernel",
+        "sturm_counts_kernel",
+    }
+    # The same counts without the spectrum, and with a certificate.
+    assert torch.equal(run(grams, thresholds=pairs)[0], counts)
+    assert "ldlt_panel_kernel" not in {name for name, _ in launched()}
+    found_counts, lower, upper, again = run(grams[1:], thresholds=pairs, spectrum=True, certify=True)
+    assert torch.equal(found_counts, counts[1:])
+    assert torch.equal(lower, counts[1:])
+    assert torch.equal(upper, counts[1:])
+    assert all(torch.equal(x, y) for x, y in zip(again, values[1:], strict=True))
+
+
+def test_spectrum_of_special_matrices() -> None:
+    n = 130
+    diagonal = torch.diag(torch.arange(float(n), dtype=torch.float64))
+    zero, nan = torch.zeros_like(diagonal), torch.full_like(diagonal, float("nan"))
+    counts, _, _, values = run([diagonal, zero, nan], atol=10.0, spectrum=True)
+    assert counts.flatten().tolist() == [29, 0, -1]
+    assert float((values[0][0] - torch.arange(float(n))).abs().max()) <= 1e-13 * n
+    assert bool((values[1] == 0).all())
+    assert bool(values[2].isnan().all())

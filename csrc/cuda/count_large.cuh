@@ -1,11 +1,12 @@
-// Counts and certified intervals for sides above kSmallSide, all matrices of a call together: the host launches a
-// sequence that depends on shapes and options only.
+// Counts and certified intervals for sides above kSmallSide, all matrices of a call together: the host
+// launches a sequence that depends on shapes and options only.
 //
 //   describe, then for every relative threshold a proposal of the largest eigenvalue (lanczos.cuh)
+//   spectrum   or more than four thresholds without a certificate: tridiagonal form (tridiagonal_large.cuh)
 //   points     one factorisation per threshold, at tau^2 from the Rayleigh quotient
 //   certified  two above the proposal (and two more if those left it open) bound the largest eigenvalue; two
-//              per threshold bound the count; one more of each that did not pass, and the count at tau^2 itself
-//              where the interval is no single number
+//              per threshold bound the count; one more of each that did not pass, and the count at tau^2
+//              itself where the interval is no single number
 //
 // Scratch holds kScratchElements doubles at most, or one factorisation: larger calls go through it in chunks.
 #pragma once
@@ -13,13 +14,14 @@
 #include "lanczos.cuh"
 #include "large_plan.cuh"
 #include "ldlt.cuh"
+#include "tridiagonal_large.cuh"
 
 namespace bsgap::cuda {
 
 namespace detail {
 
 inline constexpr int64_t kScratchElements = int64_t{1} << 28;  // 2 GiB of doubles
-inline constexpr int64_t kChunkMatrices = 4096;  // times kShiftsPerMatrix stays below a grid's 65535
+inline constexpr int64_t kChunkMatrices = 3072;  // times kShiftsPerMatrix stays below a grid's 65535
 
 struct LargeChunk {
   int64_t first, count, first_scratch;
@@ -30,7 +32,7 @@ struct LargeChunk {
 // Most shifts of one matrix that a round asks for.
 inline int64_t most_shifts(const CountProblem& p) {
   const int64_t group = std::clamp<int64_t>(p.threshold_count, 1, kThresholdGroup);
-  return p.certify ? 3 * group : group;
+  return p.certify ? kShiftKinds * group : group;
 }
 
 inline std::vector<LargeChunk> large_chunks(const CountProblem& p, const LargeShapes& shapes) {
@@ -105,6 +107,8 @@ inline void count_large_grams(const CountProblem& p, void* workspace, cudaStream
   b.scratch = reinterpret_cast<double*>(base + places.scratch);
   // With thresholds on the device nobody here knows whether one is relative.
   const bool may_need_top = p.thresholds != nullptr || (p.rtol > 0 && p.rtol < 1);
+  // From there on a tridiagonal form costs less than a factorisation for each threshold.
+  const bool by_spectrum = !p.certify && p.threshold_count > kThresholdGroup;
   for (const detail::LargeChunk& chunk : chunks) {
     b.first = chunk.first;
     b.count = chunk.count;
@@ -116,6 +120,18 @@ inline void count_large_grams(const CountProblem& p, void* workspace, cudaStream
       detail::factorise_all(b, shapes, chunk, shifts, stream);
     };
     BSGAP_LAUNCH(describe_kernel, matrices, kLargeThreads, detail::kPlanShared, stream, b);
+    if (p.spectrum || by_spectrum) {
+      tridiagonalise(b, shapes, stream);
+      if (p.spectrum) {
+        const int64_t blocks = (shapes.side(b.first) + kLargeThreads - 1) / kLargeThreads;
+        BSGAP_LAUNCH(bisection_kernel, dim3(static_cast<unsigned>(blocks), matrices.x), kLargeThreads,
+                     detail::kLanczosShared, stream, b);
+      }
+      if (!p.certify) {
+        BSGAP_LAUNCH(sturm_counts_kernel, matrices, kLargeThreads, detail::kLanczosShared, stream, b);
+        continue;
+      }
+    }
     if (may_need_top) {
       propose_top(b, shapes, stream);
       for (int32_t attempt = 0; p.certify && attempt < 2; ++attempt) {
@@ -131,9 +147,9 @@ inline void count_large_grams(const CountProblem& p, void* workspace, cudaStream
                    absorb);
       factorise_shifts((p.certify ? 2 : 1) * range.count);
       if (p.certify) {
-        BSGAP_LAUNCH(plan_retry_kernel, matrices, kLargeThreads, detail::kPlanShared + 3 * sizeof(double),
-                     stream, b, range);
-        factorise_shifts(3 * range.count);
+        BSGAP_LAUNCH(plan_retry_kernel, matrices, kLargeThreads,
+                     detail::kPlanShared + kShiftKinds * sizeof(double), stream, b, range);
+        factorise_shifts(kShiftKinds * range.count);
       }
       BSGAP_LAUNCH(write_counts_kernel,
                    dim3(static_cast<unsigned>((chunk.count + kLargeThreads - 1) / kLargeThreads)),

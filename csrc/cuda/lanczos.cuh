@@ -1,12 +1,13 @@
-// Proposals for the largest eigenvalue of every matrix of a batch: Lanczos, and the Rayleigh quotient of what it
-// found. As in csrc/core/spectral_norm.h nothing is believed of the proposal but that quotient, a lower bound.
+// Proposals for the largest eigenvalue of every matrix of a batch: Lanczos, and the Rayleigh quotient of what
+// it found. As in csrc/core/spectral_norm.h nothing is believed of the proposal but that quotient, a lower
+// bound.
 //
 // No reorthogonalisation: rounding costs orthogonality to a Ritz vector only once its value has converged to
-// about sqrt(u), and the run stops when four steps gained less than 1e-9. What then appears are copies of converged
-// values: the largest stays right. (Reorthogonalising would read the whole basis at each step, on one block.)
-// At most 96 steps: with a relative gap g below the top the error falls like 4 exp(-4 j sqrt(g)), to 1e-9 after
-// 96 steps for g >= 0.4 %; each step reads the matrix, so more would cost more than the two or three
-// factorisations that repair a low proposal.
+// about sqrt(u), and the run stops when four steps gained less than 1e-9. What then appears are copies of
+// converged values: the largest stays right. (Reorthogonalising would read the whole basis at each step, on
+// one block.) At most 96 steps: with a relative gap g below the top the error falls like 4 exp(-4 j sqrt(g)),
+// to 1e-9 after 96 steps for g >= 0.4 %; each step reads the matrix, so more would cost more than the two or
+// three factorisations that repair a low proposal.
 //
 // Everything is done in units of the matrix times a power of two with a trace about 1, so that norms neither
 // overflow nor vanish.
@@ -176,8 +177,8 @@ __global__ void __launch_bounds__(kLargeThreads) lanczos_step_kernel(LargeBatch 
   const bool last = step + 1 == kLanczosSteps || !(beta > 1e-14 * (std::abs(previous) + std::abs(alpha)));
   bool done = last;
   if (last || step % 4 == 3) {
-    const double ritz = detail::largest_ritz_value(group, diagonal, off_diagonal, step + 1,
-                                                   step > 3 ? previous : -kInfinity);
+    const double ritz =
+        detail::largest_ritz_value(group, diagonal, off_diagonal, step + 1, step > 3 ? previous : -kInfinity);
     done = last || ritz - previous <= 1e-9 * ritz;
     group.sync();  // `previous` has been read
     if (threadIdx.x == 0) m.ritz = ritz;

@@ -11,10 +11,11 @@
 
 namespace bsgap::cuda {
 
-inline constexpr int kLargeThreads = 256;         // of every kernel here but the trailing update
-inline constexpr int64_t kPanelColumns = 64;      // columns factored before one trailing update
-inline constexpr int kThresholdGroup = 4;         // thresholds factored together
-inline constexpr int kShiftsPerMatrix = 3 * kThresholdGroup;  // lower, upper and point of each
+inline constexpr int kLargeThreads = 256;     // of every kernel here but the trailing update
+inline constexpr int64_t kPanelColumns = 64;  // columns factored before one trailing update
+inline constexpr int kThresholdGroup = 4;     // thresholds factored together
+inline constexpr int kShiftKinds = 5;         // ShiftKind of large_plan.cuh
+inline constexpr int kShiftsPerMatrix = kShiftKinds * kThresholdGroup;
 inline constexpr int kLanczosSteps = 96;
 
 // Rows of the factored matrix start at multiples of 64 bytes.
@@ -44,6 +45,7 @@ struct LargeMatrix {
   int32_t steps, done;
   unsigned arrivals;
   double diagonal[kLanczosSteps], off_diagonal[kLanczosSteps];
+  double reflector;  // beta of the Householder vector in use, H = I - beta v v^T
   // Of the matrix itself.
   double theta;                 // Rayleigh quotient
   double top_lower, top_upper;  // bounds of the largest eigenvalue
@@ -99,10 +101,14 @@ __device__ inline LargeProblem large_problem(const LargeBatch& b, int64_t index)
   const int64_t m = b.first + index / b.shifts, s = index % b.shifts;
   LargeMatrix* matrix = b.matrices + m;
   const int64_t side = matrix->task.side, ld = leading_dimension(side);
-  double* work =
-      b.scratch + (matrix->scratch - b.first_scratch) * b.shifts + s * scratch_elements(side);
+  double* work = b.scratch + (matrix->scratch - b.first_scratch) * b.shifts + s * scratch_elements(side);
   double* pack = work + side * ld;
-  return {matrix, b.factorisations + m * kShiftsPerMatrix + b.first_shift + s, side, ld, work, pack,
+  return {matrix,
+          b.factorisations + m * kShiftsPerMatrix + b.first_shift + s,
+          side,
+          ld,
+          work,
+          pack,
           pack + 2 * kPanelColumns * ld};
 }
 
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(kLargeThreads) describe_kernel(LargeBatch b) {
   m.arrivals = 0;
   m.theta = m.top_lower = 0;
   m.top_upper = kInfinity;
-  m.frobenius = 0;
+  m.frobenius = m.reflector = 0;
 }
 
 // Host: the sides of the table's matrices above kSmallSide, in table order (descending).

@@ -1,6 +1,7 @@
-// What is factored next, decided on the device: between two rounds of factorisations one block per matrix reads
-// what the last round found and writes the shifts of the next one. The rules are those of csrc/core/counts.h and
-// spectral_norm.h with a fixed number of rounds; a round that nobody needs finds no active problem.
+// What is factored next, decided on the device: between two rounds of factorisations one block per matrix
+// reads what the last round found and writes the shifts of the next one. The rules are those of
+// csrc/core/counts.h and spectral_norm.h with a fixed number of rounds; a round that nobody needs finds no
+// active problem.
 #pragma once
 
 #include "large_matrix.cuh"
@@ -14,7 +15,7 @@ struct ThresholdRange {
   int32_t count;
 };
 
-enum ShiftKind : int32_t { kLowerShift, kUpperShift, kPointShift };
+enum ShiftKind : int32_t { kLowerShift, kUpperShift, kPointShift, kFarLowerShift, kFarUpperShift };
 
 namespace detail {
 
@@ -95,41 +96,44 @@ __device__ inline Bounds squared_threshold_bounds(const Threshold& t, const Larg
           larger(round_up(a * a), round_up(r * (r * high)))};
 }
 
-// One thread looks at the lower end's factorisation; returns the next shift if it did not pass.
-__device__ inline double read_lower(const LargeMatrix& m, const Factorisation& f, LargeThreshold& t) {
-  if (!f.active) return kInfinity;
+// Where to look next for an end that did not pass: a shift about as far as the last error asks, and one far
+// out. Near an eigenvalue of a leading block the errors of neighbouring shifts differ by orders of magnitude,
+// so a single second guess would often fail like the first.
+struct NextShifts {
+  double near, far;
+};
+inline constexpr double kNearErrors = 1.5, kFarErrors = 24;
+inline constexpr double kNearSteps = 1.25, kFarSteps = 5;  // of the last distance, after a replaced pivot
+
+// One thread looks at a lower end's factorisation.
+__device__ inline NextShifts read_lower(const LargeMatrix& m, const Factorisation& f, LargeThreshold& t) {
+  if (t.lower_stands || !f.active) return {kInfinity, kInfinity};
+  const double distance = larger(f.shift - t.high, kTiny);
+  NextShifts next{t.high + kNearSteps * distance, t.high + kFarSteps * distance};
   if (f.valid) {
     const double error = round_up(m.gram_error + total_error(f));
     if (f.positive == 0 || round_down(f.shift - error) >= t.high) {
       t.lower = f.positive;
       t.lower_stands = 1;
-      return kInfinity;
     }
-    if (!f.replaced) {
-      const double shift = t.high + 1.5 * error;
-      return shift + outward_rounding(shift);
-    }
+    if (!f.replaced) next = {t.high + kNearErrors * error, t.high + kFarErrors * error};
   }
-  const double shift = f.shift + 0.25 * larger(f.shift - t.high, kTiny);
-  return shift + outward_rounding(shift);
+  return {next.near + outward_rounding(next.near), next.far + outward_rounding(next.far)};
 }
 
-__device__ inline double read_upper(const LargeMatrix& m, const Factorisation& f, LargeThreshold& t) {
-  if (!f.active) return -kInfinity;
+__device__ inline NextShifts read_upper(const LargeMatrix& m, const Factorisation& f, LargeThreshold& t) {
+  if (t.upper_stands || !f.active) return {-kInfinity, -kInfinity};
+  const double distance = larger(t.low - f.shift, kTiny);
+  NextShifts next{t.low - kNearSteps * distance, t.low - kFarSteps * distance};
   if (f.valid) {
     const double error = round_up(m.gram_error + total_error(f));
     if (f.positive == m.task.side || round_up(f.shift + error) <= t.low) {
       t.upper = f.positive;
       t.upper_stands = 1;
-      return -kInfinity;
     }
-    if (!f.replaced) {
-      const double shift = t.low - 1.5 * error;
-      return shift - outward_rounding(shift);
-    }
+    if (!f.replaced) next = {t.low - kNearErrors * error, t.low - kFarErrors * error};
   }
-  const double shift = f.shift - 0.25 * larger(t.low - f.shift, kTiny);
-  return shift - outward_rounding(shift);
+  return {next.near - outward_rounding(next.near), next.far - outward_rounding(next.far)};
 }
 
 }  // namespace detail
@@ -146,8 +150,8 @@ __global__ void __launch_bounds__(kLargeThreads) plan_top_kernel(LargeBatch b, i
     group.sync();
   }
   const double low = m.top_lower, width = m.top_upper - low;
-  const bool wanted = m.content == kContentFinite && m.needs_top &&
-                      (attempt == 0 || m.top_upper > low * (1 + 1e-5));
+  const bool wanted =
+      m.content == kContentFinite && m.needs_top && (attempt == 0 || m.top_upper > low * (1 + 1e-5));
   for (int s = 0; s < 2; ++s) {
     const double shift = attempt == 0 ? m.theta * (1 + (s == 0 ? 1e-6 : 1e-3)) + kTiny
                                       : low + width * (s == 0 ? 0x1p-7 : 0x1p-3);
@@ -183,38 +187,41 @@ __global__ void __launch_bounds__(kLargeThreads)
       low = bounds.lower - 1.25 * detail::a_priori_error(group, m, bounds.lower);
       high = bounds.upper + 1.25 * detail::a_priori_error(group, m, bounds.upper);
     }
-    detail::request(group, m, f[kLowerShift * range.count + j], !decided, high + detail::outward_rounding(high));
-    detail::request(group, m, f[kUpperShift * range.count + j], !decided, low - detail::outward_rounding(low));
+    detail::request(group, m, f[kLowerShift * range.count + j], !decided,
+                    high + detail::outward_rounding(high));
+    detail::request(group, m, f[kUpperShift * range.count + j], !decided,
+                    low - detail::outward_rounding(low));
     if (threadIdx.x == 0)
       b.thresholds[index * kThresholdGroup + j] = {
           bounds.lower, bounds.upper, decided, decided, decided, count, decided ? count : m.task.side};
   }
 }
 
-// Certified only: reads both ends, asks once more for those that did not pass, and for the count at tau^2 itself
-// where the ends differ or one is missing.
+// Certified only: reads both ends, asks twice more for those that did not pass, and for the count at tau^2
+// itself where the ends differ or one is missing.
 __global__ void __launch_bounds__(kLargeThreads) plan_retry_kernel(LargeBatch b, ThresholdRange range) {
   double* shared = dynamic_shared<double>();
   detail::PlanGroup group(shared);
-  double* next = shared + detail::PlanGroup::kScratch;  // lower shift, upper shift, whether a point is wanted
+  double* next = shared + detail::PlanGroup::kScratch;  // shift of each kind; infinite: none
   const int64_t index = b.first + blockIdx.x;
   const LargeMatrix& m = b.matrices[index];
   Factorisation* f = detail::factorisations_of(b, index);
   for (int j = 0; j < range.count; ++j) {
-    LargeThreshold& t = b.thresholds[index * kThresholdGroup + j];
     if (threadIdx.x == 0) {
-      next[0] = detail::read_lower(m, f[kLowerShift * range.count + j], t);
-      next[1] = detail::read_upper(m, f[kUpperShift * range.count + j], t);
-      next[2] = !(t.lower_stands && t.upper_stands && t.lower == t.upper);
+      LargeThreshold& t = b.thresholds[index * kThresholdGroup + j];
+      const detail::NextShifts lower = detail::read_lower(m, f[kLowerShift * range.count + j], t);
+      const detail::NextShifts upper = detail::read_upper(m, f[kUpperShift * range.count + j], t);
+      next[kLowerShift] = t.lower_stands ? kInfinity : lower.near;
+      next[kFarLowerShift] = t.lower_stands ? kInfinity : lower.far;
+      next[kUpperShift] = t.upper_stands ? kInfinity : upper.near;
+      next[kFarUpperShift] = t.upper_stands ? kInfinity : upper.far;
+      const bool point = !t.decided && !(t.lower_stands && t.upper_stands && t.lower == t.upper);
+      const Threshold threshold = threshold_of(b.problem, m.task, range.first + j);
+      next[kPointShift] = point ? detail::squared_threshold(threshold, m.top_lower) : kInfinity;
     }
     group.sync();
-    const double high = next[0], low = next[1];
-    const bool point = next[2] != 0 && !t.decided;
-    const Threshold threshold = threshold_of(b.problem, m.task, range.first + j);
-    detail::request(group, m, f[kLowerShift * range.count + j], !t.lower_stands, high);
-    detail::request(group, m, f[kUpperShift * range.count + j], !t.upper_stands, low);
-    detail::request(group, m, f[kPointShift * range.count + j], point,
-                    detail::squared_threshold(threshold, m.top_lower));
+    for (int kind = 0; kind < kShiftKinds; ++kind)
+      detail::request(group, m, f[kind * range.count + j], true, next[kind]);
     group.sync();
   }
 }
@@ -235,8 +242,10 @@ __global__ void __launch_bounds__(kLargeThreads) write_counts_kernel(LargeBatch 
     if (!t.decided && point.active) count = point.valid ? point.positive : -1;
     if (p.certify) {
       if (!t.decided) {
-        if (!t.lower_stands) detail::read_lower(m, f[kLowerShift * range.count + j], t);
-        if (!t.upper_stands) detail::read_upper(m, f[kUpperShift * range.count + j], t);
+        detail::read_lower(m, f[kLowerShift * range.count + j], t);
+        detail::read_lower(m, f[kFarLowerShift * range.count + j], t);
+        detail::read_upper(m, f[kUpperShift * range.count + j], t);
+        detail::read_upper(m, f[kFarUpperShift * range.count + j], t);
         if (!t.lower_stands) t.lower = 0;
         if (!t.upper_stands) t.upper = m.task.side;
         // Ends that contradict each other mean that a bound was false; then nothing is known.

@@ -1,15 +1,15 @@
-// Unpivoted LDL^T of G - s I for many matrices and shifts at once, sides above kSmallSide: the positive pivots
-// count the eigenvalues above s. Right-looking in panels of 64 columns: one launch factors a panel, one updates
-// what lies behind it. Two panels share one update of the whole trailing matrix (after the first, only the
-// next panel's columns are brought up to date), which halves the traffic that bounds it:
-// reading and writing the lower triangle every 128 columns is n^3 / 24 bytes, 2.9 GB at n = 4096.
+// Unpivoted LDL^T of G - s I for many matrices and shifts at once, sides above kSmallSide: the positive
+// pivots count the eigenvalues above s. Right-looking in panels of 64 columns: one launch factors a panel,
+// one updates what lies behind it. Two panels share one update of the whole trailing matrix (after the first,
+// only the next panel's columns are brought up to date), which halves the traffic that bounds it: reading and
+// writing the lower triangle every 128 columns is n^3 / 24 bytes, 2.9 GB at n = 4096.
 //
 // The bound is that of csrc/core/ldlt.h (section 3 of docs/certificates.md), which holds for any order of
-// the sums: every entry of W is c_ij less at most n - 1 products, one rounding each. One thing is added: a pivot
-// that comes out as zero is replaced by -p, p = sqrt(u) max_j |c_jj|. That is the exact factorisation of a
-// matrix whose diagonal moved by p, so p joins the error and no second factorisation is needed. Negative,
-// because an eigenvalue equal to the shift does not count; sqrt(u), because the error of a column of size w
-// grows by u w^2 / p: with p = u max|c| nothing would be left of the trailing matrix.
+// the sums: every entry of W is c_ij less at most n - 1 products, one rounding each. One thing is added: a
+// pivot that comes out as zero is replaced by -p, p = sqrt(u) max_j |c_jj|. That is the exact factorisation
+// of a matrix whose diagonal moved by p, so p joins the error and no second factorisation is needed.
+// Negative, because an eigenvalue equal to the shift does not count; sqrt(u), because the error of a column
+// of size w grows by u w^2 / p: with p = u max|c| nothing would be left of the trailing matrix.
 #pragma once
 
 #include <cfloat>
@@ -22,10 +22,10 @@ namespace detail {
 
 // Strides of shared memory, in doubles. A lane of dmma reads [lane / 4][lane % 4]: without bank conflicts
 // where the stride is 4 or 12 modulo 16, with two-way ones at 2 modulo 16, which thread-per-row reads prefer.
-inline constexpr int kStrip = 8;             // columns factored in registers
-inline constexpr int kWStride = 66;          // W of a panel: 64 rows of the diagonal block, 64 of the block's own
-inline constexpr int kLStride = 12;          // L of a strip
-inline constexpr int kDepth = 32;            // columns of L and W staged at a time by the trailing update
+inline constexpr int kStrip = 8;     // columns factored in registers
+inline constexpr int kWStride = 66;  // W of a panel: 64 rows of the diagonal block, 64 of the block's own
+inline constexpr int kLStride = 12;  // L of a strip
+inline constexpr int kDepth = 32;    // columns of L and W staged at a time by the trailing update
 inline constexpr int kStageStride = 36;
 inline constexpr int kUpdateThreads = 128;
 inline constexpr int kPackStride = 2 * kPanelColumns;
@@ -68,11 +68,11 @@ __global__ void __launch_bounds__(kLargeThreads) ldlt_begin_kernel(LargeBatch b)
   }
 }
 
-// Panel `panel`: every block factors the 64 x 64 diagonal block for itself (a launch less, and no waiting) and
-// solves 64 rows below it; W goes to its place, L = W D^-1 to the pack. Block 0 also counts the pivots.
-// Strips of 8 columns: each row is a thread's, which factors the strip's 8 x 8 block in registers; what the strip
-// adds to the columns behind it is 8 x 8 tensor-core tiles. 16 barriers in all.
-// Grid: (tiles of 64 rows below the panel, at least 1; problems).
+// Panel `panel`: every block factors the 64 x 64 diagonal block for itself (a launch less, and no waiting)
+// and solves 64 rows below it; W goes to its place, L = W D^-1 to the pack. Block 0 also counts the pivots.
+// Strips of 8 columns: each row is a thread's, which factors the strip's 8 x 8 block in registers; what the
+// strip adds to the columns behind it is 8 x 8 tensor-core tiles. 16 barriers in all. Grid: (tiles of 64 rows
+// below the panel, at least 1; problems).
 __global__ void __launch_bounds__(kLargeThreads) ldlt_panel_kernel(LargeBatch b, int64_t panel) {
   using detail::kLStride;
   using detail::kStrip;
@@ -200,9 +200,9 @@ __global__ void __launch_bounds__(kLargeThreads) ldlt_panel_kernel(LargeBatch b,
   }
 }
 
-// C -= L W^T behind panel `last`, for one 64 x 64 tile of the lower triangle. panels: 1 or 2, those up to `last`
-// whose L is in the pack. narrow: only the columns of the next panel.
-// Grid: (tiles, problems); four warps of 32 x 32.
+// C -= L W^T behind panel `last`, for one 64 x 64 tile of the lower triangle. panels: 1 or 2, those up to
+// `last` whose L is in the pack. narrow: only the columns of the next panel. Grid: (tiles, problems); four
+// warps of 32 x 32.
 __global__ void __launch_bounds__(detail::kUpdateThreads)
     ldlt_update_kernel(LargeBatch b, int64_t last, int32_t panels, bool narrow) {
   using detail::kDepth;
@@ -293,8 +293,8 @@ __global__ void __launch_bounds__(kLargeThreads) ldlt_finish_kernel(LargeBatch b
   f.underflow_error = (n + 1) * (n + 1) * kTiny;
 }
 
-// All requested factorisations of a batch: 2 + 2 ceil(side / 64) launches. A problem that is not active costs the
-// read of one flag per block.
+// All requested factorisations of a batch: 2 + 2 ceil(side / 64) launches. A problem that is not active costs
+// the read of one flag per block.
 inline void factorise(const LargeBatch& b, const LargeShapes& shapes, cudaStream_t stream) {
   const auto tiles = [](int64_t rows) {
     return static_cast<unsigned>((rows + kPanelColumns - 1) / kPanelColumns);

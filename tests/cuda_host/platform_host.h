@@ -285,8 +285,8 @@ inline unsigned warp_ballot(bool predicate) {
 inline void dmma_8x8x4(double (&c)[2], double a, double b) {
   host::Warp& warp = host::warp();
   const int lane = host::lane(), row = lane / 4, column = 2 * (lane % 4);
-  // Two buffers in turn: a lane is back at one only after the barrier between, which no lane passes before all
-  // have read.
+  // Two buffers in turn: a lane is back at one only after the barrier between, which no lane passes before
+  // all have read.
   const int half = host::current()->products++ % 2;
   warp.a[half][lane] = a;
   warp.b[half][lane] = b;
