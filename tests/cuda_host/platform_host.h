@@ -78,9 +78,10 @@ struct Thread {
   dim3 thread_index, block_index, block_size, grid_size;
   Block* block = nullptr;
   int64_t block_barriers = 0;
+  unsigned products = 0;  // of dmma_8x8x4 so far
 #ifndef BSGAP_HOST_THREADS
-  ucontext_t context;  // where it starts
-  jmp_buf resumes;     // where it goes on: unlike swapcontext, a jump makes no system call
+  ucontext_t context;  // where it starts; from then on, where it waits
+  jmp_buf waiting;
   bool started = false, done = false;
   int64_t waits_for = 0;             // generation of the barrier it stands at
   const int64_t* barrier = nullptr;  // that barrier's generation now
@@ -105,7 +106,7 @@ struct Warp {
   explicit Warp(int lanes) : barrier(lanes) {}
   Barrier barrier;
   alignas(16) unsigned char slot[kWarp][16];
-  double a[kWarp], b[kWarp];
+  double a[2][kWarp], b[2][kWarp];
 };
 
 struct Block {
@@ -123,8 +124,7 @@ struct Block {
   std::unique_ptr<unsigned char, decltype(&std::free)> shared;
   std::vector<std::unique_ptr<Warp>> warps;
 #ifndef BSGAP_HOST_THREADS
-  ucontext_t scheduler;
-  jmp_buf waits_for_fiber;
+  jmp_buf scheduler;
 #endif
 };
 
@@ -172,7 +172,15 @@ inline void wait(Barrier& barrier) {
   }
   thread->barrier = &barrier.generation;
   thread->waits_for = barrier.generation + 1;
-  if (_setjmp(thread->resumes) == 0) _longjmp(thread->block->waits_for_fiber, 1);
+  if (_setjmp(thread->waiting) == 0) _longjmp(thread->block->scheduler, 1);
+}
+
+// Runs a fiber until it waits or ends. swapcontext would save the signal mask, a system call for each switch.
+[[gnu::noinline]] inline void resume(Thread& thread) {
+  if (_setjmp(thread.block->scheduler) != 0) return;
+  if (thread.started) _longjmp(thread.waiting, 1);
+  thread.started = true;
+  setcontext(&thread.context);
 }
 
 inline const std::function<void()>*& fiber_body() {
@@ -183,16 +191,7 @@ inline const std::function<void()>*& fiber_body() {
 inline void fiber_main() {
   (*fiber_body())();
   current()->done = true;
-  _longjmp(current()->block->waits_for_fiber, 1);
-}
-
-// Runs a fiber until its next barrier or its end.
-[[gnu::noinline]] inline void resume(Thread& thread) {
-  Block& block = *thread.block;
-  if (_setjmp(block.waits_for_fiber) != 0) return;
-  if (thread.started) _longjmp(thread.resumes, 1);
-  thread.started = true;
-  swapcontext(&block.scheduler, &thread.context);
+  _longjmp(current()->block->scheduler, 1);
 }
 
 inline constexpr size_t kStackBytes = 256 * 1024;
@@ -286,12 +285,15 @@ inline unsigned warp_ballot(bool predicate) {
 inline void dmma_8x8x4(double (&c)[2], double a, double b) {
   host::Warp& warp = host::warp();
   const int lane = host::lane(), row = lane / 4, column = 2 * (lane % 4);
-  warp.a[lane] = a;
-  warp.b[lane] = b;
+  // Two buffers in turn: a lane is back at one only after the barrier between, which no lane passes before
+  // all have read.
+  const int half = host::current()->products++ % 2;
+  warp.a[half][lane] = a;
+  warp.b[half][lane] = b;
   warp_sync();
   for (int j = 0; j < 2; ++j)
-    for (int k = 0; k < 4; ++k) c[j] = std::fma(warp.a[row * 4 + k], warp.b[(column + j) * 4 + k], c[j]);
-  warp_sync();
+    for (int k = 0; k < 4; ++k)
+      c[j] = std::fma(warp.a[half][row * 4 + k], warp.b[half][(column + j) * 4 + k], c[j]);
 }
 
 inline bool last_to_arrive(unsigned* counter, unsigned total, unsigned* flag) {
