@@ -1,8 +1,8 @@
 """Runs the engine of CUDA on CPU tensors: Triton's interpreter forms the Gram matrices, the host harness counts.
 
 `install()` makes every op on a CPU tensor take the path that a CUDA tensor takes, down to the source of each
-kernel. It must come before triton is first imported, and it is for good: `BSGAP_VIRTUAL_GPU=1 pytest ...` does it
-in conftest.py, and `test_virtual_gpu.py` runs tests of the ops that way.
+kernel. It must come before triton is first imported, and it is for good: conftest.py calls it where
+BSGAP_VIRTUAL_GPU=1, and `test_virtual_gpu.py` runs tests of the ops that way.
 """
 
 from __future__ import annotations

@@ -102,6 +102,33 @@ def record(
     return counts.view(batch), lower.view(batch), upper.view(batch), columns.view(*batch, -1)
 
 
+def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Tensor:
+    """What a hook keeps of one activation (*, n), leading dimensions observations: see `site_records`."""
+    A = A.flatten(0, -2)
+    if certify:
+        numbers = record(A, atol, rtol, center)
+    else:
+        absolute, relative = effective_tolerances(A, atol, rtol)
+        gram, *rest = torch.ops.bsgap._small_gram(A, absolute, relative, center, False)
+        counts, columns = torch.ops.bsgap._summarize(
+            torch.linalg.eigvalsh(gram), *rest, absolute, relative, *A.shape
+        )
+        unknown = torch.full_like(counts, min(A.shape))
+        lower = torch.where(counts < 0, counts, 0)
+        upper = torch.where(counts < 0, counts, unknown)
+        numbers = counts[0], lower[0], upper[0], columns[0]
+    # Counts are exact in float64 below 2^53, so one tensor a site carries everything.
+    return torch.cat([torch.stack(numbers[:3]).to(torch.float64), numbers[3]])
+
+
+def site_records(sites: Sequence[Tensor]) -> Tensor:
+    """Near-rank, lower, upper and the summary's columns, (sites, 3 + columns) float64.
+
+    Without `certify` the bounds say nothing: 0 and min(m, n).
+    """
+    return torch.stack(list(sites))
+
+
 def feature_gram(A: Tensor, center: bool) -> Tensor:
     """AᵀA (*, n, n) in float64, about the column means if centred; NaN for non-finite input."""
     n = A.shape[-1]

@@ -12,7 +12,7 @@ import functools
 import struct
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -73,11 +73,13 @@ def rows_of(found: GramSet) -> list[Row]:
     for row in found.plan.rows:
         count, k, n = row["count"], row["side"], row["n"]
         first, vector, result = row["first_gram"], row["first_vector"], row["first_result"]
-        features = found.sums is not None and k == n
+        sums = None
+        if found.sums is not None and k == n:
+            sums = found.sums[vector : vector + count * n].view(count, n)
         rows.append(
             Row(
                 grams=found.grams[first : first + count * k * k].view(count, k, k),
-                sums=found.sums[vector : vector + count * n].view(count, n) if features else None,
+                sums=sums,
                 results=slice(result, result + count),
                 m=row["m"],
                 depth=row["outer"] * row["inner"],
@@ -349,6 +351,100 @@ def record(
     counted = count_stage(found, absolute, relative, gram_error=error, certify=True, spectrum=True)
     columns = summary_stage(found, counted).view(*batch, -1)
     return counted.counts.view(batch), counted.lower.view(batch), counted.upper.view(batch), columns
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a hook leaves behind on a GPU: Gram matrices, not yet counted."""
+
+    found: GramSet
+    error: Tensor | None
+    tolerances: tuple[float, float]
+    certify: bool
+
+
+def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Site | Tensor:
+    """One activation (*, n), leading dimensions observations, reduced in one launch; `site_records` counts."""
+    if not _has_kernels():
+        return _cpu.site(A.cpu(), atol, rtol, center, certify).to(A.device)
+    absolute, relative = effective_tolerances(A, atol, rtol, A.shape[:-1].numel())
+    known = relative if absolute == 0 and not certify else None
+    m, n = A.shape[:-1].numel(), A.shape[-1]
+    plan = select_backend("site", A.dtype, m, n, rtol=known, device="cuda", center=center)
+    precision: Precision = "float32" if plan.gram == "float32" else "float64"
+    found, error = centred_gram_stage([A], precision, center, batch=False)
+    return Site(found, error, (absolute, relative), certify)
+
+
+def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
+    """Near-rank, lower, upper and the summary's columns, (sites, 3 + columns) float64: one counting launch.
+
+    Without `certify` the bounds say nothing: 0 and min(m, n).
+    """
+    grams = [s for s in sites if isinstance(s, Site)]
+    if not grams:
+        return torch.stack([s for s in sites if isinstance(s, Tensor)])
+    found = _merged([s.found for s in grams])
+    device = found.grams.device
+    tolerances = [s.tolerances for s in grams]
+    same = all(pair == tolerances[0] for pair in tolerances)
+    errors = [s.error for s in grams if s.error is not None]
+    certify = grams[0].certify
+    counted = count_stage(
+        found,
+        *tolerances[0],
+        pairs=None if same else _device_pairs(tolerances, device),
+        gram_error=torch.cat(errors) if errors else None,
+        certify=certify,
+        spectrum=True,
+    )
+    if certify:
+        numbers = torch.cat([counted.counts, counted.lower, counted.upper], 1)
+    else:
+        sides = [0] * len(grams)
+        for row in found.plan.rows:
+            sides[row["first_result"]] = row["side"]
+        upper = device_table(sides, device)[:, None]
+        numbers = torch.cat([counted.counts, torch.zeros_like(upper), upper], 1)
+        numbers = torch.where(counted.counts < 0, counted.counts, numbers)
+    return torch.cat([numbers.to(torch.float64), summary_stage(found, counted)], 1)
+
+
+def _merged(sets: Sequence[GramSet]) -> GramSet:
+    """Sets of one device as one, for the counting kernels: their rows point into each other's memory."""
+    from ..triton.gram import cached_table
+    from ..triton.table import COLUMNS, flat
+
+    anchor = sets[0].grams
+    rows: list[dict[str, int]] = []
+    results = 0
+    for found in sets:
+        away = (found.grams.data_ptr() - anchor.data_ptr()) // anchor.element_size()
+        for row in found.plan.rows:
+            moved = {"first_gram": row["first_gram"] + away, "first_result": row["first_result"] + results}
+            rows.append({**row, **moved})
+        results += found.plan.matrices
+    rows.sort(key=lambda row: -row["side"])
+    matrices = 0
+    for row in rows:
+        row["first_matrix"] = matrices
+        matrices += row["count"]
+    exponents = None
+    if any(found.exponent is not None for found in sets):
+        zeros = [torch.zeros(f.plan.matrices, dtype=torch.int32, device=anchor.device) for f in sets]
+        exponents = torch.cat(
+            [z if f.exponent is None else f.exponent for f, z in zip(sets, zeros, strict=True)]
+        )
+    return replace(
+        sets[0],
+        table=cached_table(flat(rows), anchor.device, device_table).view(len(rows), len(COLUMNS)),
+        sides=tuple(row["side"] for row in rows),
+        batches=tuple(row["count"] for row in rows),
+        roundings=tuple(row["roundings"] for row in rows),
+        exponent=exponents,
+        sums=None,
+        plan=replace(sets[0].plan, rows=rows),
+    )
 
 
 def feature_gram(A: Tensor, center: bool) -> Tensor:

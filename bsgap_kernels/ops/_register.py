@@ -37,12 +37,24 @@ class Engine(Protocol):
     def record(
         self, A: Tensor, atol: float | None, rtol: float | None, center: bool, /
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+    def site(
+        self, A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool, /
+    ) -> Any: ...
+    def site_records(self, sites: Sequence[Any], /) -> Tensor: ...
     def feature_gram(self, A: Tensor, center: bool, /) -> Tensor: ...
     def shifted_gram(self, A: Tensor, shift: Tensor, /) -> tuple[Tensor, Tensor]: ...
 
 
 ENGINES: dict[str, Engine] = {"CPU": _cpu, "CUDA": _cuda}
 """By dispatch key, looked up at every call: tests let the CPU run the engine of CUDA."""
+
+
+def engine_of(device: torch.device) -> Engine:
+    """The engine of a device, or NotImplementedError."""
+    engine = ENGINES.get(device.type.upper())
+    if engine is None:
+        raise NotImplementedError(f"bsgap_kernels has no kernels for tensors on {device}")
+    return engine
 
 
 def implement(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:

@@ -99,12 +99,17 @@ def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
     contiguous activation and `channel` of a channels_last one are views; `channel` of a contiguous NCHW
     activation cannot be one and copies.
     """
+    return unfold_view(activation, unfold).flatten(0, -2)
+
+
+def unfold_view(activation: Tensor, unfold: str = "flatten") -> Tensor:
+    """`unfold_activation` with observations still in several dimensions, (*, features): never a copy of it."""
     if activation.ndim == 1:
         return activation.unsqueeze(1)
     if unfold == "flatten" or activation.ndim == 2:
         return activation.flatten(1)
     if unfold == "channel":
-        return activation.movedim(1, -1).flatten(0, -2)
+        return activation.movedim(1, -1)
     # Halves are averaged in float32: a mean of a few hundred values loses bits in their own format.
     dtype = torch.float32 if activation.dtype in (torch.float16, torch.bfloat16) else None
     return activation.flatten(2).mean(2, dtype=dtype)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.ops import SUMMARY_COLUMNS
-from bsgap_kernels.tracking.sites import UNFOLDS, activation_of, select_modules, unfold_activation
+from bsgap_kernels.ops._register import engine_of
+from bsgap_kernels.tracking.sites import UNFOLDS, activation_of, select_modules, unfold_view
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SiteRecord:
     """What one read of one site gave.
 
     near_rank is #{σ > max(atol, rtol·σ_max)} of the unfolded activation, lower and upper its certified
-    bounds, ratio near_rank / min(shape). A non-finite activation gives near_rank -1 and NaN floats. seconds
+    bounds (0 and min(shape) if the tracker does not certify), ratio near_rank / min(shape). A non-finite activation gives near_rank -1 and NaN floats. seconds
     is the time spent in the hook (on a GPU: the time to launch).
     """
 
@@ -39,7 +40,8 @@ class SiteRecord:
 @dataclass
 class _Pending:
     shape: tuple[int, int]
-    values: Tensor
+    device: torch.device
+    values: Any  # what the device's engine made of the activation, None of an empty one
     seconds: float
 
 
@@ -52,8 +54,9 @@ class RankTracker:
                 records = tracker.collect()          # {"relu1#0": SiteRecord(near_rank=..., ...), ...}
 
     A site is named `module#call`: a module called several times in one forward pass gives #0, #1, ... Each
-    hook reduces its activation at once (one Gram matrix, `torch.ops.bsgap._spectral_record`) and keeps a few
-    numbers, so an in-place operation that follows cannot spoil the count and no activation is kept alive. The
+    hook reduces its activation at once to a Gram matrix, so an in-place operation that follows cannot spoil
+    the count and no activation is kept alive. On a CPU it counts at once too; on a GPU `collect` counts all
+    sites in one launch. The
     input is detached: gradients are as without the tracker. A second forward pass before `collect` replaces
     the first one's records of the same view.
 
@@ -63,6 +66,9 @@ class RankTracker:
         unfold: `flatten`, `channel` or `pool` (see `unfold_activation`).
         rtol, atol: the threshold is max(atol, rtol·σ_max).
         center: subtract the column means first.
+        certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and a GPU may sum in
+            float32 with float64 promotion (from rtol 5e-3 on; singular values below about 1e-3·σ_max are
+            then rounding in the summary).
 
     Raises:
         ValueError, TypeError: an option out of range, or a pattern that matches nothing (nearest names are
@@ -80,6 +86,7 @@ class RankTracker:
         rtol: float = 1e-2,
         atol: float | None = None,
         center: bool = False,
+        certify: bool = True,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
@@ -96,6 +103,7 @@ class RankTracker:
         self.rtol = rtol
         self.atol = atol
         self.center = center
+        self.certify = certify
         self.enabled = True
         self._view = "batch"
         self._calls: dict[str, int] = {}
@@ -150,13 +158,13 @@ class RankTracker:
             return {}
         by_device: dict[torch.device, list[str]] = {}
         for site, item in pending.items():
-            by_device.setdefault(item.values.device, []).append(site)
+            if item.values is not None:
+                by_device.setdefault(item.device, []).append(site)
         rows: dict[str, list[float]] = {}
-        for sites in by_device.values():
-            rows.update(
-                zip(sites, torch.stack([pending[site].values for site in sites]).tolist(), strict=True)
-            )
-        return {site: _record(item, rows[site]) for site, item in pending.items()}
+        for device, sites in by_device.items():
+            values = engine_of(device).site_records([pending[site].values for site in sites])
+            rows.update(zip(sites, values.tolist(), strict=True))
+        return {site: _record(item, rows.get(site, _EMPTY)) for site, item in pending.items()}
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         self._calls.clear()
@@ -170,16 +178,21 @@ class RankTracker:
         started = time.perf_counter()
         site = f"{name}#{call}"
         with torch.no_grad():
-            matrix = unfold_activation(activation_of(output, site).detach(), self.unfold)
-            near_rank, lower, upper, summary = torch.ops.bsgap._spectral_record(
-                matrix, atol=self.atol, rtol=self.rtol, center=self.center
-            )
-            # Counts are exact in float64 below 2^53, so one tensor a site carries everything.
-            values = torch.cat([torch.stack([near_rank, lower, upper]).to(torch.float64), summary])
+            matrix = unfold_view(activation_of(output, site).detach(), self.unfold)
+            values = None
+            if matrix.numel() > 0:
+                values = engine_of(matrix.device).site(
+                    matrix, self.atol, self.rtol, self.center, self.certify
+                )
         self._order.setdefault(site)
-        shape = (matrix.shape[0], matrix.shape[1])
+        shape = (matrix.shape[:-1].numel(), matrix.shape[-1])
         records = self._pending.setdefault(self._view, {})
-        records[site] = _Pending(shape, values, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        records[site] = _Pending(shape, matrix.device, values, seconds)
+
+
+# Of an empty activation: nothing counts, and the last column of the summary is a slope of nothing.
+_EMPTY = [0.0] * (3 + len(SUMMARY_COLUMNS) - 1) + [math.nan]
 
 
 def _record(item: _Pending, values: list[float]) -> SiteRecord:

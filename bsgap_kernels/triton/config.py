@@ -58,9 +58,7 @@ def tile_of(side: int, precision: Precision, itemsize: int, architecture: int) -
     return 128 if precision == "float32" and itemsize == 2 and architecture in (9, 10) else 64
 
 
-def gram_config(
-    precision: Precision, itemsize: int, tile: int, big: bool, architecture: int
-) -> GramConfig:
+def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, architecture: int) -> GramConfig:
     """The constants of a launch whose tiles are at most `tile`; big: of float32 sums of sides beyond 64.
 
     architecture: major compute capability. The depth of a block must not depend on `tile` otherwise, since
@@ -82,9 +80,7 @@ def tile_count(side: int, tile: int) -> int:
     return per_side * (per_side + 1) // 2
 
 
-def layout_of(
-    view: Orientation, pointer: int, stride_batch: int, itemsize: int, block_depth: int
-) -> int:
+def layout_of(view: Orientation, pointer: int, stride_batch: int, itemsize: int, block_depth: int) -> int:
     """The fastest layout that the view's strides allow."""
     vector = VECTOR_BYTES // itemsize
     aligned = pointer % VECTOR_BYTES == 0 and stride_batch % vector == 0 and view.stride_outer % vector == 0

@@ -72,7 +72,9 @@ class GramSet:
     batches: tuple[int, ...]  # matrices of table rows
     roundings: tuple[int, ...]  # of table rows; true for precision float64 only
     exponent: Tensor | None  # int32, caller's order: Gram matrices are those of 2^exponent A (float64 input)
-    sums: Tensor | None  # float64, caller's order, from vector_offsets on: column sums of 2^exponent (A - shift)
+    sums: (
+        Tensor | None
+    )  # float64, caller's order, from vector_offsets on: column sums of 2^exponent (A - shift)
     vector_offsets: tuple[int, ...]  # of views: first element of the per-feature vectors in sums and shift
     plan: GramPlan
 
@@ -118,7 +120,10 @@ def gram_plan(
     codes = dict.fromkeys(groups, 0)
     tiles_of = {
         k: sum(
-            views[i].count * config.tile_count(oriented[i].side, config.tile_of(oriented[i].side, precision, itemsizes[i], architecture))
+            views[i].count
+            * config.tile_count(
+                oriented[i].side, config.tile_of(oriented[i].side, precision, itemsizes[i], architecture)
+            )
             for i in members
         )
         for k, members in groups.items()
@@ -168,13 +173,18 @@ def gram_plan(
     stats = 0
     for k, members in groups.items():
         dtype, big = k
-        largest = max(config.tile_of(oriented[i].side, precision, itemsizes[i], architecture) for i in members)
+        largest = max(
+            config.tile_of(oriented[i].side, precision, itemsizes[i], architecture) for i in members
+        )
         launch = Launch(
             group=group_of[k],
             dtype=dtype,
             items=items[k],
             codes=codes[k],
-            multi=any(oriented[i].side > config.tile_of(oriented[i].side, precision, itemsizes[i], architecture) for i in members),
+            multi=any(
+                oriented[i].side > config.tile_of(oriented[i].side, precision, itemsizes[i], architecture)
+                for i in members
+            ),
             config=config.gram_config(precision, itemsizes[members[0]], largest, big, architecture),
             stats=big,
             rescue=False,
@@ -349,7 +359,12 @@ def launch_constants(launch: Launch, precision: Precision, shift: int, interpret
 
 
 def _launch(
-    plan: GramPlan, buffers: dict[str, Tensor], precision: Precision, shift: int, scaled: bool, device: torch.device
+    plan: GramPlan,
+    buffers: dict[str, Tensor],
+    precision: Precision,
+    shift: int,
+    scaled: bool,
+    device: torch.device,
 ) -> None:
     from .gram_kernel import gram_kernel
 

@@ -266,7 +266,9 @@ def sum_float64(
 
 
 @triton.jit
-def redo(base, view, begin, end, row0, column0, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr):
+def redo(
+    base, view, begin, end, row0, column0, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr
+):
     """sum_float64 over the depths of blocks [begin, end), by a plain walk that every layout allows."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     hop, at = start_of(view, begin, LAYOUT, BLOCK_D)
@@ -311,7 +313,20 @@ def tile_sums(
     """A tile's float64 sums over blocks [begin, end), and its columns' sums."""
     if PRECISION == 64:
         total, sums = sum_float64(
-            base, view, shift, scale, begin, end, row0, column0, LAYOUT, DIAGONAL, SHIFT, SCALED, BLOCK_D, TILE
+            base,
+            view,
+            shift,
+            scale,
+            begin,
+            end,
+            row0,
+            column0,
+            LAYOUT,
+            DIAGONAL,
+            SHIFT,
+            SCALED,
+            BLOCK_D,
+            TILE,
         )
     else:
         sums = tl.zeros((TILE,), tl.float64)
@@ -448,7 +463,9 @@ def finish(
             if groups > 1:
                 for row in range(0, TILE, _SLICE):
                     at = (row + tl.arange(0, _SLICE))[:, None] * TILE + tl.arange(0, TILE)[None, :]
-                    tl.store(partials_ptr + own + at, add_slice(partials_ptr, start, members, SLOT, row, TILE))
+                    tl.store(
+                        partials_ptr + own + at, add_slice(partials_ptr, start, members, SLOT, row, TILE)
+                    )
                 if SUMS:
                     added = add_sums(partials_ptr, start, members, SLOT, TILE)
                     tl.store(partials_ptr + own + SLOT - _SUM_SLOT + tl.arange(0, TILE), added)

@@ -3,8 +3,7 @@
 #include <cstdio>
 #include <cstring>
 
-#include "cuda/count_large.cuh"
-#include "cuda/count_small.cuh"
+#include "cuda/count_launch.cuh"
 #include "cuda/summary.cuh"
 #include "cuda/table_fill.cuh"
 
@@ -45,11 +44,10 @@ int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, c
     p.certify = certify != 0, p.spectrum = spectrum != 0;
     p.counts = counts, p.lower = lower, p.upper = upper, p.eigenvalues = eigenvalues;
     // Of the exact size, and poisoned: whoever reads what nobody wrote finds NaN.
-    const size_t bytes = static_cast<size_t>(bsgap::cuda::count_large_workspace_bytes(p));
+    const size_t bytes = static_cast<size_t>(bsgap::cuda::count_workspace_bytes(p));
     const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(256, bytes), &std::free);
     std::memset(workspace.get(), 0xFF, bytes);
-    bsgap::cuda::count_large_grams(p, workspace.get(), nullptr);
-    bsgap::cuda::count_small_grams(p, nullptr);
+    bsgap::cuda::count_grams(p, workspace.get(), nullptr);
   });
 }
 
