@@ -1,4 +1,4 @@
-"""Runs the engine of CUDA on CPU tensors: Triton's interpreter forms the Gram matrices, the host harness counts.
+"""Runs the engine of CUDA on CPU tensors: Triton's interpreter forms Gram matrices, the host harness counts.
 
 `install()` makes every op on a CPU tensor take the path that a CUDA tensor takes, down to the source of each
 kernel. It must come before triton is first imported, and it is for good: conftest.py calls it where

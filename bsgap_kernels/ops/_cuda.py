@@ -364,7 +364,7 @@ class Site:
 
 
 def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Site | Tensor:
-    """One activation (*, n), leading dimensions observations, reduced in one launch; `site_records` counts."""
+    """One activation (*, n), leading dimensions observations, reduced in one launch."""
     if not _has_kernels():
         return _cpu.site(A.cpu(), atol, rtol, center, certify).to(A.device)
     absolute, relative = effective_tolerances(A, atol, rtol, A.shape[:-1].numel())

@@ -103,7 +103,7 @@ def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
 
 
 def unfold_view(activation: Tensor, unfold: str = "flatten") -> Tensor:
-    """`unfold_activation` with observations still in several dimensions, (*, features): never a copy of it."""
+    """`unfold_activation` with observations still in several dimensions, (*, features): never a copy."""
     if activation.ndim == 1:
         return activation.unsqueeze(1)
     if unfold == "flatten" or activation.ndim == 2:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.ops._register import engine_of
@@ -24,8 +24,9 @@ class SiteRecord:
     """What one read of one site gave.
 
     near_rank is #{σ > max(atol, rtol·σ_max)} of the unfolded activation, lower and upper its certified
-    bounds (0 and min(shape) if the tracker does not certify), ratio near_rank / min(shape). A non-finite activation gives near_rank -1 and NaN floats. seconds
-    is the time spent in the hook (on a GPU: the time to launch).
+    bounds (0 and min(shape) if the tracker does not certify), ratio near_rank / min(shape). A non-finite
+    activation gives near_rank -1 and NaN floats. seconds is the time spent in the hook (on a GPU: the time to
+    launch).
     """
 
     shape: tuple[int, int]
