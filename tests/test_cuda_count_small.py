@@ -361,6 +361,21 @@ def test_factorisation_terms_injected(term: str, scale: float, side: int) -> Non
         assert lower[i, 0] < upper[i, 0]
 
 
+@pytest.mark.parametrize(
+    "proposal", [1.0, 1.05, 1.05 * (1 - 1e-9), 1.05 * (1 + 1e-5), 0.3, 2.0, 0.0, math.nan]
+)
+def test_a_wrong_proposal_costs_width_never_truth(proposal: float) -> None:
+    Q = spectra.orthogonal(40, seed=1)
+    values = torch.tensor([1.05, 1.0, 0.51, *[0.01 * i for i in range(37)]], dtype=torch.float64)
+    G = (Q * values) @ Q.mT
+    low, high = cuda_host.largest_eigenvalue(((G + G.mT) / 2).contiguous(), proposal)
+    assert low < 1.05 * (1 - 1e-12) or proposal == 0
+    assert low <= 1.05 * (1 + 1e-13)
+    assert high > 1.05 * (1 + 1e-12)
+    if abs(proposal / 1.05 - 1) <= 1e-9:
+        assert high - low < 2e-8
+
+
 @pytest.mark.parametrize("k", [4, 32, 50])
 def test_nothing_exceeds_the_largest(k: int) -> None:
     A = torch.randn(8, k, k, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
