@@ -336,6 +336,53 @@ def test_committed_false_cases_hold() -> None:
         assert lower[i, 0] <= truth <= upper[i, 0], i
 
 
+@pytest.mark.parametrize("side", [8, 40])
+@pytest.mark.parametrize(
+    ("term", "scale"), [("factor_error", 1.0), ("shift_error", 1.0), ("underflow_error", 2.0**-1050)]
+)
+def test_factorisation_terms_injected(term: str, scale: float, side: int) -> None:
+    # As in test_certificates.py: the second eigenvalue of a diagonal matrix is moved across the threshold by
+    # the whole bound of one term, and the interval must still hold the count before the move.
+    atol = float(np.sqrt(2.0**-10 * scale))
+    tau_squared = Fraction(atol) ** 2
+    base = np.diag([scale, float(tau_squared)] + [scale] * (side - 2))
+    error = _core.inertia(base, float(tau_squared) * (1 + 1e-3))[term]
+    moved, truths = [], []
+    for sign in (-1, 1):
+        before, after = base.copy(), base.copy()
+        before[1, 1] += 0.45 * sign * error
+        after[1, 1] -= 0.5 * sign * error
+        moved.append(torch.from_numpy(after))
+        truths.append(rational.count_above(before.tolist(), tau_squared))
+    none = torch.zeros(2, dtype=torch.float64)
+    _, lower, upper, _ = count(problem([Group(torch.stack(moved))]), atol=atol, gram_error=none)
+    for i, truth in enumerate(truths):
+        assert lower[i, 0] <= truth <= upper[i, 0]
+        assert lower[i, 0] < upper[i, 0]
+
+
+@pytest.mark.parametrize(
+    "proposal", [1.0, 1.05, 1.05 * (1 - 1e-9), 1.05 * (1 + 1e-5), 0.3, 2.0, 0.0, math.nan]
+)
+def test_a_wrong_proposal_costs_width_never_truth(proposal: float) -> None:
+    Q = spectra.orthogonal(40, seed=1)
+    values = torch.tensor([1.05, 1.0, 0.51, *[0.01 * i for i in range(37)]], dtype=torch.float64)
+    G = (Q * values) @ Q.mT
+    low, high = cuda_host.largest_eigenvalue(((G + G.mT) / 2).contiguous(), proposal)
+    assert low < 1.05 * (1 - 1e-12) or proposal == 0
+    assert low <= 1.05 * (1 + 1e-13)
+    assert high > 1.05 * (1 + 1e-12)
+    if abs(proposal / 1.05 - 1) <= 1e-9:
+        assert high - low < 2e-8
+
+
+@pytest.mark.parametrize("k", [4, 32, 50])
+def test_nothing_exceeds_the_largest(k: int) -> None:
+    A = torch.randn(8, k, k, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+    for found in count(gram_problem(A), rtol=1.0)[:3]:
+        assert found.flatten().tolist() == [0] * 8
+
+
 @pytest.mark.parametrize("k", [6, 45])
 def test_gram_error_that_decides_nothing(k: int) -> None:
     A = torch.eye(k, dtype=torch.float64)

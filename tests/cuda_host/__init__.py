@@ -166,3 +166,13 @@ def fill_table(values: Sequence[int]) -> Tensor:
         library().bsgap_fill_table(_pointer(out, torch.int64), _integers(values), ctypes.c_int64(len(values)))
     )
     return out
+
+
+def largest_eigenvalue(G: Tensor, proposal: float) -> tuple[float, float]:
+    """Certified bounds of the largest eigenvalue of a matrix of 33 to 128 rows, from a proposal for it."""
+    out = torch.full((2,), -77.0, dtype=torch.float64)
+    n, value = ctypes.c_int(G.shape[0]), ctypes.c_double(proposal)
+    _check(
+        library().bsgap_largest_eigenvalue(_pointer(G, torch.float64), n, value, _pointer(out, torch.float64))
+    )
+    return float(out[0]), float(out[1])

@@ -26,6 +26,18 @@ int guarded(const F& f) {
   }
 }
 
+// What a certificate makes of a proposal for the largest eigenvalue, which the count kernel never gets wrong.
+__global__ void bounds_kernel(const double* g, int n, double proposal, double* out) {
+  using namespace bsgap::cuda;
+  const MatrixMemory m = MatrixMemory::at<SmallBlock>(dynamic_shared<double>(), n);
+  SmallBlock group(m.scratch);
+  CertifiedMatrix c{g, n, 0, 0, g[0]};
+  for (int i = 0; i < n * n; ++i) c.frobenius += g[i] * g[i];
+  c.frobenius = bsgap::round_up(std::sqrt(c.frobenius) * (1 + 1e-10));
+  const bsgap::Bounds b = largest_eigenvalue(group, m, c, proposal);
+  if (threadIdx.x == 0) out[0] = b.lower, out[1] = b.upper;
+}
+
 }  // namespace
 
 extern "C" {
@@ -58,6 +70,13 @@ int bsgap_summaries(const double* eigenvalues, const int64_t* table, int64_t row
     bsgap::cuda::summarize_grams({eigenvalues, table, rows, matrices, threshold_count, exponent, counts,
                                   lower, upper, clamped, summary},
                                  nullptr);
+  });
+}
+
+int bsgap_largest_eigenvalue(const double* g, int n, double proposal, double* out) {
+  return guarded([&] {
+    BSGAP_LAUNCH(bounds_kernel, dim3(1), bsgap::cuda::kSmallThreads, bsgap::cuda::small_shared_bytes(n, 0),
+                 nullptr, g, n, proposal, out);
   });
 }
 
