@@ -22,6 +22,15 @@ def pytest_configure(config: pytest.Config) -> None:
         virtual_gpu.install()
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which kernels a run on the virtual GPU launched."""
+    if os.environ.get("BSGAP_VIRTUAL_GPU") == "1":
+        import virtual_gpu
+
+        for kernel, count in sorted(virtual_gpu.launches().items()):
+            terminalreporter.write_line(f"virtual GPU: {count} x {kernel}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips tests marked ``gpu`` on a machine without a CUDA device, and says so in the summary.
 

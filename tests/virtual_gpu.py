@@ -8,7 +8,9 @@ BSGAP_VIRTUAL_GPU=1, and `test_virtual_gpu.py` runs tests of the ops that way.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import cuda_host
 import torch
@@ -27,6 +29,25 @@ def install() -> None:
     _native.CUDA_LIBRARY_PATH = _native.LIBRARY_PATH  # the kernels are there, by another way
     for name, kernel in (("_cuda_fill", _fill), ("_cuda_counts", _counts), ("_cuda_summaries", _summaries)):
         _LIBRARY.impl(name, kernel, "CPU")
+    from bsgap_kernels.triton import gram
+
+    launch = gram._launch
+
+    def counted(plan: gram.GramPlan, *args: Any) -> None:
+        _gram_launches.update(
+            f"gram_kernel, sides {'beyond' if x.multi else 'within'} a tile" for x in plan.launches
+        )
+        launch(plan, *args)
+
+    gram._launch = counted
+
+
+_gram_launches: Counter[str] = Counter()
+
+
+def launches() -> Counter[str]:
+    """How often each kernel was launched since `install`."""
+    return _gram_launches + Counter(launch.kernel for launch in cuda_host.launches())
 
 
 def _fill(out: Tensor, values: Sequence[int]) -> None:

@@ -1,0 +1,55 @@
+"""The path of a CUDA tensor, from the op to the kernels' own source, on a machine without a GPU.
+
+Tests of the ops and of the tracker run again in a process where CPU tensors take that path (virtual_gpu.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cuda_host
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+COUNTS = {"count_small_kernel", "gram_kernel, sides within a tile", "gram_kernel, sides beyond a tile"}
+LARGE = {"ldlt_panel_kernel", "ldlt_update_kernel"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
+@pytest.mark.parametrize(
+    ("file", "selection", "tests", "kernels"),
+    [
+        (
+            "test_ops.py",
+            "opcheck or compiles or wrappers or grouped or batches or non_finite or range or zero_and or digits"
+            " or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating",
+            60,
+            COUNTS | LARGE | {"summary_kernel"},
+        ),
+        (
+            "test_tracker.py",
+            "",
+            25,
+            {"count_small_kernel", "gram_kernel, sides within a tile", "summary_kernel"},
+        ),
+    ],
+    ids=["ops", "tracker"],
+)
+def test_the_engine_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]
+    if selection:
+        command += ["-k", selection]
+    environment = {**os.environ, "BSGAP_VIRTUAL_GPU": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= tests
+    launched = set(re.findall(r"^virtual GPU: \d+ x (.*)$", done.stdout, re.MULTILINE))
+    assert launched >= kernels, launched
