@@ -111,7 +111,7 @@ __device__ inline double largest_ritz_value(BlockGroup<kLargeThreads>& group, co
 }  // namespace detail
 
 // q_0: a Gaussian vector, the same for every matrix of a side, of length 1. One block per matrix.
-__global__ void __launch_bounds__(kLargeThreads) lanczos_start_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) lanczos_start_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const LargeMatrix& m = b.matrices[b.first + blockIdx.x];
   if (!detail::wants_lanczos(m)) return;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kLargeThreads) lanczos_start_kernel(LargeBatch
 
 // Step `step`: a product by blocks of rows, then the block that arrives last makes the next vector and looks
 // whether the value still grows. Grid: (blocks of 32 rows, matrices).
-__global__ void __launch_bounds__(kLargeThreads) lanczos_step_kernel(LargeBatch b, int32_t step) {
+__global__ void __launch_bounds__(kLargeThreads, 2) lanczos_step_kernel(LargeBatch b, int32_t step) {
   double* shared = dynamic_shared<double>();
   LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kLargeThreads) lanczos_step_kernel(LargeBatch 
 
 // The Ritz vector x = Q s; s by inverse iteration, three plain solves, formed by every block for itself.
 // Grid: (blocks of kLargeThreads rows, matrices).
-__global__ void __launch_bounds__(kLargeThreads) ritz_vector_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) ritz_vector_kernel(LargeBatch b) {
   double* s = dynamic_shared<double>();
   const LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kLargeThreads) ritz_vector_kernel(LargeBatch b
 }
 
 // Its Rayleigh quotient, and what that proves. Grid: (blocks of 32 rows, matrices).
-__global__ void __launch_bounds__(kLargeThreads) rayleigh_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) rayleigh_kernel(LargeBatch b) {
   double* shared = dynamic_shared<double>();
   LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;

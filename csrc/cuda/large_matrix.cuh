@@ -113,7 +113,7 @@ __device__ inline LargeProblem large_problem(const LargeBatch& b, int64_t index)
 }
 
 // Reads the table and the diagonal of one matrix per block: what is finite, scale, Gram error.
-__global__ void __launch_bounds__(kLargeThreads) describe_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const CountProblem& p = b.problem;
   const int64_t index = b.first + blockIdx.x;
