@@ -52,14 +52,17 @@ __device__ void write_trivial(Group& group, const CountProblem& p, const MatrixT
     out[i] = zero ? 0.0 : std::numeric_limits<double>::quiet_NaN();
 }
 
-__device__ inline int64_t point_count(const Sturm& t, const Threshold& threshold, double top) {
+// t: of G * 2^-exponent. top: the largest eigenvalue of G.
+__device__ inline int64_t point_count(const Sturm& t, const Threshold& threshold, double top, int exponent) {
   if (is_nan(threshold)) return -1;
   if (is_negative(threshold)) return t.n;
   if (threshold.relative >= 1) return 0;  // tau >= sigma_max
   const double a = detail::larger(threshold.absolute, 0.0), r = detail::larger(threshold.relative, 0.0);
   const double tau_squared = detail::larger(a * a, r * (r * detail::larger(top, 0.0)));
-  return tau_squared < kInfinity ? t.count_above(tau_squared) : 0;
+  return tau_squared < kInfinity ? t.count_above(std::ldexp(tau_squared, -exponent)) : 0;
 }
+
+__device__ inline int clamped(int x, int low, int high) { return x < low ? low : x > high ? high : x; }
 
 template <class Group>
 __device__ bool any_relative(Group& group, const CountProblem& p, const MatrixTask& task) {
@@ -100,7 +103,9 @@ __device__ void count_matrix(Group& group, const MatrixMemory& m, const CountPro
     write_trivial(group, p, task, trace == 0);
     return;
   }
-  load_lower(group, task.g, n, 0.0, m.lower);
+  // Squares of entries must stay numbers: the tridiagonal form is that of G * 2^-exponent, of trace 1 ... 2.
+  const int exponent = clamped(std::ilogb(trace), -1000, 1000);
+  load_lower(group, task.g, n, std::ldexp(1.0, -exponent), 0.0, m.lower);
   CertifiedMatrix c{task.g, n, 0, 0, 0};
   if (p.certify) {
     double squares = 0;
@@ -109,16 +114,20 @@ __device__ void count_matrix(Group& group, const MatrixMemory& m, const CountPro
       squares += m.lower[packed(rank) + rank] * m.lower[packed(rank) + rank];
     }
     const double nd = n;
-    c.frobenius = std::sqrt(round_up(group.sum(squares) * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny));
+    const double scaled_norm =
+        std::sqrt(round_up(group.sum(squares) * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny)) + nd * kTiny;
+    c.frobenius = round_up(std::ldexp(round_up(scaled_norm), exponent));
     c.gram_error = gram_error_of(p, task, trace);
   }
   const Sturm t = tridiagonalize(group, m, n);
   const Spread s = spread(group, m, n);
   double top = 0;
-  if (p.certify || any_relative(group, p, task)) top = largest_by_multisection(group, t, s);
+  if (p.certify || any_relative(group, p, task))
+    top = std::ldexp(largest_by_multisection(group, t, s), exponent);
   for (int64_t j = rank; j < p.threshold_count; j += Group::kSize)
-    p.counts[task.result * p.threshold_count + j] = point_count(t, threshold_of(p, task, j), top);
-  if (p.spectrum) all_by_bisection(group, m, t, s, p.eigenvalues + first_eigenvalue(group, p, task));
+    p.counts[task.result * p.threshold_count + j] = point_count(t, threshold_of(p, task, j), top, exponent);
+  if (p.spectrum)
+    all_by_bisection(group, m, t, s, exponent, p.eigenvalues + first_eigenvalue(group, p, task));
   if (p.certify) write_intervals(group, m, p, task, c, top);
 }
 

@@ -1,8 +1,8 @@
 // Threads that work on one matrix together: a warp, or a whole block. Algorithms are templates on the group.
 //
-// Every reduction returns the same bits in all threads, whatever the order of arrival, so that a branch on
-// its result is taken by all or by none; and it is a barrier as sync() is: what a thread wrote before is
-// visible to the others after.
+// Every reduction returns the same value in all threads, NaN too, whatever the order of arrival, so that a
+// branch on its result is taken by all or by none; and it is a barrier as sync() is: what a thread wrote
+// before is visible to the others after.
 #pragma once
 
 #include "platform.cuh"
@@ -20,9 +20,12 @@ __device__ __forceinline__ double warp_sum(double x) {
 
 __device__ __forceinline__ double larger(double x, double y) { return x > y ? x : y; }
 
+// Symmetric in NaN, as `larger` is not: lanes that exchange x and y must agree.
+__device__ __forceinline__ double larger_or_nan(double x, double y) { return x > y || x != x ? x : y; }
+
 __device__ __forceinline__ double warp_max(double x) {
 #pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) x = larger(x, warp_shuffle_xor(x, mask));
+  for (int mask = kWarp / 2; mask > 0; mask /= 2) x = larger_or_nan(x, warp_shuffle_xor(x, mask));
   return x;
 }
 
@@ -82,7 +85,7 @@ class BlockGroup {
     const double* parts = exchange(detail::warp_max(x));
     x = parts[0];
 #pragma unroll
-    for (int w = 1; w < kWarps; ++w) x = detail::larger(x, parts[w]);
+    for (int w = 1; w < kWarps; ++w) x = detail::larger_or_nan(x, parts[w]);
     return x;
   }
   __device__ int count(bool predicate) {

@@ -30,7 +30,7 @@ struct CertifiedMatrix {
 template <class Group>
 __device__ Inertia count_above(Group& group, const MatrixMemory& m, const double* g, int n, double shift) {
   Inertia result;
-  load_lower(group, g, n, shift, m.lower);
+  load_lower(group, g, n, 1.0, shift, m.lower);
   const int i = group.rank();
   const bool owns = i < n;
   double* __restrict__ row = m.lower + packed(owns ? i : 0);
@@ -68,34 +68,33 @@ __device__ Inertia count_above(Group& group, const MatrixMemory& m, const double
 
 // Bounds of the largest eigenvalue of g. `proposal` (from the tridiagonal matrix) is not believed: a shift at
 // which LDL^T finds a positive pivot bounds from below, one without any from above. The proposal is right to
-// about n u, so the first gap of 2^-27 = 7e-9 passes unless the factorisation cannot resolve it.
+// about n u, so the first gap of 2^-27 = 7e-9 passes unless the factorisation cannot resolve it. Both ends
+// and all guesses share one copy of the factorisation, here and below: it is most of the kernel's code.
 template <class Group>
 __device__ Bounds largest_eigenvalue(Group& group, const MatrixMemory& m, const CertifiedMatrix& c,
                                      double proposal) {
   constexpr int kGuesses = 4;
   Bounds b{c.largest_diagonal > 0 ? c.largest_diagonal : 0.0, round_up(c.frobenius)};
   if (!(proposal > 0) || !(proposal < kInfinity)) return b;
-  double gap = 0x1p-27;
-  for (int guess = 0; guess < kGuesses; ++guess, gap *= 64) {
-    const double shift = proposal * (1 - gap);
-    if (!(shift > b.lower)) break;  // no eigenvalue below it can help
-    const Inertia i = count_above(group, m, c.g, c.n, shift);
-    if (!i.valid || i.positive == 0) continue;
-    b.lower = detail::larger(b.lower, round_down(shift - i.error));
-    if (i.error <= gap * proposal) break;
-  }
-  gap = 0x1p-27;
-  for (int guess = 0; guess < kGuesses; ++guess, gap *= 64) {
-    const double shift = proposal * (1 + gap) + kTiny;
-    if (!(shift < b.upper)) break;
-    const Inertia i = count_above(group, m, c.g, c.n, shift);
-    if (!i.valid) continue;
-    if (i.positive == 0) {
-      const double upper = round_up(shift + i.error);
-      b.upper = upper < b.upper ? upper : b.upper;
-      break;
+#pragma unroll 1
+  for (int end = 0; end < 2; ++end) {
+    const bool below = end == 0;
+    double gap = 0x1p-27;
+#pragma unroll 1
+    for (int guess = 0; guess < kGuesses; ++guess, gap *= 64) {
+      const double shift = below ? proposal * (1 - gap) : proposal * (1 + gap) + kTiny;
+      if (below ? !(shift > b.lower) : !(shift < b.upper)) break;  // the end is already as good
+      const Inertia i = count_above(group, m, c.g, c.n, shift);
+      if (!i.valid) continue;
+      if (i.positive > 0) {
+        b.lower = detail::larger(b.lower, round_down(shift - i.error));
+        if (below && i.error <= gap * proposal) break;
+      } else {
+        const double upper = round_up(shift + i.error);
+        b.upper = upper < b.upper ? upper : b.upper;
+        if (!below) break;
+      }
     }
-    b.lower = detail::larger(b.lower, round_down(shift - i.error));  // the proposal was low
   }
   return b;
 }
@@ -117,44 +116,29 @@ __device__ inline double outward_rounding(double shift) {
   return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny;
 }
 
-// #{lambda(M) > t} is at least the count at a shift s with s - error(s) >= t.
+// A bound of #{lambda(M) > t}: from below (`lower`) the count at a shift s with s - error(s) >= t, from above
+// one with s + error(s) <= t.
 template <class Group>
-__device__ int certified_lower(Group& group, const MatrixMemory& m, const CertifiedMatrix& c, double t) {
-  double shift = t + 1.25 * a_priori_error(group, m, c, t);
+__device__ int certified_end(Group& group, const MatrixMemory& m, const CertifiedMatrix& c, double t,
+                             bool lower) {
+  const double outwards = lower ? 1 : -1;
+  const int nothing = lower ? 0 : c.n;  // what holds without any arithmetic
+  double shift = t + outwards * 1.25 * a_priori_error(group, m, c, t);
+#pragma unroll 1
   for (int guess = 0; guess < kShiftGuesses; ++guess) {
-    shift += outward_rounding(shift);
-    if (!(shift < kInfinity)) break;
+    shift += outwards * outward_rounding(shift);
+    if (!std::isfinite(shift)) break;
     const Inertia i = count_above(group, m, c.g, c.n, shift);
     if (!i.valid) {
-      shift += 0.25 * detail::larger(shift - t, kTiny);
+      shift += outwards * 0.25 * detail::larger(std::abs(shift - t), kTiny);
       continue;
     }
-    if (i.positive == 0) return 0;  // nothing to certify: the bound is 0 whatever the error
+    if (i.positive == nothing) break;
     const double error = round_up(c.gram_error + i.error);
-    if (round_down(shift - error) >= t) return i.positive;
-    shift = t + 1.5 * error;
+    if (lower ? round_down(shift - error) >= t : round_up(shift + error) <= t) return i.positive;
+    shift = t + outwards * 1.5 * error;
   }
-  return 0;
-}
-
-// #{lambda(M) > t} is at most the count at a shift s with s + error(s) <= t.
-template <class Group>
-__device__ int certified_upper(Group& group, const MatrixMemory& m, const CertifiedMatrix& c, double t) {
-  double shift = t - 1.25 * a_priori_error(group, m, c, t);
-  for (int guess = 0; guess < kShiftGuesses; ++guess) {
-    shift -= outward_rounding(shift);
-    if (!(shift > -kInfinity)) break;
-    const Inertia i = count_above(group, m, c.g, c.n, shift);
-    if (!i.valid) {
-      shift -= 0.25 * detail::larger(t - shift, kTiny);
-      continue;
-    }
-    if (i.positive == c.n) return c.n;
-    const double error = round_up(c.gram_error + i.error);
-    if (round_up(shift + error) <= t) return i.positive;
-    shift = t - 1.5 * error;
-  }
-  return c.n;
+  return nothing;
 }
 
 struct Interval {
@@ -175,8 +159,14 @@ __device__ Interval certified_interval(Group& group, const MatrixMemory& m, cons
   const Bounds t{detail::larger(round_down(a * a), round_down(r * (r * top.lower))),
                  detail::larger(round_up(a * a), round_up(r * (r * top.upper)))};
   if (t.lower >= top.upper) return {0, 0};
-  const int64_t upper = certified_upper(group, m, c, t.lower);
-  const int64_t lower = upper == 0 ? 0 : certified_lower(group, m, c, t.upper);
+  int64_t ends[2] = {0, n};
+#pragma unroll 1
+  for (int lower = 0; lower < 2; ++lower) {
+    const int found = certified_end(group, m, c, lower == 1 ? t.upper : t.lower, lower == 1);
+    (lower == 1 ? ends[0] : ends[1]) = found;
+    if (found == 0) break;  // no more than 0 above: the lower end is 0 too
+  }
+  const int64_t lower = ends[0], upper = ends[1];
   // Ends that contradict each other: a bound was false (a broken processor), and nothing is known.
   if (lower > upper) return {0, n};
   return {lower, upper};

@@ -44,15 +44,18 @@ struct MatrixMemory {
   }
 };
 
-// The lower triangle of G - shift I, warps over rows so that global reads are contiguous.
+// The lower triangle of factor * G - shift I, warps over rows so that global reads are contiguous.
 template <class Group>
-__device__ void load_lower(Group& group, const double* __restrict__ g, int n, double shift, double* lower) {
+__device__ void load_lower(Group& group, const double* __restrict__ g, int n, double factor, double shift,
+                           double* lower) {
   group.sync();
   const int lane = group.rank() % kWarp;
-#pragma unroll 4
-  for (int i = group.rank() / kWarp; i < n; i += Group::kSize / kWarp)
-    for (int j = lane; j <= i; j += kWarp)
-      lower[packed(i) + j] = g[static_cast<int64_t>(i) * n + j] - (i == j ? shift : 0.0);
+#pragma unroll 2
+  for (int i = group.rank() / kWarp; i < n; i += Group::kSize / kWarp) {
+#pragma unroll
+    for (int j = lane; j < Group::kSize; j += kWarp)
+      if (j <= i) lower[packed(i) + j] = factor * g[static_cast<int64_t>(i) * n + j] - (i == j ? shift : 0.0);
+  }
   group.sync();
 }
 
@@ -78,8 +81,12 @@ struct Sturm {
   }
 };
 
-// Overwrites m.lower; four barriers a step. Thread r owns row first + r of the trailing matrix; where fewer
-// than half the threads have a row, more warps share the columns of each ("parts").
+// A column of a matrix of trace 1 ... 2 below this (the square of its norm) is far below the rounding of the
+// trace, and 2 / tail stays a number above it.
+inline constexpr double kNegligible = 0x1p-900;
+
+// Overwrites m.lower, of trace 1 ... 2; four barriers a step. Thread r owns row first + r of the trailing
+// matrix; where fewer than half the threads have a row, more warps share the columns of each ("parts").
 template <class Group>
 __device__ Sturm tridiagonalize(Group& group, const MatrixMemory& m, int n) {
   constexpr int kWarps = Group::kSize / kWarp;
@@ -97,7 +104,7 @@ __device__ Sturm tridiagonalize(Group& group, const MatrixMemory& m, int n) {
     }
     tail = group.sum(tail);
     const double head = a[packed(first) + k];
-    if (tail == 0) {
+    if (tail < kNegligible) {
       if (rank == 0) m.off[k] = head;
       continue;
     }
@@ -211,11 +218,12 @@ __device__ double largest_by_multisection(Group& group, const Sturm& t, const Sp
   return low + (high - low) / 2;
 }
 
-// All eigenvalues in ascending order, a thread each: one multisection together, then bisection. All walk the
-// same tree of intervals and a larger rank never goes higher, so the results are monotone.
+// All eigenvalues times 2^exponent in ascending order, a thread each: one multisection together, then
+// bisection. All walk the same tree of intervals and a larger rank never goes higher, so the results are
+// monotone.
 template <class Group>
 __device__ void all_by_bisection(Group& group, const MatrixMemory& m, const Sturm& t, const Spread& s,
-                                 double* out) {
+                                 int exponent, double* out) {
   const int rank = group.rank();
   m.lanes[rank] = t.count_above(section(s.low, s.high, rank, Group::kSize));
   group.sync();
@@ -230,7 +238,7 @@ __device__ void all_by_bisection(Group& group, const MatrixMemory& m, const Stur
       if (middle <= low || middle >= high) break;
       (t.count_above(middle) >= from_top ? low : high) = middle;
     }
-    out[rank] = low + (high - low) / 2;
+    out[rank] = std::ldexp(low + (high - low) / 2, exponent);
   }
 }
 

@@ -1,7 +1,8 @@
 """The CUDA kernels of csrc/cuda on the CPU, from their own source: tensors in, tensors out, no GPU.
 
-``count_grams``, ``summaries`` and ``fill_table`` take CPU tensors and do what the private ops ``_cuda_counts``,
-``_cuda_summaries`` and ``_cuda_table`` do on a GPU; ``launches`` says which kernels ran, with grid and memory.
+``count_grams``, ``summaries`` and ``fill_table`` take CPU tensors and do what the private ops
+``_cuda_counts``, ``_cuda_summaries`` and ``_cuda_table`` do on a GPU; ``launches`` says which kernels ran,
+with grid and memory.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def launches() -> list[Launch]:
 
 
 def _pointer(tensor: Tensor | None, dtype: torch.dtype) -> ctypes.c_void_p:
-    """Address of the data; null for no tensor. Anything but a contiguous CPU tensor of the type is an error."""
+    """Address of the data, null for no tensor; an error for what is no contiguous CPU tensor of the type."""
     if tensor is None:
         return ctypes.c_void_p(None)
     if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":

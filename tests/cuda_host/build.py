@@ -45,10 +45,12 @@ def _digest(*parts: str) -> str:
 
 @functools.cache
 def build(source: str, mode: str, *defines: str) -> Path:
-    """The library (``kernels.cpp``) or program (any other source of this folder), compiled if it is not yet."""
+    """The library (``kernels.cpp``) or program (other sources of this folder), compiled if need be."""
     shared = source == "kernels.cpp"
     options = (*COMMON, *MODES[mode], *(f"-D{d}" for d in defines), *(["-shared", "-fPIC"] if shared else []))
-    folder = Path(os.environ.get("BSGAP_TEST_BUILD", Path(tempfile.gettempdir()) / f"bsgap-tests-{os.getuid()}"))
+    folder = Path(
+        os.environ.get("BSGAP_TEST_BUILD", Path(tempfile.gettempdir()) / f"bsgap-tests-{os.getuid()}")
+    )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     target = folder / f"{Path(source).stem}-{_digest(source, *options)}{'.so' if shared else ''}"
     if target.exists():

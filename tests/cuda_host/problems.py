@@ -43,8 +43,7 @@ class Problem:
         """The flat eigenvalues cut into (count, k), in the caller's order of groups."""
         sizes = [s * b for s, b in zip(self.sides, self.batches, strict=True)]
         parts = [
-            part.view(b, s)
-            for part, b, s in zip(flat.split(sizes), self.batches, self.sides, strict=True)
+            part.view(b, s) for part, b, s in zip(flat.split(sizes), self.batches, self.sides, strict=True)
         ]
         result: list[Tensor] = [flat] * len(parts)
         for part, index in zip(parts, self.order, strict=True):
