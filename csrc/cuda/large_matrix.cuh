@@ -18,6 +18,14 @@ inline constexpr int kShiftKinds = 5;         // ShiftKind of large_plan.cuh
 inline constexpr int kShiftsPerMatrix = kShiftKinds * kThresholdGroup;
 inline constexpr int kLanczosSteps = 96;
 
+namespace detail {
+
+using PlanGroup = BlockGroup<kLargeThreads>;
+inline constexpr size_t kPlanShared = sizeof(double) * PlanGroup::kScratch;
+inline constexpr size_t kRetryShared = kPlanShared + sizeof(double) * kShiftKinds;
+
+}  // namespace detail
+
 // Rows of the factored matrix start at multiples of 64 bytes.
 BSGAP_HD inline int64_t leading_dimension(int64_t side) { return (side + 7) / 8 * 8; }
 

@@ -19,9 +19,6 @@ enum ShiftKind : int32_t { kLowerShift, kUpperShift, kPointShift, kFarLowerShift
 
 namespace detail {
 
-using PlanGroup = BlockGroup<kLargeThreads>;
-inline constexpr size_t kPlanShared = sizeof(double) * PlanGroup::kScratch;
-
 __device__ inline Factorisation* factorisations_of(const LargeBatch& b, int64_t matrix) {
   return b.factorisations + matrix * kShiftsPerMatrix;
 }

@@ -303,7 +303,6 @@ inline void factorise(const LargeBatch& b, const LargeShapes& shapes, cudaStream
     return static_cast<unsigned>(shapes.above(b.first, b.count, limit) * b.shifts);
   };
   const int64_t side = shapes.side(b.first);
-  constexpr size_t kReduction = sizeof(double) * BlockGroup<kLargeThreads>::kScratch;
   BSGAP_LAUNCH(ldlt_begin_kernel, dim3(tiles(side), problems(0)), kLargeThreads, 0, stream, b);
   for (int64_t panel = 0; panel * kPanelColumns < side; ++panel) {
     const int64_t next = (panel + 1) * kPanelColumns;
@@ -316,7 +315,7 @@ inline void factorise(const LargeBatch& b, const LargeShapes& shapes, cudaStream
     BSGAP_LAUNCH(ldlt_update_kernel, dim3(grid, problems(next)), detail::kUpdateThreads,
                  detail::kUpdateShared, stream, b, panel, narrow ? 1 : 2, narrow);
   }
-  BSGAP_LAUNCH(ldlt_finish_kernel, dim3(problems(0)), kLargeThreads, kReduction, stream, b);
+  BSGAP_LAUNCH(ldlt_finish_kernel, dim3(problems(0)), kLargeThreads, detail::kPlanShared, stream, b);
 }
 
 }  // namespace bsgap::cuda
