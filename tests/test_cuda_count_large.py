@@ -146,6 +146,7 @@ TOPS = {
         [1 - 1e-9 * torch.arange(10.0), 0.5 * spectra.geometric(n - 10, 1e-3)]
     ),
     "gap of 1e-9": lambda n: torch.cat([torch.tensor([1.0, 1 - 1e-9]), 0.9 * spectra.geometric(n - 2, 1e-3)]),
+    "converged at once": lambda n: torch.cat([torch.ones(1), 1e-7 * spectra.geometric(n - 1, 1e-4)]),
     "all equal": lambda n: torch.ones(n),
     "one and zeros": lambda n: torch.cat([torch.ones(1), torch.zeros(n - 1)]),
     "linear": lambda n: torch.linspace(1, 1e-3, n, dtype=torch.float64),
