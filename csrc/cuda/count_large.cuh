@@ -147,8 +147,7 @@ inline void count_large_grams(const CountProblem& p, void* workspace, cudaStream
                    absorb);
       factorise_shifts((p.certify ? 2 : 1) * range.count);
       if (p.certify) {
-        BSGAP_LAUNCH(plan_retry_kernel, matrices, kLargeThreads,
-                     detail::kPlanShared + kShiftKinds * sizeof(double), stream, b, range);
+        BSGAP_LAUNCH(plan_retry_kernel, matrices, kLargeThreads, detail::kRetryShared, stream, b, range);
         factorise_shifts(kShiftKinds * range.count);
       }
       BSGAP_LAUNCH(write_counts_kernel,

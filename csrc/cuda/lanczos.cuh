@@ -29,7 +29,7 @@ inline constexpr int kProductVector = kLanczosSteps;
 
 // Reductions; the flag of last_to_arrive; the small tridiagonal matrix twice over.
 inline constexpr int kLanczosFlag = BlockGroup<kLargeThreads>::kScratch;
-inline constexpr size_t kLanczosShared = sizeof(double) * (kLanczosFlag + 1 + 4 * kLanczosSteps);
+inline constexpr size_t kLanczosShared = sizeof(double) * (kLanczosFlag + 1 + 4 * kLanczosSteps + 1);
 
 __device__ inline double* lanczos_vector(const LargeBatch& b, const LargeMatrix& m, int64_t slot) {
   return b.scratch + (m.scratch - b.first_scratch) * b.shifts + slot * leading_dimension(m.task.side);
@@ -111,7 +111,7 @@ __device__ inline double largest_ritz_value(BlockGroup<kLargeThreads>& group, co
 }  // namespace detail
 
 // q_0: a Gaussian vector, the same for every matrix of a side, of length 1. One block per matrix.
-__global__ void __launch_bounds__(kLargeThreads) lanczos_start_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) lanczos_start_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const LargeMatrix& m = b.matrices[b.first + blockIdx.x];
   if (!detail::wants_lanczos(m)) return;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(kLargeThreads) lanczos_start_kernel(LargeBatch
 
 // Step `step`: a product by blocks of rows, then the block that arrives last makes the next vector and looks
 // whether the value still grows. Grid: (blocks of 32 rows, matrices).
-__global__ void __launch_bounds__(kLargeThreads) lanczos_step_kernel(LargeBatch b, int32_t step) {
+__global__ void __launch_bounds__(kLargeThreads, 2) lanczos_step_kernel(LargeBatch b, int32_t step) {
   double* shared = dynamic_shared<double>();
   LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kLargeThreads) lanczos_step_kernel(LargeBatch 
 
 // The Ritz vector x = Q s; s by inverse iteration, three plain solves, formed by every block for itself.
 // Grid: (blocks of kLargeThreads rows, matrices).
-__global__ void __launch_bounds__(kLargeThreads) ritz_vector_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) ritz_vector_kernel(LargeBatch b) {
   double* s = dynamic_shared<double>();
   const LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;
@@ -205,41 +205,51 @@ __global__ void __launch_bounds__(kLargeThreads) ritz_vector_kernel(LargeBatch b
     diagonal[i] = m.diagonal[i];
     off_diagonal[i] = m.off_diagonal[i];
   }
+  // Beyond convergence T holds copies of its top value, whose vectors may cancel in Q s: the leading part up
+  // to the first row at which the value is reached has it once.
+  int* size = reinterpret_cast<int*>(off_diagonal + kLanczosSteps);
   block_sync();
   if (threadIdx.x == 0) {
+    const double reached = m.ritz - 1e-9 * std::abs(m.ritz);
+    int steps = 0;
+    for (double pivot = -1; steps < m.steps && pivot <= 0; ++steps) {
+      const double e = steps > 0 ? off_diagonal[steps - 1] : 0;
+      pivot = diagonal[steps] - reached - e * (e / (pivot > -DBL_MIN ? -DBL_MIN : pivot));
+    }
+    *size = steps;
     const double shift = m.ritz * (1 + 1e-14) + kTiny;
     double norm = 0;
     for (int pass = 0; pass < 3; ++pass) {
       norm = 0;
-      for (int i = 0; i < m.steps; ++i) {
+      for (int i = 0; i < steps; ++i) {
         const double l = i > 0 ? off_diagonal[i - 1] / pivots[i - 1] : 0;
         double pivot = diagonal[i] - shift - (i > 0 ? l * off_diagonal[i - 1] : 0);
         if (pivot == 0) pivot = -kUnitRoundoff * detail::larger(std::abs(shift), kTiny);
         pivots[i] = pivot;
         if (i > 0) s[i] -= l * s[i - 1];
       }
-      for (int i = m.steps - 1; i >= 0; --i) {
-        s[i] = (s[i] - (i + 1 < m.steps ? off_diagonal[i] * s[i + 1] : 0)) / pivots[i];
+      for (int i = steps - 1; i >= 0; --i) {
+        s[i] = (s[i] - (i + 1 < steps ? off_diagonal[i] * s[i + 1] : 0)) / pivots[i];
         norm = detail::larger(norm, std::abs(s[i]));
       }
-      for (int i = 0; i < m.steps; ++i) s[i] /= norm;
+      for (int i = 0; i < steps; ++i) s[i] /= norm;
     }
     norm = 0;
-    for (int i = 0; i < m.steps; ++i) norm += s[i] * s[i];
+    for (int i = 0; i < steps; ++i) norm += s[i] * s[i];
     norm = std::sqrt(norm);
-    for (int i = 0; i < m.steps; ++i) s[i] /= norm;
+    for (int i = 0; i < steps; ++i) s[i] /= norm;
   }
   block_sync();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * kLargeThreads + threadIdx.x;
   if (row >= n) return;
   const double* basis = detail::lanczos_vector(b, m, 0) + row;
   double x = 0;
-  for (int j = 0; j < m.steps; ++j) x += s[j] * basis[j * leading_dimension(n)];
+  for (int j = 0; j < *size; ++j) x += s[j] * basis[j * leading_dimension(n)];
   detail::lanczos_vector(b, m, detail::kChosenVector)[row] = x;
 }
 
 // Its Rayleigh quotient, and what that proves. Grid: (blocks of 32 rows, matrices).
-__global__ void __launch_bounds__(kLargeThreads) rayleigh_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) rayleigh_kernel(LargeBatch b) {
   double* shared = dynamic_shared<double>();
   LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;

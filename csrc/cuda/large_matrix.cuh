@@ -18,6 +18,14 @@ inline constexpr int kShiftKinds = 5;         // ShiftKind of large_plan.cuh
 inline constexpr int kShiftsPerMatrix = kShiftKinds * kThresholdGroup;
 inline constexpr int kLanczosSteps = 96;
 
+namespace detail {
+
+using PlanGroup = BlockGroup<kLargeThreads>;
+inline constexpr size_t kPlanShared = sizeof(double) * PlanGroup::kScratch;
+inline constexpr size_t kRetryShared = kPlanShared + sizeof(double) * kShiftKinds;
+
+}  // namespace detail
+
 // Rows of the factored matrix start at multiples of 64 bytes.
 BSGAP_HD inline int64_t leading_dimension(int64_t side) { return (side + 7) / 8 * 8; }
 
@@ -113,7 +121,7 @@ __device__ inline LargeProblem large_problem(const LargeBatch& b, int64_t index)
 }
 
 // Reads the table and the diagonal of one matrix per block: what is finite, scale, Gram error.
-__global__ void __launch_bounds__(kLargeThreads) describe_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const CountProblem& p = b.problem;
   const int64_t index = b.first + blockIdx.x;

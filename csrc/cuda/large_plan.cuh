@@ -19,9 +19,6 @@ enum ShiftKind : int32_t { kLowerShift, kUpperShift, kPointShift, kFarLowerShift
 
 namespace detail {
 
-using PlanGroup = BlockGroup<kLargeThreads>;
-inline constexpr size_t kPlanShared = sizeof(double) * PlanGroup::kScratch;
-
 __device__ inline Factorisation* factorisations_of(const LargeBatch& b, int64_t matrix) {
   return b.factorisations + matrix * kShiftsPerMatrix;
 }
@@ -140,7 +137,7 @@ __device__ inline NextShifts read_upper(const LargeMatrix& m, const Factorisatio
 
 // Two shifts at which no eigenvalue should be left above. Attempt 0: just above the proposal, and wide of it.
 // Attempt 1, if the interval is still wider than 1e-5: two inside it, nearer to its lower end.
-__global__ void __launch_bounds__(kLargeThreads) plan_top_kernel(LargeBatch b, int32_t attempt) {
+__global__ void __launch_bounds__(kLargeThreads, 2) plan_top_kernel(LargeBatch b, int32_t attempt) {
   detail::PlanGroup group(dynamic_shared<double>());
   const int64_t index = b.first + blockIdx.x;
   LargeMatrix& m = b.matrices[index];
@@ -161,7 +158,7 @@ __global__ void __launch_bounds__(kLargeThreads) plan_top_kernel(LargeBatch b, i
 
 // The first shifts of every threshold: two ends if certified, else tau^2 itself. absorb: the factorisations
 // still hold the last round about the largest eigenvalue.
-__global__ void __launch_bounds__(kLargeThreads)
+__global__ void __launch_bounds__(kLargeThreads, 2)
     plan_thresholds_kernel(LargeBatch b, ThresholdRange range, bool absorb) {
   detail::PlanGroup group(dynamic_shared<double>());
   const int64_t index = b.first + blockIdx.x;
@@ -199,7 +196,7 @@ __global__ void __launch_bounds__(kLargeThreads)
 
 // Certified only: reads both ends, asks twice more for those that did not pass, and for the count at tau^2
 // itself where the ends differ or one is missing.
-__global__ void __launch_bounds__(kLargeThreads) plan_retry_kernel(LargeBatch b, ThresholdRange range) {
+__global__ void __launch_bounds__(kLargeThreads, 2) plan_retry_kernel(LargeBatch b, ThresholdRange range) {
   double* shared = dynamic_shared<double>();
   detail::PlanGroup group(shared);
   double* next = shared + detail::PlanGroup::kScratch;  // shift of each kind; infinite: none
@@ -227,7 +224,7 @@ __global__ void __launch_bounds__(kLargeThreads) plan_retry_kernel(LargeBatch b,
 }
 
 // Results of a range of thresholds. One thread per matrix.
-__global__ void __launch_bounds__(kLargeThreads) write_counts_kernel(LargeBatch b, ThresholdRange range) {
+__global__ void __launch_bounds__(kLargeThreads, 2) write_counts_kernel(LargeBatch b, ThresholdRange range) {
   const CountProblem& p = b.problem;
   const int64_t in_batch = static_cast<int64_t>(blockIdx.x) * kLargeThreads + threadIdx.x;
   if (in_batch >= b.count) return;

@@ -47,7 +47,7 @@ struct alignas(16) Pair {
 }  // namespace detail
 
 // Lower triangle of G less the shift; what panels add to is zeroed. Grid: (tiles of 64 rows, problems).
-__global__ void __launch_bounds__(kLargeThreads) ldlt_begin_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) ldlt_begin_kernel(LargeBatch b) {
   const LargeProblem p = large_problem(b, blockIdx.y);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kPanelColumns;
   if (first >= p.side || !p.factorisation->active) return;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kLargeThreads) ldlt_begin_kernel(LargeBatch b)
 // Strips of 8 columns: each row is a thread's, which factors the strip's 8 x 8 block in registers; what the
 // strip adds to the columns behind it is 8 x 8 tensor-core tiles. 16 barriers in all. Grid: (tiles of 64 rows
 // below the panel, at least 1; problems).
-__global__ void __launch_bounds__(kLargeThreads) ldlt_panel_kernel(LargeBatch b, int64_t panel) {
+__global__ void __launch_bounds__(kLargeThreads, 1) ldlt_panel_kernel(LargeBatch b, int64_t panel) {
   using detail::kLStride;
   using detail::kStrip;
   using detail::kWStride;
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(detail::kUpdateThreads)
 }
 
 // The errors of a factorisation: InertiaCount of csrc/core/ldlt.h. One block per problem.
-__global__ void __launch_bounds__(kLargeThreads) ldlt_finish_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) ldlt_finish_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const LargeProblem p = large_problem(b, blockIdx.x);
   Factorisation& f = *p.factorisation;
@@ -303,7 +303,6 @@ inline void factorise(const LargeBatch& b, const LargeShapes& shapes, cudaStream
     return static_cast<unsigned>(shapes.above(b.first, b.count, limit) * b.shifts);
   };
   const int64_t side = shapes.side(b.first);
-  constexpr size_t kReduction = sizeof(double) * BlockGroup<kLargeThreads>::kScratch;
   BSGAP_LAUNCH(ldlt_begin_kernel, dim3(tiles(side), problems(0)), kLargeThreads, 0, stream, b);
   for (int64_t panel = 0; panel * kPanelColumns < side; ++panel) {
     const int64_t next = (panel + 1) * kPanelColumns;
@@ -316,7 +315,7 @@ inline void factorise(const LargeBatch& b, const LargeShapes& shapes, cudaStream
     BSGAP_LAUNCH(ldlt_update_kernel, dim3(grid, problems(next)), detail::kUpdateThreads,
                  detail::kUpdateShared, stream, b, panel, narrow ? 1 : 2, narrow);
   }
-  BSGAP_LAUNCH(ldlt_finish_kernel, dim3(problems(0)), kLargeThreads, kReduction, stream, b);
+  BSGAP_LAUNCH(ldlt_finish_kernel, dim3(problems(0)), kLargeThreads, detail::kPlanShared, stream, b);
 }
 
 }  // namespace bsgap::cuda

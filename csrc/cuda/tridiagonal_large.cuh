@@ -18,7 +18,7 @@ namespace bsgap::cuda {
 namespace detail {
 
 struct Reduction {
-  double *work, *v[2], *w, *p, *diagonal, *off_diagonal;
+  double *work, *v, *w, *p, *diagonal, *off_diagonal;  // v: two vectors, in turn
   int64_t ld;
 };
 
@@ -26,7 +26,7 @@ __device__ inline Reduction reduction_of(const LargeBatch& b, const LargeMatrix&
   const int64_t n = m.task.side, ld = leading_dimension(n);
   double* work = b.scratch + (m.scratch - b.first_scratch) * b.shifts;
   double* rest = work + n * ld;
-  return {work, {rest, rest + ld}, rest + 2 * ld, rest + 3 * ld, rest + 4 * ld, rest + 5 * ld, ld};
+  return {work, rest, rest + 2 * ld, rest + 3 * ld, rest + 4 * ld, rest + 5 * ld, ld};
 }
 
 __device__ inline int64_t sturm_count(const Reduction& r, int64_t n, double smallest, double x) {
@@ -65,7 +65,7 @@ __device__ inline SpectrumBounds spectrum_bounds(BlockGroup<kLargeThreads>& grou
 // Column `column` >= -1: A -= v w^T + w v^T with the vectors of the column before, p = beta A v with the
 // present one; then column + 1. At -1 there are none: the scaled matrix is copied. Grid: (blocks of 32 rows
 // behind `column`, matrices).
-__global__ void __launch_bounds__(kLargeThreads) householder_kernel(LargeBatch b, int64_t column) {
+__global__ void __launch_bounds__(kLargeThreads, 2) householder_kernel(LargeBatch b, int64_t column) {
   using detail::kRowsPerWarp;
   double* shared = dynamic_shared<double>();
   LargeMatrix& m = b.matrices[b.first + blockIdx.y];
@@ -73,8 +73,8 @@ __global__ void __launch_bounds__(kLargeThreads) householder_kernel(LargeBatch b
   const int64_t block_row = first + static_cast<int64_t>(blockIdx.x) * detail::kLanczosRows;
   if (block_row >= n || m.content != kContentFinite) return;
   const detail::Reduction r = detail::reduction_of(b, m);
-  double* const v = r.v[first % 2];              // of `column`
-  const double* const u = r.v[(first + 1) % 2];  // of the column before, with r.w
+  double* const v = r.v + first % 2 * r.ld;              // of `column`
+  const double* const u = r.v + (first + 1) % 2 * r.ld;  // of the column before, with r.w
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int64_t row = block_row + threadIdx.x / kWarp * kRowsPerWarp;
   if (column < 0) {
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kLargeThreads) householder_kernel(LargeBatch b
     group.sync();
   }
   // Column `first` (a row: symmetric), whose entries up to the diagonal are done.
-  double* next = r.v[(first + 1) % 2];
+  double* next = r.v + (first + 1) % 2 * r.ld;
   const double* a = r.work + first * r.ld;
   const double v0 = column >= 0 ? v[first] : 0, w0 = column >= 0 ? r.w[first] : 0;
   double tail = 0;
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kLargeThreads) householder_kernel(LargeBatch b
 }
 
 // Eigenvalues, ascending: each thread bisects for one. Grid: (blocks of kLargeThreads eigenvalues, matrices).
-__global__ void __launch_bounds__(kLargeThreads) bisection_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) bisection_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const LargeMatrix& m = b.matrices[b.first + blockIdx.y];
   const int64_t n = m.task.side;
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kLargeThreads) bisection_kernel(LargeBatch b) 
 }
 
 // Point counts of all thresholds from the tridiagonal form. One block per matrix.
-__global__ void __launch_bounds__(kLargeThreads) sturm_counts_kernel(LargeBatch b) {
+__global__ void __launch_bounds__(kLargeThreads, 2) sturm_counts_kernel(LargeBatch b) {
   BlockGroup<kLargeThreads> group(dynamic_shared<double>());
   const CountProblem& p = b.problem;
   const LargeMatrix& m = b.matrices[b.first + blockIdx.x];

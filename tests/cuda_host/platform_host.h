@@ -80,8 +80,8 @@ struct Thread {
   int64_t block_barriers = 0;
   unsigned products = 0;  // of dmma_8x8x4 so far
 #ifndef BSGAP_HOST_THREADS
-  ucontext_t context;  // where it starts; from then on, where it waits
-  jmp_buf waiting;
+  ucontext_t context;  // where it starts
+  jmp_buf resumes;     // where it goes on: unlike swapcontext, a jump makes no system call
   bool started = false, done = false;
   int64_t waits_for = 0;             // generation of the barrier it stands at
   const int64_t* barrier = nullptr;  // that barrier's generation now
@@ -124,7 +124,8 @@ struct Block {
   std::unique_ptr<unsigned char, decltype(&std::free)> shared;
   std::vector<std::unique_ptr<Warp>> warps;
 #ifndef BSGAP_HOST_THREADS
-  jmp_buf scheduler;
+  ucontext_t scheduler;
+  jmp_buf waits_for_fiber;
 #endif
 };
 
@@ -172,15 +173,7 @@ inline void wait(Barrier& barrier) {
   }
   thread->barrier = &barrier.generation;
   thread->waits_for = barrier.generation + 1;
-  if (_setjmp(thread->waiting) == 0) _longjmp(thread->block->scheduler, 1);
-}
-
-// Runs a fiber until it waits or ends. swapcontext would save the signal mask, a system call for each switch.
-[[gnu::noinline]] inline void resume(Thread& thread) {
-  if (_setjmp(thread.block->scheduler) != 0) return;
-  if (thread.started) _longjmp(thread.waiting, 1);
-  thread.started = true;
-  setcontext(&thread.context);
+  if (_setjmp(thread->resumes) == 0) _longjmp(thread->block->waits_for_fiber, 1);
 }
 
 inline const std::function<void()>*& fiber_body() {
@@ -191,7 +184,16 @@ inline const std::function<void()>*& fiber_body() {
 inline void fiber_main() {
   (*fiber_body())();
   current()->done = true;
-  _longjmp(current()->block->scheduler, 1);
+  _longjmp(current()->block->waits_for_fiber, 1);
+}
+
+// Runs a fiber until its next barrier or its end.
+[[gnu::noinline]] inline void resume(Thread& thread) {
+  Block& block = *thread.block;
+  if (_setjmp(block.waits_for_fiber) != 0) return;
+  if (thread.started) _longjmp(thread.resumes, 1);
+  thread.started = true;
+  swapcontext(&block.scheduler, &thread.context);
 }
 
 inline constexpr size_t kStackBytes = 256 * 1024;
@@ -287,7 +289,7 @@ inline void dmma_8x8x4(double (&c)[2], double a, double b) {
   const int lane = host::lane(), row = lane / 4, column = 2 * (lane % 4);
   // Two buffers in turn: a lane is back at one only after the barrier between, which no lane passes before
   // all have read.
-  const int half = host::current()->products++ % 2;
+  const int half = static_cast<int>(host::current()->products++ % 2);
   warp.a[half][lane] = a;
   warp.b[half][lane] = b;
   warp_sync();
