@@ -13,7 +13,7 @@ from pathlib import Path
 
 import triton
 
-from bsgap_kernels.triton.compiled import SHARED_LIMIT, resources, variants
+from bsgap_kernels.triton.compiled import resources, wanted
 
 RESULT = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 
@@ -21,13 +21,12 @@ RESULT = Path(__file__).resolve().parent / "results" / "triton_resources.json"
 def main() -> None:
     """Compiles everything and writes one row a variant and compute capability."""
     rows = []
-    for variant in variants():
-        for capability in SHARED_LIMIT:
-            row = asdict(resources(variant, capability))
-            print(row, flush=True)
-            rows.append(row)
-            text = ",\n".join("  " + json.dumps(row) for row in rows)
-            RESULT.write_text(f'{{"triton": "{triton.__version__}", "kernels": [\n{text}\n]}}\n')
+    for variant, capability in wanted():
+        row = asdict(resources(variant, capability))
+        print(row, flush=True)
+        rows.append(row)
+        text = ",\n".join("  " + json.dumps(row) for row in rows)
+        RESULT.write_text(f'{{"triton": "{triton.__version__}", "kernels": [\n{text}\n]}}\n')
 
 
 if __name__ == "__main__":

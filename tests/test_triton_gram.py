@@ -57,7 +57,7 @@ def matrices(A: Tensor, *, batch: bool = True, features_side: bool = False) -> T
 
 
 def assert_gram(G: Tensor, X: Tensor, result: GramSet, view: int, precision: config.Precision) -> None:
-    """Each entry within the bound of its summation order (float64) or a random walk of its chunk (float32)."""
+    """Each entry within its summation order's bound (float64) or a random walk of a chunk (float32)."""
     expected, scale = X.mT @ X, X.abs().mT @ X.abs()
     depth = X.shape[1]
     if precision == "float64":
@@ -89,10 +89,18 @@ def several(dtype: torch.dtype) -> int:
 
 LAYOUTS: dict[str, tuple[Callable[[torch.dtype], Tensor], bool, int]] = {
     "row-major": (lambda d: random(777, 24, dtype=d), True, config.SIDE_ALIGNED),
-    "row-major, several tiles": (lambda d: random(several(d) + 41, several(d), dtype=d), True, config.SIDE_ALIGNED),
+    "row-major, several tiles": (
+        lambda d: random(several(d) + 41, several(d), dtype=d),
+        True,
+        config.SIDE_ALIGNED,
+    ),
     "unaligned": (lambda d: random(903, 11, dtype=d), True, config.ANY),
     "NCHW": (lambda d: random(5, 20, 16, 17, dtype=d).permute(0, 2, 3, 1), False, config.DEPTH_ALIGNED),
-    "NCHW, odd": (lambda d: random(5, 40, 13, 15, dtype=d).permute(0, 2, 3, 1), False, config.DEPTH_CONTIGUOUS),
+    "NCHW, odd": (
+        lambda d: random(5, 40, 13, 15, dtype=d).permute(0, 2, 3, 1),
+        False,
+        config.DEPTH_CONTIGUOUS,
+    ),
     "NCHW, small images": (lambda d: random(97, 13, 3, 3, dtype=d).permute(0, 2, 3, 1), False, config.ANY),
     "channels_last": (
         lambda d: random(13, 16, 9, 7, dtype=d).to(memory_format=torch.channels_last).permute(0, 2, 3, 1),
@@ -101,7 +109,11 @@ LAYOUTS: dict[str, tuple[Callable[[torch.dtype], Tensor], bool, int]] = {
     ),
     "wide": (lambda d: random(40, 816, dtype=d), True, config.DEPTH_ALIGNED),
     "wide, odd": (lambda d: random(19, 501, dtype=d), True, config.DEPTH_CONTIGUOUS),
-    "wide, several tiles": (lambda d: random(several(d), several(d) + 40, dtype=d), True, config.DEPTH_ALIGNED),
+    "wide, several tiles": (
+        lambda d: random(several(d), several(d) + 40, dtype=d),
+        True,
+        config.DEPTH_ALIGNED,
+    ),
     "wide, several tiles, odd": (
         lambda d: random(several(d) + 1, several(d) + 36, dtype=d)[:, 3:],
         True,

@@ -98,7 +98,11 @@ def test_layouts_promise_only_what_holds(itemsize: int) -> None:
 
 
 @given(
-    st.integers(1, 5000), st.integers(1, 10**8), st.integers(1, 1000), st.integers(1, 300), st.sampled_from([2, 4, 8])
+    st.integers(1, 5000),
+    st.integers(1, 10**8),
+    st.integers(1, 1000),
+    st.integers(1, 300),
+    st.sampled_from([2, 4, 8]),
 )
 def test_splits_are_within_what_two_levels_add(
     side: int, depth: int, tiles: int, processors: int, itemsize: int

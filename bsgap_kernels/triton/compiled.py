@@ -37,19 +37,15 @@ class Variant:
 
     def launch(self, capability: int) -> Launch:
         """As `gram_plan` would launch it on a device of this compute capability."""
-        architecture = capability // 10
         big = self.multi and self.precision == "float32"
         largest = max(t for i, t in enumerate(config.TILES) if self.codes >> i * config.CODE_LAYOUTS & 15)
-        codes = self.codes
-        if big:
-            wanted = config.tile_of(1 << 20, self.precision, self.dtype.itemsize, architecture)
-            codes = codes >> config.CODE_LAYOUTS * config.TILES.index(largest)
-            codes <<= config.CODE_LAYOUTS * config.TILES.index(wanted)
-            largest = wanted
-        constants = config.gram_config(self.precision, self.dtype.itemsize, largest, big, architecture)
+        itemsize = self.dtype.itemsize
+        constants = config.gram_config(self.precision, itemsize, largest, big, capability // 10)
         if self.rescue:
             constants = config.rescue_config(constants)
-        return Launch(0, self.dtype, 1, codes, self.multi, constants, big and not self.rescue, self.rescue)
+        return Launch(
+            0, self.dtype, 1, self.codes, self.multi, constants, big and not self.rescue, self.rescue
+        )
 
 
 def variants() -> list[Variant]:
@@ -62,23 +58,40 @@ def variants() -> list[Variant]:
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype).removeprefix("torch.")
         for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
-            narrow, wide = codes & 0xFF, codes & 0xF00
             found += [
                 Variant(f"{name} float32 {layouts}", dtype, "float32", codes),
-                Variant(f"{name} float32 {layouts}, sides to 32", dtype, "float32", narrow),
-                Variant(f"{name} float32 {layouts}, tiles", dtype, "float32", wide, multi=True),
+                Variant(f"{name} float32 {layouts}, sides to 32", dtype, "float32", codes & 0xFF),
+                Variant(
+                    f"{name} float32 {layouts}, tiles of 64", dtype, "float32", codes & 0xF00, multi=True
+                ),
             ]
         found.append(Variant(f"{name} rescue", dtype, "float32", 0xF00, multi=True, rescue=True))
+    for layout, where in ((config.SIDE_ALIGNED, "side"), (config.DEPTH_ALIGNED, "depth")):
+        codes = 1 << config.TILES.index(128) * config.CODE_LAYOUTS + layout
+        name = f"bfloat16 float32 aligned along {where}, tiles of 128"
+        found.append(Variant(name, torch.bfloat16, "float32", codes, multi=True))
+        found.append(Variant(name + ", rescue", torch.bfloat16, "float32", codes, multi=True, rescue=True))
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         name = str(dtype).removeprefix("torch.")
         for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
-            found += [
-                Variant(f"{name} float64 {layouts}", dtype, "float64", codes, multi=True),
-                Variant(f"{name} float64 {layouts}, sides to 32", dtype, "float64", codes & 0xFF),
-                Variant(f"{name} float64 {layouts}, shift", dtype, "float64", codes, multi=True, shift=1),
-                Variant(f"{name} float64 {layouts}, first row", dtype, "float64", codes, multi=True, shift=2),
-            ]
+            found.append(Variant(f"{name} float64 {layouts}", dtype, "float64", codes, multi=True))
+            found.append(
+                Variant(f"{name} float64 {layouts}, shift", dtype, "float64", codes, multi=True, shift=1)
+            )
+        found.append(
+            Variant(f"{name} float64 any, first row", dtype, "float64", OTHER_CODES, multi=True, shift=2)
+        )
     return found
+
+
+def wanted() -> list[tuple[Variant, int]]:
+    """Every variant with the compute capabilities that can be given it."""
+    return [
+        (variant, capability)
+        for variant in variants()
+        for capability in SHARED_LIMIT
+        if "128" not in variant.name or capability in (90, 100)
+    ]
 
 
 @dataclass(frozen=True)
@@ -134,9 +147,7 @@ def compile_variant(variant: Variant, capability: int) -> Any:
         "scale_ptr": "*fp64",
     }
     signature = pointers | {"rows": "i32", "stats_stride": "i32"} | dict.fromkeys(constants, "constexpr")
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, name in enumerate(pointers) if name != "shift_ptr"
-    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(pointers) if name != "shift_ptr"}
     source = ASTSource(gram_kernel, signature, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
