@@ -1,8 +1,6 @@
 """Registers, spills and shared memory of every variant of the Triton kernels, without a GPU.
 
-python benchmarks/triton_resources.py     # about half an hour; writes benchmarks/results/triton_resources.json
-
-Needs triton.
+python benchmarks/triton_resources.py     # half an hour; writes benchmarks/results/triton_resources.json
 """
 
 from __future__ import annotations

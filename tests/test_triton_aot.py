@@ -31,9 +31,13 @@ CHECKED = [
 ]
 
 
+# Two scalars: what launches that mix every class and layout may keep on the stack.
+MIXED_SPILL = 8
+
+
 def problems(row: compiled.Resources) -> list[str]:
     found = []
-    if row.spilled_bytes:
+    if row.spilled_bytes > (MIXED_SPILL if " any" in row.variant else 0):
         found.append(f"{row.variant} on sm_{row.capability} spills {row.spilled_bytes} bytes")
     if row.shared_bytes > compiled.SHARED_LIMIT[row.capability]:
         found.append(f"{row.variant} on sm_{row.capability} takes {row.shared_bytes} bytes of shared memory")

@@ -141,28 +141,28 @@ def gram_plan(
         code = config.TILES.index(tile) * config.CODE_LAYOUTS + layout
         tiles = config.tile_count(o.side, tile)
         rows.append(
-            dict(
-                first_item=items[k],
-                first_matrix=matrices,
-                count=view.count,
-                pointer=view.tensor.data_ptr(),
-                stride_batch=view.stride_batch,
-                side=o.side,
-                outer=o.outer,
-                inner=o.inner,
-                stride_outer=o.stride_outer,
-                stride_inner=o.stride_inner,
-                stride_side=o.stride_side,
-                splits=ranges,
-                first_gram=grams,
-                first_partial=partials,
-                layout=code + config.CODES * group_of[k],
-                first_result=first_results[i],
-                roundings=config.gram_roundings(o, layout, depth, blocks, ranges),
-                m=view.m,
-                n=view.n,
-                first_vector=vectors[i],
-            )
+            {
+                "first_item": items[k],
+                "first_matrix": matrices,
+                "count": view.count,
+                "pointer": view.tensor.data_ptr(),
+                "stride_batch": view.stride_batch,
+                "side": o.side,
+                "outer": o.outer,
+                "inner": o.inner,
+                "stride_outer": o.stride_outer,
+                "stride_inner": o.stride_inner,
+                "stride_side": o.stride_side,
+                "splits": ranges,
+                "first_gram": grams,
+                "first_partial": partials,
+                "layout": code + config.CODES * group_of[k],
+                "first_result": first_results[i],
+                "roundings": config.gram_roundings(o, layout, depth, blocks, ranges),
+                "m": view.m,
+                "n": view.n,
+                "first_vector": vectors[i],
+            }
         )
         items[k] += view.count * tiles * ranges
         codes[k] |= 1 << code

@@ -3,7 +3,7 @@
 Offsets are 64-bit. Except in layout ANY, a block of depth never crosses a step of `outer`.
 """
 
-# The compiler takes no other forms of some statements; triton is untyped, and kernels are not Python functions.
+# The compiler takes no other form of some statements; triton is untyped, kernels are not Python functions.
 # ruff: noqa: RUF059
 # mypy: ignore-errors
 

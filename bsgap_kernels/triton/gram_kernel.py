@@ -1,9 +1,9 @@
 """The Gram kernel: lower-triangle tiles of many matrices of different shapes in one launch.
 
-A program takes one work item of the device table (`table.py`): one tile of one matrix over one range of depth.
+A program takes one work item of the device table (`table.py`): one tile of a matrix over one range of depth.
 """
 
-# The compiler takes no other forms of some statements; triton is untyped, and kernels are not Python functions.
+# The compiler takes no other form of some statements; triton is untyped, kernels are not Python functions.
 # ruff: noqa: SIM102, SIM109, RUF059
 # mypy: ignore-errors
 

@@ -5,7 +5,7 @@ bit for bit. Splits meet in two levels of float64 partial tiles that the last pr
 order: no float atomics, the same bits every time.
 """
 
-# The compiler takes no other forms of some statements; triton is untyped, and kernels are not Python functions.
+# The compiler takes no other form of some statements; triton is untyped, kernels are not Python functions.
 # ruff: noqa: SIM102
 # mypy: ignore-errors
 
