@@ -31,8 +31,8 @@ CHECKED = [
 ]
 
 
-# Two scalars: what launches that mix every class and layout may keep on the stack.
-MIXED_SPILL = 8
+# Bytes of stack allowed to launches that mix every class of sides in layouts read element by element.
+MIXED_SPILL = 16
 
 
 def problems(row: compiled.Resources) -> list[str]:

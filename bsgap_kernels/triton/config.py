@@ -60,7 +60,10 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
     if precision == "float64":
         return GramConfig(2048 if itemsize < 8 else 1024, 128, 0, "ieee", num_warps, 2)
     if itemsize == 4:
-        return GramConfig(2048 if architecture in (9, 10) else 1024, 32, 256, "tf32x3", num_warps, 4)
+        # Operands of older and of consumer devices pass through registers: less of them at a time.
+        if architecture in (9, 10):
+            return GramConfig(2048, 32, 256, "tf32x3", num_warps, 4)
+        return GramConfig(1024, 32, 256, "tf32x3", num_warps, 2)
     if tile == 128:
         return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
