@@ -57,7 +57,7 @@ def matrices(A: Tensor, *, batch: bool = True, features_side: bool = False) -> T
 
 
 def assert_gram(G: Tensor, X: Tensor, result: GramSet, view: int, precision: config.Precision) -> None:
-    """Each entry within the bound of its summation order (float64) or a random walk of its chunk (float32)."""
+    """Each entry within its summation order's bound (float64) or a random walk of a chunk (float32)."""
     expected, scale = X.mT @ X, X.abs().mT @ X.abs()
     depth = X.shape[1]
     if precision == "float64":
@@ -152,16 +152,14 @@ def test_layouts(name: str, precision: config.Precision) -> None:
 
 @interpreted
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("splits", [1, 16, 40, 256])
+@pytest.mark.parametrize("splits", [1, 17, 256])
 def test_splits_meet_in_two_levels(splits: int, precision: config.Precision) -> None:
-    sizes = [(5300, 16), (40, 4), (2001, 30), (1900, 64), (1100, 33)]
+    sizes = [(2500, 16), (40, 4), (1301, 30), (1250, 64), (1100, 33)]
     mixed = [random(m, n, seed=n) for m, n in sizes] + [random(2, 700, 16, dtype=torch.bfloat16)]
     if splits == 256:
         mixed = [random(130 * 256 if precision == "float64" else 35 * 256, 16), *mixed[1:2]]
-    elif splits == 40:
-        mixed.append(random(1300, 136))
     else:
-        mixed.append(random(300, 136))
+        mixed.append(random(600, 136))
     views = [viewed(A) for A in mixed]
     result = gram_set(views, precision=precision, splits=splits)
     assert max(row["splits"] for row in result.plan.rows) == splits
@@ -222,7 +220,7 @@ def test_shift_and_column_sums(mode: str, dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("shape", [(400, 10), (300, 40), (200, 136), (300, 264)])
+@pytest.mark.parametrize("shape", [(400, 10), (300, 40), (150, 136), (270, 264)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 3e18, 0.0])
 def test_float32_range(scale: float, dtype: torch.dtype, shape: tuple[int, int]) -> None:
@@ -237,7 +235,7 @@ def test_float32_range(scale: float, dtype: torch.dtype, shape: tuple[int, int])
 
 
 @interpreted
-@pytest.mark.parametrize("shape", [(400, 10), (200, 136), (300, 264)])
+@pytest.mark.parametrize("shape", [(400, 10), (150, 136)])
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 def test_non_finite_input_shows_on_the_diagonal(

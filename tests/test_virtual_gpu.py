@@ -27,8 +27,8 @@ LARGE = {"ldlt_panel_kernel", "ldlt_update_kernel"}
     [
         (
             "test_ops.py",
-            "opcheck or compiles or wrappers or grouped or batches or non_finite or range or zero_and or digits"
-            " or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating",
+            "opcheck or compiles or wrappers or grouped or batches or non_finite or range or zero_and"
+            " or digits or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating",
             60,
             COUNTS | LARGE | {"summary_kernel"},
         ),

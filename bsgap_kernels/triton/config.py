@@ -27,6 +27,10 @@ MAX_SPLITS = REDUCE_FAN * REDUCE_FAN
 # Elements behind a partial tile that hold its column sums; a multiple of 256, as every slot must be.
 SUM_SLOT = 256
 
+# Partial tiles of this many elements are written and read back even where there is one split: its registers
+# do not allow for more than that.
+MEMORY_SLOT = 128 * 128
+
 VECTOR_BYTES = 16
 
 
@@ -46,18 +50,6 @@ class GramConfig:
         return min(self.max_depth, self.elements // tile)
 
 
-def tile_of(side: int, precision: Precision, itemsize: int, architecture: int) -> int:
-    """Side of the tiles of a matrix.
-
-    Tiles of 128 halve what is read. Only sums of 16-bit products are fast enough to be held up by reading,
-    and only where operands come from shared memory do such tiles fit into the registers (benchmarks/NOTES.md).
-    """
-    for tile in TILES[:3]:
-        if side <= tile:
-            return tile
-    return 128 if precision == "float32" and itemsize == 2 and architecture in (9, 10) else 64
-
-
 def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, architecture: int) -> GramConfig:
     """The constants of a launch whose tiles are at most `tile`; big: of float32 sums of sides beyond 64.
 
@@ -66,11 +58,14 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
     """
     num_warps = 4 if tile <= 32 else 8
     if precision == "float64":
-        return GramConfig(2048, 128, 0, "ieee", num_warps, 2)
+        return GramConfig(2048 if itemsize < 8 else 1024, 128, 0, "ieee", num_warps, 2)
     if itemsize == 4:
-        return GramConfig(2048 if architecture in (9, 10) else 1024, 32, 256, "tf32x3", num_warps, 4)
+        # Operands of older and of consumer devices pass through registers: less of them at a time.
+        if architecture in (9, 10):
+            return GramConfig(2048, 32, 256, "tf32x3", num_warps, 4)
+        return GramConfig(1024, 32, 256, "tf32x3", num_warps, 2)
     if tile == 128:
-        return GramConfig(8192, 64, 256, "tf32x3", 16 if architecture == 9 else 8, 3)
+        return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
 
 
@@ -92,6 +87,24 @@ def layout_of(view: Orientation, pointer: int, stride_batch: int, itemsize: int,
             return DEPTH_ALIGNED
         return DEPTH_CONTIGUOUS
     return ANY
+
+
+def choose(
+    view: Orientation, pointer: int, stride_batch: int, itemsize: int, precision: Precision, architecture: int
+) -> tuple[int, int]:
+    """Side of the tiles of a matrix, and its layout.
+
+    Tiles of 128 halve what is read. Only sums of 16-bit products are fast enough to be held up by reading,
+    and only with aligned operands that come from shared memory do such tiles fit into the registers
+    (benchmarks/results/triton_resources.json).
+    """
+    tile = next((t for t in TILES[:2] if view.side <= t), 64)
+    big = precision == "float32" and view.side > 64
+    depth = gram_config(precision, itemsize, tile, big, architecture).block_depth(tile)
+    layout = layout_of(view, pointer, stride_batch, itemsize, depth)
+    if big and itemsize == 2 and architecture in (9, 10) and layout in (SIDE_ALIGNED, DEPTH_ALIGNED):
+        tile = 128
+    return tile, layout
 
 
 def block_count(view: Orientation, layout: int, block_depth: int) -> int:
@@ -135,9 +148,9 @@ def gram_roundings(view: Orientation, layout: int, block_depth: int, blocks: int
     return min(block_depth, view.depth) + 1 + longest + levels + 2
 
 
-def slots(splits: int) -> int:
+def slots(splits: int, elements: int) -> int:
     """Partial tiles that the splits of one tile leave: their own and one a group."""
-    return 0 if splits == 1 else splits + -(-splits // REDUCE_FAN)
+    return 0 if splits == 1 and elements < MEMORY_SLOT else splits + -(-splits // REDUCE_FAN)
 
 
 def slot_elements(tile: int, sums: bool) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import config
 from .config import GramConfig, Precision
-from .table import COLUMNS, MatrixView, Orientation, flat, orient
+from .table import COLUMNS, MatrixView, flat, orient
 
 TableOf = Callable[[list[int], torch.device], Tensor]
 
@@ -72,9 +72,8 @@ class GramSet:
     batches: tuple[int, ...]  # matrices of table rows
     roundings: tuple[int, ...]  # of table rows; true for precision float64 only
     exponent: Tensor | None  # int32, caller's order: Gram matrices are those of 2^exponent A (float64 input)
-    sums: (
-        Tensor | None
-    )  # float64, caller's order, from vector_offsets on: column sums of 2^exponent (A - shift)
+    # float64, caller's order, from vector_offsets on: column sums of 2^exponent (A - shift)
+    sums: Tensor | None
     vector_offsets: tuple[int, ...]  # of views: first element of the per-feature vectors in sums and shift
     plan: GramPlan
 
@@ -102,11 +101,19 @@ def gram_plan(
     read = sum(v.count * o.side * o.depth * s for v, o, s in zip(views, oriented, itemsizes, strict=True))
     wanted = config.split_bytes(read, processors)
 
-    # A launch serves one dtype; of float32 sums, sides up to 64 or beyond.
-    def key(i: int) -> tuple[torch.dtype, bool]:
-        return views[i].tensor.dtype, precision == "float32" and oriented[i].side > 64
+    choices = [
+        config.choose(o, v.tensor.data_ptr(), v.stride_batch, s, precision, architecture)
+        for v, o, s in zip(views, oriented, itemsizes, strict=True)
+    ]
 
-    groups: dict[tuple[torch.dtype, bool], list[int]] = {}
+    # A launch serves one dtype; of float32 sums, sides up to 64 or beyond; of tiles of 128, one layout, since
+    # the registers hold no more.
+    def key(i: int) -> tuple[torch.dtype, bool, int]:
+        tile, layout = choices[i]
+        big = precision == "float32" and oriented[i].side > 64
+        return views[i].tensor.dtype, big, layout if tile == 128 else -1
+
+    groups: dict[tuple[torch.dtype, bool, int], list[int]] = {}
     for i in order:
         groups.setdefault(key(i), []).append(i)
     group_of = {k: number for number, k in enumerate(groups)}
@@ -119,72 +126,60 @@ def gram_plan(
     items = dict.fromkeys(groups, 0)
     codes = dict.fromkeys(groups, 0)
     tiles_of = {
-        k: sum(
-            views[i].count
-            * config.tile_count(
-                oriented[i].side, config.tile_of(oriented[i].side, precision, itemsizes[i], architecture)
-            )
-            for i in members
-        )
+        k: sum(views[i].count * config.tile_count(oriented[i].side, choices[i][0]) for i in members)
         for k, members in groups.items()
     }
     matrices = grams = partials = 0
     for i in order:
         view, o, k = views[i], oriented[i], key(i)
-        tile = config.tile_of(o.side, precision, itemsizes[i], architecture)
-        constants = config.gram_config(precision, itemsizes[i], tile, k[1], architecture)
-        depth = constants.block_depth(tile)
-        layout = config.layout_of(o, view.tensor.data_ptr(), view.stride_batch, itemsizes[i], depth)
+        tile, layout = choices[i]
+        depth = config.gram_config(precision, itemsizes[i], tile, k[1], architecture).block_depth(tile)
         blocks = config.block_count(o, layout, depth)
         ranges = splits or config.split_count(o, itemsizes[i], tile, wanted, tiles_of[k], processors)
         ranges = min(ranges, blocks, config.MAX_SPLITS)
         code = config.TILES.index(tile) * config.CODE_LAYOUTS + layout
         tiles = config.tile_count(o.side, tile)
         rows.append(
-            dict(
-                first_item=items[k],
-                first_matrix=matrices,
-                count=view.count,
-                pointer=view.tensor.data_ptr(),
-                stride_batch=view.stride_batch,
-                side=o.side,
-                outer=o.outer,
-                inner=o.inner,
-                stride_outer=o.stride_outer,
-                stride_inner=o.stride_inner,
-                stride_side=o.stride_side,
-                splits=ranges,
-                first_gram=grams,
-                first_partial=partials,
-                layout=code + config.CODES * group_of[k],
-                first_result=first_results[i],
-                roundings=config.gram_roundings(o, layout, depth, blocks, ranges),
-                m=view.m,
-                n=view.n,
-                first_vector=vectors[i],
-            )
+            {
+                "first_item": items[k],
+                "first_matrix": matrices,
+                "count": view.count,
+                "pointer": view.tensor.data_ptr(),
+                "stride_batch": view.stride_batch,
+                "side": o.side,
+                "outer": o.outer,
+                "inner": o.inner,
+                "stride_outer": o.stride_outer,
+                "stride_inner": o.stride_inner,
+                "stride_side": o.stride_side,
+                "splits": ranges,
+                "first_gram": grams,
+                "first_partial": partials,
+                "layout": code + config.CODES * group_of[k],
+                "first_result": first_results[i],
+                "roundings": config.gram_roundings(o, layout, depth, blocks, ranges),
+                "m": view.m,
+                "n": view.n,
+                "first_vector": vectors[i],
+            }
         )
         items[k] += view.count * tiles * ranges
         codes[k] |= 1 << code
         matrices += view.count
         grams += view.count * o.side * o.side
-        partials += view.count * tiles * config.slots(ranges) * config.slot_elements(tile, sums)
+        elements = config.slot_elements(tile, sums)
+        partials += view.count * tiles * config.slots(ranges, elements) * elements
     launches = []
     stats = 0
     for k, members in groups.items():
-        dtype, big = k
-        largest = max(
-            config.tile_of(oriented[i].side, precision, itemsizes[i], architecture) for i in members
-        )
+        dtype, big, _ = k
+        largest = max(choices[i][0] for i in members)
         launch = Launch(
             group=group_of[k],
             dtype=dtype,
             items=items[k],
             codes=codes[k],
-            multi=any(
-                oriented[i].side > config.tile_of(oriented[i].side, precision, itemsizes[i], architecture)
-                for i in members
-            ),
+            multi=any(oriented[i].side > choices[i][0] for i in members),
             config=config.gram_config(precision, itemsizes[members[0]], largest, big, architecture),
             stats=big,
             rescue=False,

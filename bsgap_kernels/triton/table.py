@@ -1,6 +1,6 @@
 """The device table: how matrices lie in memory and where their results go. Pure Python, no GPU.
 
-One row of int64 describes equal-shaped matrices. `csrc/cuda/table.cuh` holds the same columns in the same order.
+One row of int64 describes equal-shaped matrices. `csrc/cuda/table.cuh` holds the same columns in this order.
 """
 
 from __future__ import annotations

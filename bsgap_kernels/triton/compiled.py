@@ -1,0 +1,174 @@
+"""Compiles the Gram kernel ahead of time, without a GPU, and reports what each variant takes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import config
+from .config import Precision
+from .gram import Launch, launch_constants
+
+# Shared memory of one block, bytes (CUDA C++ Programming Guide, technical specifications per capability).
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
+MAX_REGISTERS = 255
+
+ALIGNED_CODES = sum(1 << config.CODE_LAYOUTS * size | 2 << config.CODE_LAYOUTS * size for size in range(3))
+OTHER_CODES = ALIGNED_CODES << 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One compilation of the kernel."""
+
+    name: str
+    dtype: torch.dtype
+    precision: Precision
+    codes: int
+    multi: bool = False
+    shift: int = 0
+    rescue: bool = False
+
+    def launch(self, capability: int) -> Launch:
+        """As `gram_plan` would launch it on a device of this compute capability."""
+        big = self.multi and self.precision == "float32"
+        largest = max(t for i, t in enumerate(config.TILES) if self.codes >> i * config.CODE_LAYOUTS & 15)
+        itemsize = self.dtype.itemsize
+        constants = config.gram_config(self.precision, itemsize, largest, big, capability // 10)
+        if self.rescue:
+            constants = config.rescue_config(constants)
+        return Launch(
+            0, self.dtype, 1, self.codes, self.multi, constants, big and not self.rescue, self.rescue
+        )
+
+
+def variants() -> list[Variant]:
+    """What the heuristics can choose, the memory layouts in two halves.
+
+    float16 differs from bfloat16 in the name of the instruction only. Launches of fewer classes are parts of
+    these; those of narrow matrices alone run on fewer warps and are here by themselves.
+    """
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        name = str(dtype).removeprefix("torch.")
+        for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
+            found += [
+                Variant(f"{name} float32 {layouts}", dtype, "float32", codes),
+                Variant(f"{name} float32 {layouts}, sides to 32", dtype, "float32", codes & 0xFF),
+                Variant(
+                    f"{name} float32 {layouts}, tiles of 64", dtype, "float32", codes & 0xF00, multi=True
+                ),
+            ]
+        found.append(Variant(f"{name} rescue", dtype, "float32", 0xF00, multi=True, rescue=True))
+    for layout, where in ((config.SIDE_ALIGNED, "side"), (config.DEPTH_ALIGNED, "depth")):
+        codes = 1 << config.TILES.index(128) * config.CODE_LAYOUTS + layout
+        name = f"bfloat16 float32 aligned along {where}, tiles of 128"
+        found.append(Variant(name, torch.bfloat16, "float32", codes, multi=True))
+        found.append(Variant(name + ", rescue", torch.bfloat16, "float32", codes, multi=True, rescue=True))
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
+            found.append(Variant(f"{name} float64 {layouts}", dtype, "float64", codes, multi=True))
+            found.append(
+                Variant(f"{name} float64 {layouts}, shift", dtype, "float64", codes, multi=True, shift=1)
+            )
+        found.append(
+            Variant(f"{name} float64 any, first row", dtype, "float64", OTHER_CODES, multi=True, shift=2)
+        )
+    return found
+
+
+def wanted() -> list[tuple[Variant, int]]:
+    """Every variant with the compute capabilities that can be given it."""
+    return [
+        (variant, capability)
+        for variant in variants()
+        for capability in SHARED_LIMIT
+        if "128" not in variant.name or capability in (90, 100)
+    ]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled variant takes of a multiprocessor, and which instructions it has."""
+
+    variant: str
+    capability: int
+    warps: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    wide_loads: bool  # 16-byte copies or loads from global memory
+    wgmma: bool
+    tcgen05: bool
+    mma: bool
+    float64_mma: bool
+
+
+def resource_usage(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread and bytes of stack a thread, by the cuobjdump that comes with triton."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(cubin)
+        command = [str(tool), "-res-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise ValueError(f"cuobjdump printed no resource usage: {text}")
+    return int(found[1]), int(found[2])
+
+
+def compile_variant(variant: Variant, capability: int) -> Any:
+    """The compiled kernel; needs triton, no GPU."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from .gram_kernel import gram_kernel
+
+    constants = launch_constants(variant.launch(capability), variant.precision, variant.shift, False)
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    pointers = {
+        "table_ptr": "*i64",
+        "grams_ptr": "*fp64",
+        "partials_ptr": "*fp64",
+        "counters_ptr": "*i32",
+        "stats_ptr": "*fp64",
+        "shift_ptr": "*fp64",
+        "sums_ptr": "*fp64",
+        "scale_ptr": "*fp64",
+    }
+    signature = pointers | {"rows": "i32", "stats_stride": "i32"} | dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(pointers) if name != "shift_ptr"}
+    source = ASTSource(gram_kernel, signature, constants, aligned)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def resources(variant: Variant, capability: int) -> Resources:
+    """Compiles the variant and reads its PTX and its binary."""
+    kernel = compile_variant(variant, capability)
+    ptx = kernel.asm["ptx"]
+    registers, stack = resource_usage(kernel.asm["cubin"])
+    return Resources(
+        variant=variant.name,
+        capability=capability,
+        warps=variant.launch(capability).config.num_warps,
+        registers=registers,
+        spilled_bytes=stack,
+        shared_bytes=int(kernel.metadata.shared),
+        wide_loads=bool(
+            re.search(r"cp\.async\.\S+ \[[^\]]*\], \[[^\]]*\], 0x10|ld\.global\S*\.(v4\.b32|v2\.b64)", ptx)
+        ),
+        wgmma="wgmma.mma_async" in ptx,
+        tcgen05="tcgen05.mma" in ptx,
+        mma="mma.sync" in ptx,
+        float64_mma=bool(re.search(r"mma\.sync\S*\.f64", ptx)),
+    )
