@@ -33,11 +33,11 @@ def install() -> None:
 
     launch = gram._launch
 
-    def counted(plan: gram.GramPlan, *args: Any) -> None:
+    def counted(call: gram.Prepared, *args: Any) -> None:
         _gram_launches.update(
-            f"gram_kernel, sides {'beyond' if x.multi else 'within'} a tile" for x in plan.launches
+            f"gram_kernel, sides {'beyond' if x.multi else 'within'} a tile" for x in call.plan.launches
         )
-        launch(plan, *args)
+        launch(call, *args)
 
     gram._launch = counted
 

@@ -134,7 +134,7 @@ def centred_gram_stage(
     found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
     if not center:
         return found, None
-    error = found.grams.new_empty(sum(found.batches))
+    error = found.grams.new_empty(found.plan.matrices)
     for row in rows_of(found):
         G, k = row.grams, row.grams.shape[-1]
         squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -182,7 +182,7 @@ def count_stage(
         return _count_by_eigenvalues(found, atol, rtol, pairs)
     return Counted(
         *torch.ops.bsgap._cuda_counts(
-            found.grams, found.table, found.sides, found.batches, pairs, atol, rtol, found.exponent,
+            found.grams, found.table, found.plan.sides, found.plan.batches, pairs, atol, rtol, found.exponent,
             gram_error, certify, spectrum,
         )
     )  # fmt: skip
@@ -191,7 +191,7 @@ def count_stage(
 def summary_stage(found: GramSet, counted: Counted) -> Tensor:
     """Spectral summaries (N, columns) from the eigenvalues of the counting stage."""
     return torch.ops.bsgap._cuda_summaries(
-        counted.eigenvalues, found.table, found.sides, found.batches, found.exponent
+        counted.eigenvalues, found.table, found.plan.sides, found.plan.batches, found.exponent
     )
 
 
@@ -199,7 +199,7 @@ def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tenso
     """The count of an installation without CUDA C++ kernels."""
     if pairs is None:
         pairs = torch.tensor([[[atol, rtol]]], dtype=torch.float64, device=found.grams.device)
-    total = sum(found.batches)
+    total = found.plan.matrices
     counts = found.grams.new_empty((total, pairs.shape[1]), dtype=torch.int64)
     for row in rows_of(found):
         finite = torch.isfinite(row.grams.diagonal(dim1=-2, dim2=-1)).all(-1)
@@ -412,39 +412,37 @@ def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
 
 def _merged(sets: Sequence[GramSet]) -> GramSet:
     """Sets of one device as one, for the counting kernels: their rows point into each other's memory."""
-    from ..triton.gram import cached_table
-    from ..triton.table import COLUMNS, flat
+    from ..triton.gram import GramSet, Prepared, prepared
 
     anchor = sets[0].grams
-    rows: list[dict[str, int]] = []
-    results = 0
-    for found in sets:
-        away = (found.grams.data_ptr() - anchor.data_ptr()) // anchor.element_size()
-        for row in found.plan.rows:
-            moved = {"first_gram": row["first_gram"] + away, "first_result": row["first_result"] + results}
-            rows.append({**row, **moved})
-        results += found.plan.matrices
-    rows.sort(key=lambda row: -row["side"])
-    matrices = 0
-    for row in rows:
-        row["first_matrix"] = matrices
-        matrices += row["count"]
+    away = [(found.grams.data_ptr() - anchor.data_ptr()) // anchor.element_size() for found in sets]
+
+    def prepare() -> Prepared:
+        rows: list[dict[str, int]] = []
+        results = 0
+        for found, offset in zip(sets, away, strict=True):
+            for row in found.plan.rows:
+                moved = {
+                    "first_gram": row["first_gram"] + offset,
+                    "first_result": row["first_result"] + results,
+                }
+                rows.append({**row, **moved})
+            results += found.plan.matrices
+        rows.sort(key=lambda row: -row["side"])
+        matrices = 0
+        for row in rows:
+            row["first_matrix"] = matrices
+            matrices += row["count"]
+        return Prepared(replace(sets[0].plan, rows=rows))
+
+    call = prepared(tuple((found.plan, offset) for found, offset in zip(sets, away, strict=True)), prepare)
     exponents = None
     if any(found.exponent is not None for found in sets):
         zeros = [torch.zeros(f.plan.matrices, dtype=torch.int32, device=anchor.device) for f in sets]
         exponents = torch.cat(
             [z if f.exponent is None else f.exponent for f, z in zip(sets, zeros, strict=True)]
         )
-    return replace(
-        sets[0],
-        table=cached_table(flat(rows), anchor.device, device_table).view(len(rows), len(COLUMNS)),
-        sides=tuple(row["side"] for row in rows),
-        batches=tuple(row["count"] for row in rows),
-        roundings=tuple(row["roundings"] for row in rows),
-        exponent=exponents,
-        sums=None,
-        plan=replace(sets[0].plan, rows=rows),
-    )
+    return GramSet(anchor, call.table(anchor.device, device_table), exponents, None, call.plan)
 
 
 def feature_gram(A: Tensor, center: bool) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 
 from . import config
 from .config import Precision
-from .gram import Launch, launch_constants
+from .plan import Launch, launch_constants
 
 # Shared memory of one block, bytes (CUDA C++ Programming Guide, technical specifications per capability).
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -135,7 +135,7 @@ def compile_variant(variant: Variant, capability: int) -> Any:
     from .gram_kernel import gram_kernel
 
     constants = launch_constants(variant.launch(capability), variant.precision, variant.shift, False)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
     pointers = {
         "table_ptr": "*i64",
         "grams_ptr": "*fp64",
@@ -146,8 +146,13 @@ def compile_variant(variant: Variant, capability: int) -> Any:
         "sums_ptr": "*fp64",
         "scale_ptr": "*fp64",
     }
-    signature = pointers | {"rows": "i32", "stats_stride": "i32"} | dict.fromkeys(constants, "constexpr")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(pointers) if name != "shift_ptr"}
+    signature = (
+        {"origin": "i64"}
+        | pointers
+        | {"rows": "i32", "stats_stride": "i32"}
+        | dict.fromkeys(constants, "constexpr")
+    )
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(pointers, 1) if name != "shift_ptr"}
     source = ASTSource(gram_kernel, signature, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 

@@ -10,7 +10,7 @@ enum TableColumn : int64_t {
   kFirstItem,
   kFirstMatrix,
   kCount,
-  kPointer,
+  kOffset,
   kStrideBatch,
   kSide,
   kOuter,
@@ -26,7 +26,7 @@ enum TableColumn : int64_t {
   kRoundings,
   kObservations,
   kFeatures,
-  kReserved,
+  kFirstVector,
   kTableColumns
 };
 
