@@ -85,7 +85,7 @@ def run_item(
     """One work item of a row: (matrix, split, tile), the tile fastest so that tiles share what they read."""
     view = read_view(entry, VECTOR, LAYOUT)
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
-    # A grid has less than 2^31 items, so 32 bits hold an item's parts; what is multiplied with strides is wide.
+    # A grid has less than 2^31 items: 32 bits hold the parts of one. What is multiplied with strides is wide.
     splits = tl.load(entry + _SPLITS).to(tl.int32)
     per_side = ((side + TILE - 1) // TILE).to(tl.int32)
     tiles = per_side * (per_side + 1) // 2
