@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import proven
 import pytest
 import torch
 
@@ -60,6 +61,8 @@ def problems(row: compiled.Resources) -> list[str]:
 def test_fits_and_loads_16_bytes(variant: compiled.Variant, capability: int) -> None:
     row = compiled.resources(variant, capability)
     assert not problems(row)
+    kernel = "gram_kernel, rescue" if variant.rescue else "gram_kernel"
+    proven.note(kernel, proven.COMPILED, registers=row.registers, sm=str(capability))
     # A rescue is rare and reads element by element.
     assert row.wide_loads or variant.rescue
     if "128" in variant.name and not variant.rescue:

@@ -66,6 +66,8 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
         return GramConfig(1024, 32, 256, "tf32x3", num_warps, 2)
     if tile == 128:
         return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
+    if architecture == 12:  # spills with more of either (benchmarks/triton_resources.py)
+        return GramConfig(2048, 64 if big else 128, 256, "tf32x3", 4, 3)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
 
 
