@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from . import config
+from .config import PROBE_COLUMNS, UNIT_ROUNDOFF, gamma
 from .gram import GramSet, processors_of
 from .table import MatrixView, Orientation, describe, orient
 
-UNIT_ROUNDOFF = 2.0**-53
 PROBE_FACTOR = 7.978845608028655
 """10 √(2/π), rounded up."""
 BLOCK_OUT, BLOCK_SUM = 128, 32
 OMEGA_BLOCK = 64
-NUM_WARPS, NUM_STAGES = 8, 3
 # A split of fewer blocks than this costs more in partial sums than it brings in parallelism.
 MIN_SPLIT_BLOCKS = 4
 
@@ -64,12 +63,17 @@ def plan_product(
 
 def probe_vectors(count: int, side: int, seed: int, device: torch.device) -> Tensor:
     """Ω of every matrix, (count, side, PROBE_COLUMNS) float64: matrix i has the vectors of seed + i."""
-    from .probe_kernel import PROBE_COLUMNS, omega_kernel
+    from .probe_kernel import omega_kernel
 
     omega = torch.empty(count, side, PROBE_COLUMNS, dtype=torch.float64, device=device)
-    grid = (-(-side // OMEGA_BLOCK), count)
-    _launch(omega_kernel, grid, device, omega_ptr=omega, seed=seed, side=side, BLOCK=OMEGA_BLOCK, num_warps=4)
+    grid = (count, -(-side // OMEGA_BLOCK))
+    _launch(omega_kernel, grid, device, omega_ptr=omega, seed=seed, side=side, **omega_constants())
     return omega
+
+
+def omega_constants() -> dict[str, Any]:
+    """Compile-time constants of the kernel of Ω, and its warps and stages."""
+    return {"BLOCK": OMEGA_BLOCK, "num_warps": 4, "num_stages": 1}
 
 
 def thin_product(
@@ -80,10 +84,11 @@ def thin_product(
     X is depth x side of the orientation that the Gram matrix has. Both results by two-stage sums in a fixed
     order.
     """
-    from .probe_kernel import PROBE_COLUMNS, product_kernel
+    from .probe_kernel import product_kernel
 
     device, o = view.tensor.device, orient(view, False)
-    plan = plan_product(view, o, transposed, processors_of(device)[0], splits)
+    processors, architecture = processors_of(device)
+    plan = plan_product(view, o, transposed, processors, splits)
     slots = view.count * plan.splits
     out = thin.new_empty(view.count, plan.splits, o.side if transposed else o.depth, PROBE_COLUMNS)
     squares = thin.new_empty(view.count, plan.splits * plan.tiles)
@@ -104,21 +109,26 @@ def thin_product(
         stride_side=o.stride_side,
         tiles=plan.tiles,
         splits=plan.splits,
-        **product_constants(plan.layout, view.tensor.dtype, transposed),
+        **product_constants(plan.layout, view.tensor.dtype, transposed, architecture),
     )
     return out[:, 0] if plan.splits == 1 else out.sum(1), squares.sum(1), plan
 
 
-def product_constants(layout: int, dtype: torch.dtype, transposed: bool) -> dict[str, Any]:
-    """Compile-time constants of the product kernel, and its warps and stages."""
+def product_constants(
+    layout: int, dtype: torch.dtype, transposed: bool, architecture: int
+) -> dict[str, Any]:
+    """Compile-time constants of the product kernel, and its warps and stages.
+
+    Two stages where no float64 tensor core leaves the registers for three: compute capability 12.
+    """
     return {
         "LAYOUT": layout,
         "TRANSPOSED": transposed,
         "VECTOR": config.VECTOR_BYTES // dtype.itemsize,
         "BLOCK_OUT": BLOCK_OUT,
         "BLOCK_SUM": BLOCK_SUM,
-        "num_warps": NUM_WARPS,
-        "num_stages": NUM_STAGES,
+        "num_warps": 8,
+        "num_stages": 2 if architecture == 12 else 3,
     }
 
 
@@ -141,10 +151,10 @@ def probe_error(view: MatrixView, found: GramSet, seed: int) -> Tensor:
 
     # Computed sums of n squares and their roots, in any order: below what they stand for by less than
     # 2 γ_{n+8}. The last factor covers the roundings of these lines, fewer than 24 in a row.
-    own = 1 + 2 * _gamma(k + 8)
-    frobenius = g_squares.sqrt() * (1 + 2 * _gamma(k * k + 8))
-    rounding = frobenius * _gamma(third.roundings) + x_squares * (
-        _gamma(first.roundings + second.roundings) * (1 + 2 * _gamma(k * depth + 8))
+    own = 1 + 2 * gamma(k + 8)
+    frobenius = g_squares.sqrt() * (1 + 2 * gamma(k * k + 8))
+    rounding = frobenius * gamma(third.roundings) + x_squares * (
+        gamma(first.roundings + second.roundings) * (1 + 2 * gamma(k * depth + 8))
     )
     length = torch.linalg.vector_norm(omega, dim=1) * own
     difference = torch.linalg.vector_norm(g_omega - z, dim=1) * own
@@ -152,12 +162,6 @@ def probe_error(view: MatrixView, found: GramSet, seed: int) -> Tensor:
     worst = (difference + rounding[:, None] * length).amax(1) + k**0.5 * 2.0**-537
     bound = worst * (PROBE_FACTOR * (1 + 64 * UNIT_ROUNDOFF))
     return torch.where(torch.isfinite(bound), bound, torch.inf)
-
-
-def _gamma(n: int) -> float:
-    """n u / (1 - n u), rounded up."""
-    nu = n * UNIT_ROUNDOFF
-    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:

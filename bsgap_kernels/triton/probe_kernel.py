@@ -9,12 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .config import ANY, DEPTH_ALIGNED, SIDE_ALIGNED
-from .gram_blocks import depth_offsets, load_block, next_start, start_of
-
-PROBES = 9
-# Columns in memory, those past PROBES zero: tl.dot takes no fewer.
-PROBE_COLUMNS = 16
+from .config import ANY, DEPTH_ALIGNED, PROBE_COLUMNS, PROBES, SIDE_ALIGNED
+from .gram_blocks import depth_offsets, load_block, next_start, start_of, widened
 
 _PROBES = tl.constexpr(PROBES)
 _WIDTH = tl.constexpr(PROBE_COLUMNS)
@@ -32,9 +28,9 @@ def uniform(high, low):
 
 @triton.jit(do_not_specialize=["seed", "side"])
 def omega_kernel(omega_ptr, seed, side, BLOCK: tl.constexpr):
-    """Row j, column r of matrix i: gaussian_pair(seed + i, j, r + 1).first of csrc/core/philox.h."""
-    matrix = tl.program_id(1).to(tl.int64)
-    j = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    """Grid: (matrix, rows). Row j, column r of matrix i: gaussian_pair(seed + i, j, r + 1).first of csrc/core/philox.h."""
+    matrix = tl.program_id(0).to(tl.int64)
+    j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     r = tl.arange(0, _WIDTH)[None, :]
     zero = tl.zeros((BLOCK, _WIDTH), tl.uint32)
     key = seed.to(tl.uint64) + matrix.to(tl.uint64)
@@ -148,7 +144,7 @@ def product_kernel(
         thin = thin_ptr + matrix * outer * inner * _WIDTH
         for _ in range(begin, (split + 1) * blocks // splits):
             offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_SUM)
-            x = load_block(base, view, offsets, valid, tile * BLOCK_OUT, LAYOUT, BLOCK_OUT).to(tl.float64)
+            x = widened(load_block(base, view, offsets, valid, tile * BLOCK_OUT, LAYOUT, BLOCK_OUT), side > 0)
             y = thin_rows(thin, depth_index(inner, hop, at, LAYOUT, BLOCK_SUM), valid)
             total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=BLOCK_SUM)
             hop, at = next_start(view, hop, at, LAYOUT, BLOCK_SUM)
@@ -162,7 +158,7 @@ def product_kernel(
         squares = tl.zeros((BLOCK_OUT,), tl.float64)
         for block in range(split * blocks // splits, (split + 1) * blocks // splits):
             first = block * BLOCK_SUM
-            x = load_block(base, view, offsets, inside, first, LAYOUT, BLOCK_SUM).to(tl.float64)
+            x = widened(load_block(base, view, offsets, inside, first, LAYOUT, BLOCK_SUM), side > 0)
             index = first + tl.arange(0, BLOCK_SUM)
             y = thin_rows(thin, index, index < side)
             total += tl.dot(x, y, out_dtype=tl.float64, max_num_imprecise_acc=BLOCK_SUM)
