@@ -105,7 +105,8 @@ def probe_variants() -> list[ProbeVariant]:
     for dtype in (torch.bfloat16, torch.float32):
         for layout, where in layouts:
             name = f"probe {str(dtype).removeprefix('torch.')} {where}"
-            found += [ProbeVariant(name + suffix, dtype, layout, bool(suffix)) for suffix in ("", ", transposed")]
+            found.append(ProbeVariant(name, dtype, layout))
+            found.append(ProbeVariant(name + ", transposed", dtype, layout, transposed=True))
     found += [ProbeVariant(f"probe Gram {where}", torch.float64, layout) for layout, where in layouts[::2]]
     return found
 
@@ -148,9 +149,10 @@ def variants() -> list[Variant]:
 
 def wanted() -> list[tuple[Variant | ProbeVariant, int]]:
     """Every variant with the compute capabilities that can be given it."""
+    every: list[Variant | ProbeVariant] = [*variants(), *probe_variants()]
     return [
         (variant, capability)
-        for variant in (*variants(), *probe_variants())
+        for variant in every
         for capability in SHARED_LIMIT
         if "128" not in variant.name or capability in (90, 100)
     ]

@@ -41,7 +41,7 @@ UNIT_ROUNDOFF = 2.0**-53
 
 
 def gamma(n: int) -> float:
-    """n u / (1 - n u), rounded up: the most that n roundings of float64 do to a term (docs/certificates.md)."""
+    """n u / (1 - n u), rounded up: what n roundings of float64 do to a term at most."""
     nu = n * UNIT_ROUNDOFF
     return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
 

@@ -114,9 +114,7 @@ def thin_product(
     return out[:, 0] if plan.splits == 1 else out.sum(1), squares.sum(1), plan
 
 
-def product_constants(
-    layout: int, dtype: torch.dtype, transposed: bool, architecture: int
-) -> dict[str, Any]:
+def product_constants(layout: int, dtype: torch.dtype, transposed: bool, architecture: int) -> dict[str, Any]:
     """Compile-time constants of the product kernel, and its warps and stages.
 
     Two stages where no float64 tensor core leaves the registers for three: compute capability 12.

@@ -28,7 +28,7 @@ def uniform(high, low):
 
 @triton.jit(do_not_specialize=["seed", "side"])
 def omega_kernel(omega_ptr, seed, side, BLOCK: tl.constexpr):
-    """Grid: (matrix, rows). Row j, column r of matrix i: gaussian_pair(seed + i, j, r + 1).first of csrc/core/philox.h."""
+    """Ω[i, j, r] = gaussian_pair(seed + i, j, r + 1).first of csrc/core/philox.h. Grid: (i, blocks of j)."""
     matrix = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     r = tl.arange(0, _WIDTH)[None, :]
