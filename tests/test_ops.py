@@ -236,6 +236,17 @@ def test_range_float32(scale: float) -> None:
     assert bsgap.near_rank_interval(A, rtol=0.05, mode="probed") == (9, 9)
 
 
+def test_probed_interval_of_large_sides() -> None:
+    # From 424 on a GPU takes the probes.
+    shape, count = (448, 424), 41
+    A = spectra.with_count(*shape, count, 0.05, margin=COUNT_MARGIN, seed=3).to(torch.bfloat16)
+    sigma = reference.singular_values(A)
+    assert (sigma > 0.05 * sigma[0]).sum() == count
+    batch = torch.stack([torch.full_like(A, float("nan")), A])
+    lower, upper = bsgap.near_rank_interval(batch, rtol=0.05, mode="probed", seed=3)
+    assert lower.tolist() == upper.tolist() == [-1, count]
+
+
 def test_zero_and_rank_one() -> None:
     for shape in [(5, 3), (100, 90)]:
         zero = torch.zeros(shape)

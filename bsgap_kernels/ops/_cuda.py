@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Plan, select_backend
+from ..triton.config import UNIT_ROUNDOFF, gamma
 from . import _cpu
 from ._tolerances import effective_tolerances, svd_counts
 
 if TYPE_CHECKING:
     from ..triton.gram import GramSet
+    from ..triton.table import MatrixView
 
-UNIT_ROUNDOFF = 2.0**-53
 SMALLEST_SUBNORMAL = 2.0**-1074
 Precision = Literal["float32", "float64"]
 
@@ -89,6 +90,16 @@ def rows_of(found: GramSet) -> list[Row]:
     return rows
 
 
+def view_of(A: Tensor, *, batch: bool = True, features_side: bool = False) -> MatrixView:
+    """The matrices of A, copied only where their strides are none that a row of the table describes."""
+    from ..triton.table import describe
+
+    view = describe(A, batch=batch, features_side=features_side)
+    view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
+    assert view is not None
+    return view
+
+
 def gram_stage(
     As: Sequence[Tensor],
     precision: Precision,
@@ -99,18 +110,12 @@ def gram_stage(
 ) -> GramSet:
     """Gram matrices of all inputs in one launch a dtype, results in their order.
 
-    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. Read in place, but for
-    strides that no row of the table describes. `shift`: see triton/gram.py.
+    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. `shift`: see
+    triton/gram.py.
     """
     from ..triton.gram import gram_set
-    from ..triton.table import describe
 
-    views = []
-    for A in As:
-        view = describe(A, batch=batch, features_side=features_side)
-        view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
-        assert view is not None
-        views.append(view)
+    views = [view_of(A, batch=batch, features_side=features_side) for A in As]
     return gram_set(
         views, precision=precision, features_side=features_side, shift=shift, table_of=device_table
     )
@@ -145,16 +150,10 @@ def centred_gram_stage(
             G -= mean[:, :, None]
             G -= mean[:, None, :]
             G += mean.mean(-1)[:, None, None]
-        factor = 3 * _gamma(row.roundings) + 4 * _gamma(k + 2) + 32 * UNIT_ROUNDOFF
-        bound = squares * (factor * (1 + 4 * _gamma(row.roundings + 2 * k)))
+        factor = 3 * gamma(row.roundings) + 4 * gamma(k + 2) + 32 * UNIT_ROUNDOFF
+        bound = squares * (factor * (1 + 4 * gamma(row.roundings + 2 * k)))
         error[row.results] = bound + k * row.depth * SMALLEST_SUBNORMAL
     return found, error
-
-
-def _gamma(n: int) -> float:
-    """n u / (1 - n u), rounded up."""
-    nu = n * UNIT_ROUNDOFF
-    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
 
 
 @dataclass(frozen=True)
@@ -320,11 +319,15 @@ def intervals(
         lower, upper = _cpu.intervals(op, A.cpu(), atol, rtol, center, mode, seed)
         return lower.to(A.device), upper.to(A.device)
     assert plan.gram != "svd"
-    found, error = centred_gram_stage([A], plan.gram, center)
     if plan.certificate == "probed":
+        from ..triton.gram import gram_set
         from ..triton.probe import probe_error
 
-        error = probe_error(found, seed)
+        view = view_of(A)
+        found = gram_set([view], precision="float32", table_of=device_table)
+        error: Tensor | None = probe_error(view, found, seed)
+    else:
+        found, error = centred_gram_stage([A], plan.gram, center)
     counted = count_stage(found, absolute, relative, gram_error=error, certify=True)
     return counted.lower.view(A.shape[:-2]), counted.upper.view(A.shape[:-2])
 

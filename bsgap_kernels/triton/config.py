@@ -33,6 +33,18 @@ MEMORY_SLOT = 128 * 128
 
 VECTOR_BYTES = 16
 
+PROBES = 9
+PROBE_COLUMNS = 16
+"""Columns in memory, those past PROBES zero: tl.dot takes no fewer."""
+
+UNIT_ROUNDOFF = 2.0**-53
+
+
+def gamma(n: int) -> float:
+    """n u / (1 - n u), rounded up: what n roundings of float64 do to a term at most."""
+    nu = n * UNIT_ROUNDOFF
+    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
+
 
 @dataclass(frozen=True)
 class GramConfig:
