@@ -47,11 +47,13 @@ class Variant:
             0, self.dtype, 1, self.codes, self.multi, constants, big and not self.rescue, self.rescue
         )
 
-    def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
         """The kernel, the types of its arguments, its constants, the compiler's options."""
         from .gram_kernel import gram_kernel
 
-        constants = launch_constants(self.launch(capability), self.precision, self.shift, False)
+        constants = launch_constants(
+            self.launch(capability), self.precision, self.shift, False, capability // 10
+        )
         pointers = {
             "table_ptr": "*i64",
             "grams_ptr": "*fp64",
@@ -75,7 +77,7 @@ class ProbeVariant:
     layout: int = 0
     transposed: bool = False
 
-    def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]:
+    def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
         """The kernel, the types of its arguments, its constants, the compiler's options."""
         from .probe_kernel import omega_kernel, product_kernel
 
@@ -90,8 +92,9 @@ class ProbeVariant:
         return product_kernel, types, *_options(constants)
 
 
-def _options(constants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+def _options(constants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
+    options = {name: constants.pop(name) for name in names if name in constants}
     return constants, options
 
 

@@ -19,6 +19,8 @@ CODE_LAYOUTS = 4
 TILES = (16, 32, 64, 128)
 CODE_CLASSES = len(TILES)
 CODES = CODE_LAYOUTS * CODE_CLASSES
+# Bits of a set of codes whose layouts are read element by element.
+_ELEMENTWISE_CODES = sum(0b1100 << CODE_LAYOUTS * size for size in range(CODE_CLASSES))
 
 # Partial tiles are added in two levels of at most this many, so there are at most its square of splits.
 REDUCE_FAN = 16
@@ -81,6 +83,23 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
     if architecture == 12:  # spills with more of either (benchmarks/triton_resources.py)
         return GramConfig(2048, 64 if big else 128, 256, "tf32x3", 4, 3)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
+
+
+def register_limit(
+    precision: Precision, itemsize: int, codes: int, multi: bool, rescue: bool, architecture: int
+) -> int | None:
+    """Registers that a thread may have, or None: the compiler's choice.
+
+    Left to itself it spills a few words to come down to 128 where it wants a little more, and takes more than
+    128 where that many would do (benchmarks/results/triton_resources.json). Two blocks a multiprocessor keep
+    enough bytes on their way where reading binds; where arithmetic does, registers are worth more.
+    """
+    if rescue or (precision == "float64" and architecture in (8, 12)):
+        return 255
+    aligned = not codes & _ELEMENTWISE_CODES
+    if precision == "float32" and itemsize == 2 and aligned and not multi and architecture != 12:
+        return 128
+    return None
 
 
 def tile_count(side: int, tile: int) -> int:

@@ -182,7 +182,8 @@ def gram_set(
         )
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"
         return Prepared(
-            plan, [launch_constants(x, precision, shift_mode, interpreted) for x in plan.launches]
+            plan,
+            [launch_constants(x, precision, shift_mode, interpreted, architecture) for x in plan.launches],
         )
 
     geometry = [(view.tensor.data_ptr() - origin, view.tensor.dtype, *view.geometry) for view in views]

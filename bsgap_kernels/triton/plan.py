@@ -166,7 +166,9 @@ def gram_plan(
     return GramPlan(rows, launches, order, grams, partials, vectors[:-1], vectors[-1], stats)
 
 
-def launch_constants(launch: Launch, precision: Precision, shift: int, interpreted: bool) -> dict[str, Any]:
+def launch_constants(
+    launch: Launch, precision: Precision, shift: int, interpreted: bool, architecture: int
+) -> dict[str, Any]:
     """Compile-time constants of a launch, and the compiler's options."""
     import triton.language as tl
 
@@ -197,4 +199,7 @@ def launch_constants(launch: Launch, precision: Precision, shift: int, interpret
         "num_warps": constants.num_warps,
         "num_stages": constants.num_stages,
         "enable_fp_fusion": True,
+        "maxnreg": config.register_limit(
+            precision, launch.dtype.itemsize, launch.codes, launch.multi, launch.rescue, architecture
+        ),
     }
