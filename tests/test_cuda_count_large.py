@@ -242,6 +242,19 @@ def test_content_without_arithmetic() -> None:
     assert upper.tolist() == wanted
 
 
+def test_a_zero_gram_matrix_with_an_error_is_no_zero_matrix() -> None:
+    n = 130
+    zeros = torch.zeros(3, n, n, dtype=torch.float64)
+    error = torch.tensor([0.0, 1e-300, 1e-300], dtype=torch.float64)
+    pairs = torch.tensor([[[0.0, 0.1]], [[0.0, 0.1]], [[1e-100, 0.1]]], dtype=torch.float64)
+    counts, lower, upper, eigenvalues = run(
+        [zeros], thresholds=pairs, gram_error=error, certify=True, spectrum=True
+    )
+    assert counts.tolist() == lower.tolist() == [[0], [0], [0]]
+    assert upper.tolist() == [[0], [n], [0]]
+    assert torch.equal(eigenvalues[0], torch.zeros(3, n, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("scale", [1e-150, 1e150, 2.0**-500, 2.0**500])
 def test_scales(scale: float) -> None:
     # Of the Gram matrix itself: nothing of it may overflow, and norms may not vanish.

@@ -383,6 +383,17 @@ def test_nothing_exceeds_the_largest(k: int) -> None:
         assert found.flatten().tolist() == [0] * 8
 
 
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_a_zero_gram_matrix_with_an_error_is_no_zero_matrix(k: int) -> None:
+    p = problem([Group(torch.zeros(3, k, k), m=k, roundings=1)])
+    error = torch.tensor([0.0, 1e-300, 1e-300], dtype=torch.float64)
+    pairs = torch.tensor([[[0.0, 0.1]], [[0.0, 0.1]], [[1e-100, 0.1]]], dtype=torch.float64)
+    counts, lower, upper, eigenvalues = count(p, pairs, gram_error=error, spectrum=True)
+    assert counts.tolist() == lower.tolist() == [[0], [0], [0]]
+    assert upper.tolist() == [[0], [k], [0]]
+    assert torch.equal(eigenvalues, torch.zeros(3 * k, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("k", [6, 45])
 def test_gram_error_that_decides_nothing(k: int) -> None:
     A = torch.eye(k, dtype=torch.float64)

@@ -236,6 +236,19 @@ def test_range_float32(scale: float) -> None:
     assert bsgap.near_rank_interval(A, rtol=0.05, mode="probed") == (9, 9)
 
 
+@pytest.mark.parametrize(("mean", "step"), [(1.0, 1e-200), (1.0, 1e-300), (1e200, 1e-150), (1e-200, 0.0)])
+@pytest.mark.parametrize("shape", [(3, 2), (3, 7), (140, 131)])
+def test_range_of_centred_columns(shape: tuple[int, int], mean: float, step: float) -> None:
+    # Squares of the differences underflow: a Gram matrix of 0 must not prove that nothing counts.
+    A = torch.full(shape, mean, dtype=torch.float64)
+    A[:, 1] = step * torch.arange(1.0, shape[0] + 1, dtype=torch.float64)
+    rank = int(step > 0)
+    lower, upper = bsgap.near_rank_interval(A, rtol=1e-2, center=True)
+    assert lower <= rank <= upper
+    lower, upper = bsgap.near_rank_interval(A, atol=1e-2 * mean, center=True)
+    assert lower == upper == 0
+
+
 def test_zero_and_rank_one() -> None:
     for shape in [(5, 3), (100, 90)]:
         zero = torch.zeros(shape)

@@ -9,6 +9,7 @@ two: `svd_counts` below what a float64 Gram matrix resolves, and everything in a
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import warnings
 from collections.abc import Sequence
@@ -127,14 +128,16 @@ def centred_gram_stage(
     """Gram matrices, about the column means if `center`, and then the bound (N,) of their error.
 
     About any shift, G_B - s sᵀ/m (features) or H G_B H (observations) is the centred Gram matrix. With F
-    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F + k p η
-    (docs/certificates.md, section 7).
+    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F, and of float64 input by what
+    underflow took (docs/certificates.md, section 7).
     """
     shift: Literal["first_row"] | None = "first_row" if center else None
     found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
     if not center:
         return found, None
     error = found.grams.new_empty(sum(found.batches))
+    # Only float64 input has products that underflow, and then a Gram matrix of 0 does not mean equal rows.
+    unequal = None if found.exponent is None else torch.cat([_rows_differ(A, batch) for A in As])
     for row in rows_of(found):
         G, k = row.grams, row.grams.shape[-1]
         squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -147,8 +150,22 @@ def centred_gram_stage(
             G += mean.mean(-1)[:, None, None]
         factor = 3 * _gamma(row.roundings) + 4 * _gamma(k + 2) + 32 * UNIT_ROUNDOFF
         bound = squares * (factor * (1 + 4 * _gamma(row.roundings + 2 * k)))
-        error[row.results] = bound + k * row.depth * SMALLEST_SUBNORMAL
+        if unequal is not None and found.exponent is not None:
+            cells = k * row.depth
+            lost = 2 * math.sqrt(cells) * SMALLEST_SUBNORMAL
+            of_scaling = (2.0 * squares.sqrt() + lost) * (lost * (1 + 8 * UNIT_ROUNDOFF))
+            of_scaling = torch.where(found.exponent[row.results] < 0, of_scaling, 0.0)
+            underflow = of_scaling + 2 * cells * SMALLEST_SUBNORMAL
+            bound += torch.where(unequal[row.results], underflow, 0.0)
+        error[row.results] = bound
     return found, error
+
+
+def _rows_differ(A: Tensor, batch: bool) -> Tensor:
+    """Which matrices of A (*, m, n), leading dimensions as in `gram_stage`, have unequal rows, (count,)."""
+    if not batch:
+        return (A[(0,) * (A.dim() - 1)] != A).any().view(1)
+    return (A[..., :1, :] != A).flatten(-2).any(-1).view(-1)
 
 
 def _gamma(n: int) -> float:

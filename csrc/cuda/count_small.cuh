@@ -99,8 +99,9 @@ __device__ void count_matrix(Group& group, const MatrixMemory& m, const CountPro
   const MatrixTask task = find_matrix(p, matrix);
   const int n = static_cast<int>(task.side), rank = group.rank();
   const double trace = group.sum(rank < n ? task.g[static_cast<int64_t>(rank) * n + rank] : 0.0);
-  if (!std::isfinite(trace) || trace == 0) {
-    write_trivial(group, p, task, trace == 0);
+  const bool zero = is_zero(p, task, trace);
+  if (!std::isfinite(trace) || zero) {
+    write_trivial(group, p, task, zero);
     return;
   }
   // Squares of entries must stay numbers: the tridiagonal form is that of G * 2^-exponent, of trace 1 ... 2.

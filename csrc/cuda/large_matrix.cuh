@@ -140,7 +140,9 @@ __global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b
     m.scratch += row[kCount] * scratch_elements(row[kSide]);
   }
   const double size = std::abs(trace);
-  m.content = !(size < kInfinity) ? kContentNonFinite : size == 0 ? kContentZero : kContentFinite;
+  m.content = !(size < kInfinity)       ? kContentNonFinite
+              : is_zero(p, task, trace) ? kContentZero
+                                        : kContentFinite;
   m.gram_error = m.content == kContentFinite ? gram_error_of(p, task, trace) : 0;
   int exponent = 0;
   if (m.content == kContentFinite) std::frexp(size, &exponent);

@@ -60,6 +60,12 @@ __device__ inline bool is_nan(const Threshold& t) { return std::isnan(t.absolute
 // tau < 0 <= sigma: everything counts.
 __device__ inline bool is_negative(const Threshold& t) { return t.absolute < 0 && t.relative < 0; }
 
+// Whether a Gram matrix of this trace is that of a zero matrix. A given error above 0 says that more may have
+// been there, lost to underflow: centred values are not scaled to their own size.
+__device__ inline bool is_zero(const CountProblem& p, const MatrixTask& m, double trace) {
+  return trace == 0 && (p.gram_error == nullptr || p.gram_error[m.result] == 0);
+}
+
 // Section 1 of docs/certificates.md: bound of ||G - X^T X||_2 from the computed trace.
 __device__ inline double gram_error_of(const CountProblem& p, const MatrixTask& m, double trace) {
   if (p.gram_error != nullptr) return p.gram_error[m.result];
