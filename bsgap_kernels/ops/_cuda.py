@@ -378,6 +378,32 @@ class Site:
     error: Tensor | None
     tolerances: tuple[float, float]
     certify: bool
+    stream: torch.cuda.Stream | None  # that it was launched on
+
+
+def _current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _join(sites: Sequence[Site], device: torch.device) -> None:
+    """Lets the current stream read what sites left on others, and keep it until it has.
+
+    A forward pass may run on a stream of its own. Without the first, the count could come before the Gram
+    matrix; without the second, the next pass could be given its memory before the count has read it.
+    """
+    current = _current_stream(device)
+    if current is None:
+        return
+    waited = set()
+    for one in sites:
+        if one.stream is None or one.stream == current:
+            continue
+        if one.stream not in waited:
+            waited.add(one.stream)
+            current.wait_stream(one.stream)
+        for tensor in (one.found.grams, one.found.exponent, one.error):
+            if tensor is not None:
+                tensor.record_stream(current)
 
 
 def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Site | Tensor:
@@ -390,7 +416,7 @@ def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certif
     plan = select_backend("site", A.dtype, m, n, rtol=known, device="cuda", center=center)
     precision: Precision = "float32" if plan.gram == "float32" else "float64"
     found, error = centred_gram_stage([A], precision, center, batch=False)
-    return Site(found, error, (absolute, relative), certify)
+    return Site(found, error, (absolute, relative), certify, _current_stream(A.device))
 
 
 def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
@@ -401,8 +427,9 @@ def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
     grams = [s for s in sites if isinstance(s, Site)]
     if not grams:
         return torch.stack([s for s in sites if isinstance(s, Tensor)])
+    device = grams[0].found.grams.device
+    _join(grams, device)
     found = _merged([s.found for s in grams])
-    device = found.grams.device
     tolerances = [s.tolerances for s in grams]
     same = all(pair == tolerances[0] for pair in tolerances)
     errors = [s.error for s in grams if s.error is not None]
