@@ -159,7 +159,9 @@ __global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b
   m.done = 0;
   m.arrivals = 0;
   m.theta = m.top_lower = 0;
-  m.top_upper = kInfinity;
+  // A Gram matrix has no eigenvalue above its trace, which is that of G but for the errors of its entries.
+  const double n = static_cast<double>(task.side);
+  m.top_upper = round_up(size * (1 + 2 * gamma(n)) + (n + 2) * m.gram_error);
   m.frobenius = m.reflector = 0;
 }
 
