@@ -68,7 +68,7 @@ template <class Group>
 __device__ bool any_relative(Group& group, const CountProblem& p, const MatrixTask& task) {
   double found = 0;
   for (int64_t j = group.rank(); j < p.threshold_count; j += Group::kSize)
-    if (threshold_of(p, task, j).relative > 0) found = 1;
+    if (const double r = threshold_of(p, task, j).relative; r > 0 && r < 1) found = 1;
   return group.max(found) > 0;
 }
 
