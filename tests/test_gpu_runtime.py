@@ -35,6 +35,7 @@ CALLS: dict[str, Callable[[list[Tensor]], Outputs]] = {
     "near_rank": lambda As: bsgap.near_rank(As[0], rtol=0.1),
     "near_rank centred": lambda As: bsgap.near_rank(As[0], rtol=0.1, center=True),
     "near_rank atol": lambda As: bsgap.near_rank(As[0], atol=3.0),
+    "near_rank rtol on the CPU": lambda As: bsgap.near_rank(As[0], rtol=torch.tensor(0.1)),
     "near_rank_ratio": lambda As: bsgap.near_rank_ratio(As[0], rtol=0.1),
     "near_rank_interval": lambda As: tuple(bsgap.near_rank_interval(As[0], rtol=0.1)),
     "near_rank_interval probed": lambda As: tuple(bsgap.near_rank_interval(As[0], rtol=0.1, mode="probed")),

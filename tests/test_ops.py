@@ -14,6 +14,7 @@ from torch import Tensor
 import bsgap_kernels as bsgap
 from bsgap_kernels import reference, schema
 from bsgap_kernels.dispatch import select_backend
+from bsgap_kernels.ops._tolerances import threshold_pairs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (1, 9), (9, 1), (50, 7), (7, 50), (300, 70), (70, 300), (130, 130), (600, 97)]
@@ -125,6 +126,14 @@ def test_singular_value_counts_of_odd_thresholds() -> None:
     assert bsgap.singular_value_counts(A, odd, relative=False).tolist() == [3, 3, 3, 0, -1]
     assert bsgap.singular_value_counts(A, torch.tensor([1e-9])).tolist() == [3]
     assert bsgap.singular_value_counts(A, torch.empty(0)).shape == (0,)
+
+
+def test_tolerances_on_the_cpu_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meta device stands for a GPU, where a copy from the host would wait for it.
+    A = torch.empty(3, 2, device="meta")
+    monkeypatch.setattr(Tensor, "to", None)
+    pairs = threshold_pairs(A, torch.tensor(1.0), torch.tensor(0.1, dtype=torch.float16))
+    assert (pairs.device, pairs.dtype, pairs.shape) == (A.device, torch.float64, (2,))
 
 
 def test_grouped_matches_single() -> None:
