@@ -315,10 +315,8 @@ def count_grouped(
     if len(parts) == 1:
         return parts[0]
     order = [i for members in members_of.values() for i in members]
-    result = parts[0].new_empty(len(As))
-    for i, count in zip(order, torch.cat(parts).unbind(), strict=True):
-        result[i] = count
-    return result
+    places = sorted(range(len(As)), key=order.__getitem__)
+    return torch.cat(parts).index_select(0, device_table(places, As[0].device))
 
 
 def _device_pairs(pairs: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
