@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 from .near_rank import argument_problem, checked_tolerances
 
 
@@ -82,5 +82,4 @@ def _fake(
     return As[0].new_empty((len(As),), dtype=torch.int64)
 
 
-implement("near_rank_grouped", _kernel, _fake)
-nondifferentiable("near_rank_grouped")
+implement("near_rank_grouped", _kernel, _fake, differentiable=False)
