@@ -344,6 +344,15 @@ def test_accumulating_chunks_equals_one_gram() -> None:
 # Gradients
 
 
+def test_accumulating_keeps_no_graph_alive() -> None:
+    A = random(9, 3).requires_grad_() * 2
+    state = torch.zeros(4, 4, dtype=torch.float64)
+    version = state._version
+    bsgap.gram_accumulate_(state, A, torch.zeros(3, dtype=torch.float64))
+    assert not state.requires_grad
+    assert state._version > version
+
+
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7), (2, 5, 3)])
 @pytest.mark.parametrize("center", [False, True])
 def test_gradients(shape: tuple[int, ...], center: bool) -> None:
