@@ -25,7 +25,7 @@ from bsgap_kernels.bench.cuda.contenders import (
     gram32,
     stacked_eigenvalues,
 )
-from bsgap_kernels.bench.cuda.hook import COLUMNS, count_table, hook_path
+from bsgap_kernels.bench.cuda.hook import hook_path
 from bsgap_kernels.bench.cuda.targets import targets
 from bsgap_kernels.bench.truth import truth, truth_of_grams
 
@@ -167,27 +167,6 @@ def test_the_hook_path_counts_the_channel_unfolding(channels_last: bool) -> None
     counts = hook_path(images, 0.01)()
     assert counts.dtype == torch.int64
     assert torch.equal(counts, truth(inputs, 0.01).counts)
-
-
-def test_an_implementation_that_the_package_offers_is_taken_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bsgap_kernels import tracking
-
-    def offered(activations: list[torch.Tensor], rtol: float) -> Any:
-        return lambda: torch.full((len(activations),), 7)
-
-    monkeypatch.setattr(tracking, "hook_path", offered, raising=False)
-    assert hook_path([torch.ones(1, 1, 1, 1)] * 2, 0.1)().tolist() == [7, 7]
-
-
-def test_the_table_of_the_counting_op() -> None:
-    order, values = count_table([(10, 4), (20, 8), (30, 4)])
-    assert order == [1, 0, 2]
-    rows = [dict(zip(COLUMNS, values[i : i + 20], strict=True)) for i in range(0, 60, 20)]
-    assert [row["side"] for row in rows] == [8, 4, 4]
-    assert [row["first_gram"] for row in rows] == [0, 64, 80]
-    assert [row["first_matrix"] for row in rows] == [0, 1, 2]
-    assert [row["first_result"] for row in rows] == [1, 0, 2]
-    assert [(row["m"], row["n"], row["inner"]) for row in rows] == [(20, 8, 20), (10, 4, 10), (30, 4, 30)]
 
 
 def test_peers() -> None:
