@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -16,10 +17,12 @@ import spectra
 import test_certificates as committed
 import tolerances
 import torch
+from cuda_host import build
 from cuda_host.problems import Group, Problem, problem
 from torch import Tensor
 
 from bsgap_kernels import _core
+from bsgap_kernels.triton.table import COLUMNS
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
 
@@ -491,6 +494,14 @@ def test_summary_of_given_eigenvalues(k: int) -> None:
         x, y = index - index.mean(), values.flip(-1)[0, 9 : min(k, 99)].log()
         slope = -float((x * (y - y.mean())).sum() / (x * x).sum())
         torch.testing.assert_close(float(summary[0, 9]), slope, rtol=1e-10, atol=0)
+
+
+def test_columns_are_those_of_python() -> None:
+    text = (build.CSRC / "cuda" / "table.cuh").read_text()
+    names = re.findall(r"^  k(\w+),?$", text, re.MULTILINE)
+    assert names.pop() == "TableColumns"
+    snake = [re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name in names]
+    assert tuple({"observations": "m", "features": "n"}.get(name, name) for name in snake) == COLUMNS
 
 
 @pytest.mark.parametrize("n", [0, 1, 499, 500, 501, 1203])

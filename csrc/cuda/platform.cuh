@@ -77,10 +77,6 @@ inline void check(cudaError_t status, const char* what) {
     throw std::runtime_error(std::string("bsgap: ") + what + ": " + cudaGetErrorString(status));
 }
 
-inline void zero_async(void* memory, size_t bytes, cudaStream_t stream) {
-  if (bytes > 0) check(cudaMemsetAsync(memory, 0, bytes, stream), "memset");
-}
-
 // Launches a kernel on a stream. Above 48 KB of shared memory a kernel has to be told so first: always the
 // same number, since what is set is the kernel's and another thread may set it between here and the launch.
 template <class... Parameters, class... Arguments>

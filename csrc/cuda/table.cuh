@@ -26,7 +26,7 @@ enum TableColumn : int64_t {
   kRoundings,
   kObservations,
   kFeatures,
-  kReserved,
+  kFirstVector,
   kTableColumns
 };
 

@@ -306,10 +306,6 @@ inline bool last_to_arrive(unsigned* counter, unsigned total, unsigned* flag) {
   return *flag != 0;
 }
 
-inline void zero_async(void* memory, size_t bytes, cudaStream_t) {
-  if (bytes > 0) std::memset(memory, 0, bytes);
-}
-
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
             cudaStream_t, Arguments... arguments) {
