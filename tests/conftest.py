@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+import proven
 import pytest
 import torch
 
@@ -20,10 +21,16 @@ def pytest_configure(config: pytest.Config) -> None:
         import virtual_gpu
 
         virtual_gpu.install()
+    proven.begin()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says which kernels a run on the virtual GPU launched."""
+    """Says which GPU kernels were proven without a GPU, and which a run on the virtual GPU launched."""
+    lines = proven.end()
+    if lines:
+        terminalreporter.section("GPU kernels proven without a GPU")
+        for line in lines:
+            terminalreporter.write_line(line)
     if os.environ.get("BSGAP_VIRTUAL_GPU") == "1":
         import virtual_gpu
 

@@ -140,6 +140,9 @@ def test_gram_error_from_the_roundings() -> None:
     error = torch.tensor([1e-4], dtype=torch.float64)
     _, lower, upper, _ = run([g], rtol=1e-2, certify=True, gram_error=error)
     assert lower.item() < 40 < upper.item()
+    # What the probes say of something that is not finite: nothing is known.
+    _, lower, upper, _ = run([g], rtol=1e-2, certify=True, gram_error=error * torch.inf)
+    assert (lower.item(), upper.item()) == (0, 150)
 
 
 TOPS = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 
+import proven
 import pytest
 from cuda_host import build
 
@@ -24,11 +25,13 @@ def run(mode: str, *arguments: str, defines: tuple[str, ...] = ()) -> subprocess
     )
 
 
-@pytest.mark.parametrize("mode", ["races", "addresses"])
-def test_kernels_are_clean(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "way"), [("races", proven.RACES), ("addresses", proven.ADDRESSES)])
+def test_kernels_are_clean(mode: str, way: str) -> None:
     done = run(mode)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
+    kernels = {"count_small_kernel", "summary_kernel", "fill_table_kernel"}
+    assert set(proven.note_program(done.stdout, way)) == kernels
 
 
 # 20 rows: a warp, 33: a block.

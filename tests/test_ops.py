@@ -245,6 +245,17 @@ def test_range_float32(scale: float) -> None:
     assert bsgap.near_rank_interval(A, rtol=0.05, mode="probed") == (9, 9)
 
 
+def test_probed_interval_of_large_sides() -> None:
+    # From 424 on a GPU takes the probes.
+    shape, count = (448, 424), 41
+    A = spectra.with_count(*shape, count, 0.05, margin=COUNT_MARGIN, seed=3).to(torch.bfloat16)
+    sigma = reference.singular_values(A)
+    assert (sigma > 0.05 * sigma[0]).sum() == count
+    batch = torch.stack([torch.full_like(A, float("nan")), A])
+    lower, upper = bsgap.near_rank_interval(batch, rtol=0.05, mode="probed", seed=3)
+    assert lower.tolist() == upper.tolist() == [-1, count]
+
+
 @pytest.mark.parametrize(("mean", "step"), [(1.0, 1e-200), (1.0, 1e-300), (1e200, 1e-150), (1e-200, 0.0)])
 @pytest.mark.parametrize("shape", [(3, 2), (3, 7), (140, 131)])
 def test_range_of_centred_columns(shape: tuple[int, int], mean: float, step: float) -> None:

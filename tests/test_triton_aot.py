@@ -1,4 +1,4 @@
-"""The Gram kernel compiled ahead of time, without a GPU: no spills, fits every device, 16-byte loads."""
+"""The Triton kernels compiled ahead of time, without a GPU: no spills, fits every device, 16-byte loads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+import proven
 import pytest
 import torch
 
@@ -60,6 +61,8 @@ def problems(row: compiled.Resources) -> list[str]:
 def test_fits_and_loads_16_bytes(variant: compiled.Variant, capability: int) -> None:
     row = compiled.resources(variant, capability)
     assert not problems(row)
+    kernel = "gram_kernel, rescue" if variant.rescue else "gram_kernel"
+    proven.note(kernel, proven.COMPILED, registers=row.registers, sm=str(capability))
     # A rescue is rare and reads element by element.
     assert row.wide_loads or variant.rescue
     if "128" in variant.name and not variant.rescue:
@@ -93,6 +96,38 @@ def test_float64_blocks_are_summed_apart(capability: int) -> None:
     accumulators = re.findall(r"tt\.dot %\S+, %\S+, (%\w+)", kernel.asm["ttgir"])
     assert accumulators
     assert all(name.startswith("%cst") for name in accumulators)
+
+
+@compiles
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("vectors", 89),
+        ("bfloat16 aligned along side", 90),
+        ("bfloat16 aligned along depth", 120),
+        ("bfloat16 aligned along depth, transposed", 80),
+        ("float32 aligned along side", 86),
+        ("float32 unaligned, transposed", 90),
+        ("Gram unaligned", 100),
+    ],
+)
+def test_probes(name: str, capability: int) -> None:
+    (variant,) = (v for v in compiled.probe_variants() if v.name == f"probe {name}")
+    assert not problems(compiled.resources(variant, capability))
+    kernel = compiled.compile_variant(variant, capability)
+    ptx = kernel.asm["ptx"]
+    # The bound needs every subnormal; the logarithm starts from an approximate reciprocal.
+    assert not re.findall(r"\.ftz(?!\.f64)", ptx)
+    if variant.dtype is not None:
+        accumulators = re.findall(r"tt\.dot %\S+, %\S+, (%\w+)", kernel.asm["ttgir"])
+        assert accumulators
+        assert all(name.startswith("%cst") for name in accumulators)
+        assert ("f64.f64.f64.f64" in ptx) == (capability in (80, 90, 100))
+    if "aligned along" in name:
+        assert re.search(r"cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", ptx)
+        assert not re.findall(
+            r"cp\.async\.ca\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x[48]|ld\.global\S*\.b(16|32)", ptx
+        )
 
 
 def test_committed_resources_are_clean_and_complete() -> None:

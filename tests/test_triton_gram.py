@@ -191,7 +191,7 @@ def test_heuristics_split_a_long_matrix() -> None:
 def test_features_side(precision: config.Precision) -> None:
     A = random(2, 30, 150)
     result = gram_set([viewed(A, features_side=True)], precision=precision, features_side=True, splits=2)
-    assert result.sides == (150,)
+    assert result.plan.sides == (150,)
     assert_gram(result.gram(0), matrices(A, features_side=True), result, 0, precision)
 
 
@@ -213,7 +213,7 @@ def test_shift_and_column_sums(mode: str, dtype: torch.dtype) -> None:
             X = matrices(shifted)
             assert_gram(result.gram(i), X, result, i, "float64")
             if A.shape[-1] <= A.shape[-2]:
-                at = result.vector_offsets[i]
+                at = result.plan.vector_offsets[i]
                 sums = result.sums[at : at + c.numel()].view_as(c)
                 bound = (row_of(result, i)["roundings"] + A.shape[-2]) * 2.0**-53 * shifted.abs().sum(1)
                 assert ((sums - shifted.sum(1)).abs() <= bound).all()

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsgap_kernels.triton import config
-from bsgap_kernels.triton.gram import cached_table, device_table, gram_plan, scaling_exponents
+from bsgap_kernels.triton.gram import device_table, scaling_exponents
+from bsgap_kernels.triton.plan import gram_plan
 from bsgap_kernels.triton.table import COLUMNS, MatrixView, Orientation, describe, flat, orient
 
 
@@ -32,7 +33,7 @@ def test_the_package_and_its_table_need_no_triton() -> None:
 
 def test_columns() -> None:
     assert len(COLUMNS) == len(set(COLUMNS)) == 20
-    assert COLUMNS[3] == "pointer"
+    assert COLUMNS[3] == "offset"
     assert COLUMNS[16:] == ("roundings", "m", "n", "first_vector")
 
 
@@ -158,7 +159,6 @@ def test_rows_are_sorted_and_results_keep_the_caller_order() -> None:
     assert [row["layout"] // config.CODES for row in plan.rows] == [0, 1, 1, 1, 2]
     values = flat(plan.rows)
     assert device_table(values, torch.device("cpu")).tolist() == values
-    assert cached_table(values, torch.device("cpu"), device_table).tolist() == values
 
 
 def test_scaling_exponents_leave_ordinary_matrices_alone() -> None:

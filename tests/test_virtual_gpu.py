@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 COUNTS = {"count_small_kernel", "gram_kernel, sides within a tile", "gram_kernel, sides beyond a tile"}
 LARGE = {"ldlt_panel_kernel", "ldlt_update_kernel"}
+PROBED = {"omega_kernel", "product_kernel"}
 
 
 @pytest.mark.slow
@@ -28,9 +29,10 @@ LARGE = {"ldlt_panel_kernel", "ldlt_update_kernel"}
         (
             "test_ops.py",
             "opcheck or compiles or wrappers or grouped or batches or non_finite or range or zero_and"
-            " or digits or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating",
+            " or digits or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating"
+            " or probed",
             60,
-            COUNTS | LARGE | {"summary_kernel"},
+            COUNTS | LARGE | PROBED | {"summary_kernel"},
         ),
         (
             "test_tracker.py",

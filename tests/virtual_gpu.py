@@ -33,25 +33,29 @@ def install() -> None:
         ("_cuda_summaries", cuda_host.summaries),
     ):
         _LIBRARY.impl(name, kernel, "CPU")
-    from bsgap_kernels.triton import gram
+    from bsgap_kernels.triton import gram, probe
 
-    launch = gram._launch
+    launch, launch_probe = gram._launch, probe._launch
 
-    def counted(plan: gram.GramPlan, *args: Any) -> None:
-        _gram_launches.update(
-            f"gram_kernel, sides {'beyond' if x.multi else 'within'} a tile" for x in plan.launches
+    def counted(call: gram.Prepared, *args: Any) -> None:
+        _triton_launches.update(
+            f"gram_kernel, sides {'beyond' if x.multi else 'within'} a tile" for x in call.plan.launches
         )
-        launch(plan, *args)
+        launch(call, *args)
 
-    gram._launch = counted
+    def counted_probe(kernel: Any, *args: Any, **arguments: Any) -> None:
+        _triton_launches[kernel.__name__] += 1
+        launch_probe(kernel, *args, **arguments)
+
+    gram._launch, probe._launch = counted, counted_probe
 
 
-_gram_launches: Counter[str] = Counter()
+_triton_launches: Counter[str] = Counter()
 
 
 def launches() -> Counter[str]:
     """How often each kernel was launched since `install`."""
-    return _gram_launches + Counter(launch.kernel for launch in cuda_host.launches())
+    return _triton_launches + Counter(launch.kernel for launch in cuda_host.launches())
 
 
 def _fill(out: Tensor, values: Sequence[int]) -> None:

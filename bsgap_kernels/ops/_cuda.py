@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 
 from ..dispatch import Plan, select_backend
+from ..triton.config import UNIT_ROUNDOFF, gamma
 from . import _cpu
 from ._tolerances import effective_tolerances, svd_counts
 
 if TYPE_CHECKING:
     from ..triton.gram import GramSet
+    from ..triton.table import MatrixView
 
-UNIT_ROUNDOFF = 2.0**-53
 SMALLEST_SUBNORMAL = 2.0**-1074
 Precision = Literal["float32", "float64"]
 
@@ -90,6 +91,16 @@ def rows_of(found: GramSet) -> list[Row]:
     return rows
 
 
+def view_of(A: Tensor, *, batch: bool = True, features_side: bool = False) -> MatrixView:
+    """The matrices of A, copied only where their strides are none that a row of the table describes."""
+    from ..triton.table import describe
+
+    view = describe(A, batch=batch, features_side=features_side)
+    view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
+    assert view is not None
+    return view
+
+
 def gram_stage(
     As: Sequence[Tensor],
     precision: Precision,
@@ -100,18 +111,12 @@ def gram_stage(
 ) -> GramSet:
     """Gram matrices of all inputs in one launch a dtype, results in their order.
 
-    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. Read in place, but for
-    strides that no row of the table describes. `shift`: see triton/gram.py.
+    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. `shift`: see
+    triton/gram.py.
     """
     from ..triton.gram import gram_set
-    from ..triton.table import describe
 
-    views = []
-    for A in As:
-        view = describe(A, batch=batch, features_side=features_side)
-        view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
-        assert view is not None
-        views.append(view)
+    views = [view_of(A, batch=batch, features_side=features_side) for A in As]
     return gram_set(
         views, precision=precision, features_side=features_side, shift=shift, table_of=device_table
     )
@@ -135,7 +140,7 @@ def centred_gram_stage(
     found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
     if not center:
         return found, None
-    error = found.grams.new_empty(sum(found.batches))
+    error = found.grams.new_empty(found.plan.matrices)
     # Only float64 input has products that underflow, and then a Gram matrix of 0 does not mean equal rows.
     unequal = None if found.exponent is None else torch.cat([_rows_differ(A, batch) for A in As])
     for row in rows_of(found):
@@ -148,8 +153,8 @@ def centred_gram_stage(
             G -= mean[:, :, None]
             G -= mean[:, None, :]
             G += mean.mean(-1)[:, None, None]
-        factor = 3 * _gamma(row.roundings) + 4 * _gamma(k + 2) + 32 * UNIT_ROUNDOFF
-        bound = squares * (factor * (1 + 4 * _gamma(row.roundings + 2 * k)))
+        factor = 3 * gamma(row.roundings) + 4 * gamma(k + 2) + 32 * UNIT_ROUNDOFF
+        bound = squares * (factor * (1 + 4 * gamma(row.roundings + 2 * k)))
         if unequal is not None and found.exponent is not None:
             cells = k * row.depth
             lost = 2 * math.sqrt(cells) * SMALLEST_SUBNORMAL
@@ -166,12 +171,6 @@ def _rows_differ(A: Tensor, batch: bool) -> Tensor:
     if not batch:
         return (A[(0,) * (A.dim() - 1)] != A).any().view(1)
     return (A[..., :1, :] != A).flatten(-2).any(-1).view(-1)
-
-
-def _gamma(n: int) -> float:
-    """n u / (1 - n u), rounded up."""
-    nu = n * UNIT_ROUNDOFF
-    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
 
 
 @dataclass(frozen=True)
@@ -199,7 +198,7 @@ def count_stage(
         return _count_by_eigenvalues(found, atol, rtol, pairs)
     return Counted(
         *torch.ops.bsgap._cuda_counts(
-            found.grams, found.table, found.sides, found.batches, pairs, atol, rtol, found.exponent,
+            found.grams, found.table, found.plan.sides, found.plan.batches, pairs, atol, rtol, found.exponent,
             gram_error, certify, spectrum,
         )
     )  # fmt: skip
@@ -208,7 +207,7 @@ def count_stage(
 def summary_stage(found: GramSet, counted: Counted) -> Tensor:
     """Spectral summaries (N, columns) from the eigenvalues of the counting stage."""
     return torch.ops.bsgap._cuda_summaries(
-        counted.eigenvalues, found.table, found.sides, found.batches, found.exponent
+        counted.eigenvalues, found.table, found.plan.sides, found.plan.batches, found.exponent
     )
 
 
@@ -216,7 +215,7 @@ def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tenso
     """The count of an installation without CUDA C++ kernels."""
     if pairs is None:
         pairs = torch.tensor([[[atol, rtol]]], dtype=torch.float64, device=found.grams.device)
-    total = sum(found.batches)
+    total = found.plan.matrices
     counts = found.grams.new_empty((total, pairs.shape[1]), dtype=torch.int64)
     for row in rows_of(found):
         finite = torch.isfinite(row.grams.diagonal(dim1=-2, dim2=-1)).all(-1)
@@ -335,11 +334,15 @@ def intervals(
         lower, upper = _cpu.intervals(op, A.cpu(), atol, rtol, center, mode, seed)
         return lower.to(A.device), upper.to(A.device)
     assert plan.gram != "svd"
-    found, error = centred_gram_stage([A], plan.gram, center)
     if plan.certificate == "probed":
+        from ..triton.gram import gram_set
         from ..triton.probe import probe_error
 
-        error = probe_error(found, seed)
+        view = view_of(A)
+        found = gram_set([view], precision="float32", table_of=device_table)
+        error: Tensor | None = probe_error(view, found, seed)
+    else:
+        found, error = centred_gram_stage([A], plan.gram, center)
     counted = count_stage(found, absolute, relative, gram_error=error, certify=True)
     return counted.lower.view(A.shape[:-2]), counted.upper.view(A.shape[:-2])
 
@@ -454,39 +457,37 @@ def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
 
 def _merged(sets: Sequence[GramSet]) -> GramSet:
     """Sets of one device as one, for the counting kernels: their rows point into each other's memory."""
-    from ..triton.gram import cached_table
-    from ..triton.table import COLUMNS, flat
+    from ..triton.gram import GramSet, Prepared, prepared
 
     anchor = sets[0].grams
-    rows: list[dict[str, int]] = []
-    results = 0
-    for found in sets:
-        away = (found.grams.data_ptr() - anchor.data_ptr()) // anchor.element_size()
-        for row in found.plan.rows:
-            moved = {"first_gram": row["first_gram"] + away, "first_result": row["first_result"] + results}
-            rows.append({**row, **moved})
-        results += found.plan.matrices
-    rows.sort(key=lambda row: -row["side"])
-    matrices = 0
-    for row in rows:
-        row["first_matrix"] = matrices
-        matrices += row["count"]
+    away = [(found.grams.data_ptr() - anchor.data_ptr()) // anchor.element_size() for found in sets]
+
+    def prepare() -> Prepared:
+        rows: list[dict[str, int]] = []
+        results = 0
+        for found, offset in zip(sets, away, strict=True):
+            for row in found.plan.rows:
+                moved = {
+                    "first_gram": row["first_gram"] + offset,
+                    "first_result": row["first_result"] + results,
+                }
+                rows.append({**row, **moved})
+            results += found.plan.matrices
+        rows.sort(key=lambda row: -row["side"])
+        matrices = 0
+        for row in rows:
+            row["first_matrix"] = matrices
+            matrices += row["count"]
+        return Prepared(replace(sets[0].plan, rows=rows))
+
+    call = prepared(tuple((found.plan, offset) for found, offset in zip(sets, away, strict=True)), prepare)
     exponents = None
     if any(found.exponent is not None for found in sets):
         zeros = [torch.zeros(f.plan.matrices, dtype=torch.int32, device=anchor.device) for f in sets]
         exponents = torch.cat(
             [z if f.exponent is None else f.exponent for f, z in zip(sets, zeros, strict=True)]
         )
-    return replace(
-        sets[0],
-        table=cached_table(flat(rows), anchor.device, device_table).view(len(rows), len(COLUMNS)),
-        sides=tuple(row["side"] for row in rows),
-        batches=tuple(row["count"] for row in rows),
-        roundings=tuple(row["roundings"] for row in rows),
-        exponent=exponents,
-        sums=None,
-        plan=replace(sets[0].plan, rows=rows),
-    )
+    return GramSet(anchor, call.table(anchor.device, device_table), exponents, None, call.plan)
 
 
 def feature_gram(A: Tensor, center: bool) -> Tensor:

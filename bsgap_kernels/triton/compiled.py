@@ -1,4 +1,4 @@
-"""Compiles the Gram kernel ahead of time, without a GPU, and reports what each variant takes."""
+"""Compiles the Triton kernels ahead of time, without a GPU, and reports what each variant takes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from . import config
+from . import config, probe
 from .config import Precision
-from .gram import Launch, launch_constants
+from .plan import Launch, launch_constants
 
 # Shared memory of one block, bytes (CUDA C++ Programming Guide, technical specifications per capability).
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -25,7 +25,7 @@ OTHER_CODES = ALIGNED_CODES << 2
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation of the kernel."""
+    """One compilation of the Gram kernel."""
 
     name: str
     dtype: torch.dtype
@@ -46,6 +46,70 @@ class Variant:
         return Launch(
             0, self.dtype, 1, self.codes, self.multi, constants, big and not self.rescue, self.rescue
         )
+
+    def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]:
+        """The kernel, the types of its arguments, its constants, the compiler's options."""
+        from .gram_kernel import gram_kernel
+
+        constants = launch_constants(self.launch(capability), self.precision, self.shift, False)
+        pointers = {
+            "table_ptr": "*i64",
+            "grams_ptr": "*fp64",
+            "partials_ptr": "*fp64",
+            "counters_ptr": "*i32",
+            "stats_ptr": "*fp64",
+            "shift_ptr": "*fp64",
+            "sums_ptr": "*fp64",
+            "scale_ptr": "*fp64",
+        }
+        types = {"origin": "i64"} | pointers | {"rows": "i32", "stats_stride": "i32"}
+        return gram_kernel, types, *_options(constants)
+
+
+@dataclass(frozen=True)
+class ProbeVariant:
+    """One compilation of the probes' product with a matrix; of their vectors where dtype is None."""
+
+    name: str
+    dtype: torch.dtype | None
+    layout: int = 0
+    transposed: bool = False
+
+    def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, int]]:
+        """The kernel, the types of its arguments, its constants, the compiler's options."""
+        from .probe_kernel import omega_kernel, product_kernel
+
+        if self.dtype is None:
+            types = {"omega_ptr": "*fp64", "seed": "i64", "side": "i32"}
+            return omega_kernel, types, *_options(probe.omega_constants())
+        element = {torch.float64: "*fp64", torch.float32: "*fp32", torch.bfloat16: "*bf16"}[self.dtype]
+        types = {"x_ptr": element} | dict.fromkeys(("thin_ptr", "out_ptr", "squares_ptr"), "*fp64")
+        strides = ("stride_batch", "stride_outer", "stride_inner", "stride_side")
+        types |= dict.fromkeys(("side", "outer", "inner", *strides, "tiles", "splits"), "i32")
+        constants = probe.product_constants(self.layout, self.dtype, self.transposed, capability // 10)
+        return product_kernel, types, *_options(constants)
+
+
+def _options(constants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, int]]:
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+    return constants, options
+
+
+def probe_variants() -> list[ProbeVariant]:
+    """What `probe_error` launches; of the unaligned layouts the one with a division per element."""
+    found = [ProbeVariant("probe vectors", None)]
+    layouts = (
+        (config.SIDE_ALIGNED, "aligned along side"),
+        (config.DEPTH_ALIGNED, "aligned along depth"),
+        (config.ANY, "unaligned"),
+    )
+    for dtype in (torch.bfloat16, torch.float32):
+        for layout, where in layouts:
+            name = f"probe {str(dtype).removeprefix('torch.')} {where}"
+            found.append(ProbeVariant(name, dtype, layout))
+            found.append(ProbeVariant(name + ", transposed", dtype, layout, transposed=True))
+    found += [ProbeVariant(f"probe Gram {where}", torch.float64, layout) for layout, where in layouts[::2]]
+    return found
 
 
 def variants() -> list[Variant]:
@@ -84,11 +148,12 @@ def variants() -> list[Variant]:
     return found
 
 
-def wanted() -> list[tuple[Variant, int]]:
+def wanted() -> list[tuple[Variant | ProbeVariant, int]]:
     """Every variant with the compute capabilities that can be given it."""
+    every: list[Variant | ProbeVariant] = [*variants(), *probe_variants()]
     return [
         (variant, capability)
-        for variant in variants()
+        for variant in every
         for capability in SHARED_LIMIT
         if "128" not in variant.name or capability in (90, 100)
     ]
@@ -126,33 +191,26 @@ def resource_usage(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def compile_variant(variant: Variant, capability: int) -> Any:
+def compile_variant(variant: Variant | ProbeVariant, capability: int) -> Any:
     """The compiled kernel; needs triton, no GPU."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from .gram_kernel import gram_kernel
-
-    constants = launch_constants(variant.launch(capability), variant.precision, variant.shift, False)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    pointers = {
-        "table_ptr": "*i64",
-        "grams_ptr": "*fp64",
-        "partials_ptr": "*fp64",
-        "counters_ptr": "*i32",
-        "stats_ptr": "*fp64",
-        "shift_ptr": "*fp64",
-        "sums_ptr": "*fp64",
-        "scale_ptr": "*fp64",
+    kernel, types, constants, options = variant.source(capability)
+    signature = types | dict.fromkeys(constants, "constexpr")
+    # x_ptr of an unaligned matrix has no more alignment than its elements.
+    loose = ("shift_ptr", "x_ptr") if constants.get("LAYOUT") == config.ANY else ("shift_ptr",)
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(types.items())
+        if kind.startswith("*") and name not in loose
     }
-    signature = pointers | {"rows": "i32", "stats_stride": "i32"} | dict.fromkeys(constants, "constexpr")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(pointers) if name != "shift_ptr"}
-    source = ASTSource(gram_kernel, signature, constants, aligned)
+    source = ASTSource(kernel, signature, constants, aligned)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
-def resources(variant: Variant, capability: int) -> Resources:
+def resources(variant: Variant | ProbeVariant, capability: int) -> Resources:
     """Compiles the variant and reads its PTX and its binary."""
     kernel = compile_variant(variant, capability)
     ptx = kernel.asm["ptx"]
@@ -160,7 +218,7 @@ def resources(variant: Variant, capability: int) -> Resources:
     return Resources(
         variant=variant.name,
         capability=capability,
-        warps=variant.launch(capability).config.num_warps,
+        warps=int(kernel.metadata.num_warps),
         registers=registers,
         spilled_bytes=stack,
         shared_bytes=int(kernel.metadata.shared),

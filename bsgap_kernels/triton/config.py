@@ -33,6 +33,18 @@ MEMORY_SLOT = 128 * 128
 
 VECTOR_BYTES = 16
 
+PROBES = 9
+PROBE_COLUMNS = 16
+"""Columns in memory, those past PROBES zero: tl.dot takes no fewer."""
+
+UNIT_ROUNDOFF = 2.0**-53
+
+
+def gamma(n: int) -> float:
+    """n u / (1 - n u), rounded up: what n roundings of float64 do to a term at most."""
+    nu = n * UNIT_ROUNDOFF
+    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
+
 
 @dataclass(frozen=True)
 class GramConfig:
@@ -66,6 +78,8 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
         return GramConfig(1024, 32, 256, "tf32x3", num_warps, 2)
     if tile == 128:
         return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
+    if architecture == 12:  # spills with more of either (benchmarks/triton_resources.py)
+        return GramConfig(2048, 64 if big else 128, 256, "tf32x3", 4, 3)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
 
 

@@ -22,6 +22,8 @@ _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
 _REDO_DEPTH = tl.constexpr(16)
+# Triton 3.6 fails to compile float64 products of operands that it sees are 16-bit in memory; 3.9 does not.
+_HIDE_16_BITS = tl.constexpr([int(x) for x in triton.__version__.split(".")[:2]] < [3, 9])
 
 
 @triton.jit
@@ -104,6 +106,18 @@ def load_block(base, view, offsets, valid, first, LAYOUT: tl.constexpr, TILE: tl
 
 
 @triton.jit
+def widened(x, always):
+    """x in float64; `always` is true, which only the compiler may not know."""
+    if _HIDE_16_BITS and x.dtype.primitive_bitwidth == 16:
+        wide = tl.zeros(x.shape, tl.float64)
+        if always:
+            wide = x.to(tl.float64)
+    else:
+        wide = x.to(tl.float64)
+    return wide
+
+
+@triton.jit
 def load_wide(
     base,
     view,
@@ -121,7 +135,7 @@ def load_wide(
     """The block in float64: scaled, then less the (scaled) shift of its features, if asked."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D)
-    x = load_block(base, view, offsets, valid, first, LAYOUT, TILE).to(tl.float64)
+    x = widened(load_block(base, view, offsets, valid, first, LAYOUT, TILE), side > 0)
     if SCALED:
         x = x * scale
     if SHIFT != 0:
@@ -236,8 +250,8 @@ def redo(
     for done in range(0, depths, _REDO_DEPTH):
         offsets, valid = depth_offsets(view, hop, at, _ANY, _REDO_DEPTH)
         valid = valid & (done + tl.arange(0, _REDO_DEPTH) < depths)
-        x = load_block(base, view, offsets, valid, row0, _ANY, TILE).to(tl.float64)
-        y = load_block(base, view, offsets, valid, column0, _ANY, TILE).to(tl.float64)
+        x = widened(load_block(base, view, offsets, valid, row0, _ANY, TILE), side > 0)
+        y = widened(load_block(base, view, offsets, valid, column0, _ANY, TILE), side > 0)
         total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=_REDO_DEPTH)
         hop, at = next_start(view, hop, at, _ANY, _REDO_DEPTH)
     return total

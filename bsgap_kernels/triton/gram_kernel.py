@@ -15,7 +15,7 @@ from .table import COLUMNS
 
 _FIRST_ITEM = tl.constexpr(COLUMNS.index("first_item"))
 _FIRST_MATRIX = tl.constexpr(COLUMNS.index("first_matrix"))
-_POINTER = tl.constexpr(COLUMNS.index("pointer"))
+_OFFSET = tl.constexpr(COLUMNS.index("offset"))
 _STRIDE_BATCH = tl.constexpr(COLUMNS.index("stride_batch"))
 _SPLITS = tl.constexpr(COLUMNS.index("splits"))
 _LAYOUT = tl.constexpr(COLUMNS.index("layout"))
@@ -61,6 +61,7 @@ def out_of_range(trace, cells):
 
 @triton.jit
 def run_item(
+    origin,
     entry,
     local,
     buffers,
@@ -84,8 +85,9 @@ def run_item(
     """One work item of a row: (matrix, split, tile), the tile fastest so that tiles share what they read."""
     view = read_view(entry, VECTOR, LAYOUT)
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
-    splits = tl.load(entry + _SPLITS)
-    per_side = (side + TILE - 1) // TILE
+    # A grid has less than 2^31 items: 32 bits hold the parts of one. What is multiplied with strides is wide.
+    splits = tl.load(entry + _SPLITS).to(tl.int32)
+    per_side = ((side + TILE - 1) // TILE).to(tl.int32)
     tiles = per_side * (per_side + 1) // 2
     matrix = local // (tiles * splits)
     rest = local - matrix * (tiles * splits)
@@ -94,13 +96,13 @@ def run_item(
     i = tl.zeros_like(tile)
     if MULTI:
         # Row of the triangle that holds the tile; float32's root is off by one at most.
-        i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int64)
+        i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
         i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
         i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
     row0 = i * TILE
     column0 = (tile - i * (i + 1) // 2) * TILE
 
-    address = tl.load(entry + _POINTER)
+    address = origin + tl.load(entry + _OFFSET)
     stride_batch = tl.load(entry + _STRIDE_BATCH)
     if LAYOUT == _SIDE_ALIGNED or LAYOUT == _DEPTH_ALIGNED:
         address = address // 16 * 16
@@ -144,7 +146,7 @@ def run_item(
                         matrix,
                         tile,
                         tiles,
-                        split.to(tl.int32),
+                        split,
                         sub_row,
                         sub_column,
                         SLOT,
@@ -230,7 +232,7 @@ def run_item(
             matrix,
             tile,
             tiles,
-            split.to(tl.int32),
+            split,
             row0,
             column0,
             SLOT,
@@ -241,8 +243,11 @@ def run_item(
         )
 
 
-@triton.jit(do_not_specialize=["rows", "stats_stride"], do_not_specialize_on_alignment=["shift_ptr"])
+@triton.jit(
+    do_not_specialize=["origin", "rows", "stats_stride"], do_not_specialize_on_alignment=["shift_ptr"]
+)
 def gram_kernel(
+    origin,
     table_ptr,
     grams_ptr,
     partials_ptr,
@@ -269,10 +274,13 @@ def gram_kernel(
     RESCUE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Grid: the work items of launch group GROUP. CODES: bit c is set if a row of the group has code c."""
+    """Grid: the work items of launch group GROUP. CODES: bit c is set if a row of the group has code c.
+
+    origin: the address that the table's offsets are relative to.
+    """
     item = tl.program_id(0).to(tl.int64)
     entry = find_row(table_ptr, rows, item, GROUP)
-    local = item - tl.load(entry + _FIRST_ITEM)
+    local = (item - tl.load(entry + _FIRST_ITEM)).to(tl.int32)
     code = tl.load(entry + _LAYOUT) % _CODES
     buffers = (grams_ptr, partials_ptr, counters_ptr, stats_ptr, stats_stride, sums_ptr)
     for size in tl.static_range(0, _CLASSES):
@@ -281,6 +289,7 @@ def gram_kernel(
                 if code == size * _LAYOUTS + layout:
                     TILE: tl.constexpr = _SMALLEST << size
                     run_item(
+                        origin,
                         entry,
                         local,
                         buffers,

@@ -131,7 +131,11 @@ def finish(
                 squares = trace_of(total, TILE)
     else:
         groups = (splits + _FAN - 1) // _FAN
-        first = tl.load(entry + _FIRST_PARTIAL) + (matrix * tiles + tile) * (splits + groups) * SLOT + SUB
+        first = (
+            tl.load(entry + _FIRST_PARTIAL)
+            + (matrix.to(tl.int64) * tiles + tile) * (splits + groups) * SLOT
+            + SUB
+        )
         store_partial(partials_ptr, total, sums, first + split * SLOT, SLOT, TILE, SUMS)
         group = split // _FAN
         members = tl.minimum(splits - group * _FAN, _FAN)

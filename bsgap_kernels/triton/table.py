@@ -14,7 +14,7 @@ COLUMNS = (
     "first_item",  # prefix sum of Gram work items within the row's launch group
     "first_matrix",  # prefix sum of matrices, table order
     "count",  # matrices in the row
-    "pointer",  # address of the first element
+    "offset",  # bytes from the call's origin (the first tensor's address) to the first element
     "stride_batch",  # this and all strides in elements
     "side",  # k: the Gram matrix is k x k
     "outer",  # depth = outer * inner: d -> (d // inner, d % inner)
@@ -51,6 +51,20 @@ class MatrixView:
     stride_row_inner: int
     n: int
     stride_column: int
+
+    @property
+    def geometry(self) -> tuple[int, ...]:
+        """All but the tensor."""
+        return (
+            self.count,
+            self.stride_batch,
+            self.row_outer,
+            self.row_inner,
+            self.stride_row_outer,
+            self.stride_row_inner,
+            self.n,
+            self.stride_column,
+        )
 
     @property
     def m(self) -> int:

@@ -12,7 +12,12 @@ namespace bsgap::cuda {
 
 // Sides up to this are served by one launch for all matrices (count_small.cuh), the others by
 // count_large.cuh.
+#ifdef BSGAP_TEST_SMALL_SIDE
+inline constexpr int64_t kSmallSide =
+    BSGAP_TEST_SMALL_SIDE;  // the sanitizers' runs: the same code, less of it
+#else
 inline constexpr int64_t kSmallSide = 128;
+#endif
 
 // Pointers are to device memory unless said otherwise. N matrices in all, `rows` table rows in descending
 // order of side; t = threshold_count. "Caller's order": index kFirstResult of the row + index in the row.

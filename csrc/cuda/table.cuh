@@ -10,7 +10,7 @@ enum TableColumn : int64_t {
   kFirstItem,
   kFirstMatrix,
   kCount,
-  kPointer,
+  kOffset,
   kStrideBatch,
   kSide,
   kOuter,

@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import proven
 import torch
 from torch import Tensor
 
@@ -48,11 +49,11 @@ def clear_launches() -> None:
     library().bsgap_launch_log_clear()
 
 
-def launches() -> list[Launch]:
-    """Kernel launches since ``clear_launches``, in order."""
+def launches(first: int = 0) -> list[Launch]:
+    """Kernel launches since ``clear_launches``, in order, but for the first ones."""
     lib = library()
     result = []
-    for index in range(lib.bsgap_launch_log_size()):
+    for index in range(first, lib.bsgap_launch_log_size()):
         name, numbers = ctypes.create_string_buffer(256), (ctypes.c_int64 * 5)()
         lib.bsgap_launch_log_entry(ctypes.c_int64(index), name, ctypes.c_int64(256), numbers)
         x, y, z, threads, shared = numbers
@@ -73,9 +74,18 @@ def _integers(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
     return (ctypes.c_int64 * max(1, len(values)))(*values)
 
 
-def _check(status: int) -> None:
-    if status != 0:
-        raise RuntimeError(library().bsgap_last_error().decode())
+def _run(function: str, *arguments: object, sides: Sequence[int] = (), matrices: int = 0) -> None:
+    """Calls the library, raises its error, and notes the kernels that it launched."""
+    lib = library()
+    before = lib.bsgap_launch_log_size()
+    if getattr(lib, function)(*arguments) != 0:
+        raise RuntimeError(lib.bsgap_last_error().decode())
+    facts: dict[str, int | tuple[int, int]] = {}
+    if sides:
+        facts = {"sides": (min(sides), max(sides)), "matrices": matrices}
+    for launch in launches(before):
+        blocks = launch.grid[0] * launch.grid[1] * launch.grid[2]
+        proven.note(launch.kernel, proven.HOST, blocks=blocks, threads=launch.threads, **facts)
 
 
 def count_grams(
@@ -101,27 +111,28 @@ def count_grams(
     lower, upper = (torch.full(shape if certify else (0, count), -77, dtype=torch.int64) for _ in range(2))
     total = sum(s * b for s, b in zip(sides, batches, strict=True)) if spectrum else 0
     eigenvalues = torch.full((total,), -77.0, dtype=torch.float64)
-    _check(
-        library().bsgap_count_grams(
-            _pointer(grams, torch.float64),
-            _pointer(table, torch.int64),
-            ctypes.c_int64(len(sides)),
-            _integers(sides),
-            _integers(batches),
-            _pointer(thresholds, torch.float64),
-            ctypes.c_int(thresholds is None or thresholds.shape[0] == 1),
-            ctypes.c_int64(count),
-            ctypes.c_double(atol),
-            ctypes.c_double(rtol),
-            _pointer(exponent, torch.int32),
-            _pointer(gram_error, torch.float64),
-            ctypes.c_int(certify),
-            ctypes.c_int(spectrum),
-            _pointer(counts, torch.int64),
-            _pointer(lower, torch.int64),
-            _pointer(upper, torch.int64),
-            _pointer(eigenvalues, torch.float64),
-        )
+    _run(
+        "bsgap_count_grams",
+        _pointer(grams, torch.float64),
+        _pointer(table, torch.int64),
+        ctypes.c_int64(len(sides)),
+        _integers(sides),
+        _integers(batches),
+        _pointer(thresholds, torch.float64),
+        ctypes.c_int(thresholds is None or thresholds.shape[0] == 1),
+        ctypes.c_int64(count),
+        ctypes.c_double(atol),
+        ctypes.c_double(rtol),
+        _pointer(exponent, torch.int32),
+        _pointer(gram_error, torch.float64),
+        ctypes.c_int(certify),
+        ctypes.c_int(spectrum),
+        _pointer(counts, torch.int64),
+        _pointer(lower, torch.int64),
+        _pointer(upper, torch.int64),
+        _pointer(eigenvalues, torch.float64),
+        sides=sides,
+        matrices=matrices,
     )
     return counts, lower, upper, eigenvalues
 
@@ -130,16 +141,18 @@ def summaries(
     eigenvalues: Tensor, table: Tensor, sides: Sequence[int], batches: Sequence[int], exponent: Tensor | None
 ) -> Tensor:
     """The summary (N, columns), as ``_cuda_summaries`` returns it."""
-    summary = torch.full((sum(batches), SUMMARY_COLUMNS), -77.0, dtype=torch.float64)
-    _check(
-        library().bsgap_summaries(
-            _pointer(eigenvalues, torch.float64),
-            _pointer(table, torch.int64),
-            ctypes.c_int64(len(sides)),
-            _integers(batches),
-            _pointer(exponent, torch.int32),
-            _pointer(summary, torch.float64),
-        )
+    matrices = sum(batches)
+    summary = torch.full((matrices, SUMMARY_COLUMNS), -77.0, dtype=torch.float64)
+    _run(
+        "bsgap_summaries",
+        _pointer(eigenvalues, torch.float64),
+        _pointer(table, torch.int64),
+        ctypes.c_int64(len(sides)),
+        _integers(batches),
+        _pointer(exponent, torch.int32),
+        _pointer(summary, torch.float64),
+        sides=sides,
+        matrices=matrices,
     )
     return summary
 
@@ -147,9 +160,7 @@ def summaries(
 def fill_table(values: Sequence[int]) -> Tensor:
     """An int64 tensor of the values, as ``_cuda_fill`` writes it."""
     out = torch.full((len(values),), -77, dtype=torch.int64)
-    _check(
-        library().bsgap_fill_table(_pointer(out, torch.int64), _integers(values), ctypes.c_int64(len(values)))
-    )
+    _run("bsgap_fill_table", _pointer(out, torch.int64), _integers(values), ctypes.c_int64(len(values)))
     return out
 
 
@@ -157,7 +168,5 @@ def largest_eigenvalue(G: Tensor, proposal: float) -> tuple[float, float]:
     """Certified bounds of the largest eigenvalue of a matrix of 33 to 128 rows, from a proposal for it."""
     out = torch.full((2,), -77.0, dtype=torch.float64)
     n, value = ctypes.c_int(G.shape[0]), ctypes.c_double(proposal)
-    _check(
-        library().bsgap_largest_eigenvalue(_pointer(G, torch.float64), n, value, _pointer(out, torch.float64))
-    )
+    _run("bsgap_largest_eigenvalue", _pointer(G, torch.float64), n, value, _pointer(out, torch.float64))
     return float(out[0]), float(out[1])

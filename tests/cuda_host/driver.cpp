@@ -87,5 +87,6 @@ int main(int argc, char** argv) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int64_t>(i * i) - 7;
   fill_table(copy.data(), values.data(), 1203, nullptr);
   require(copy == values, "fill_table in chunks");
+  host::print_launches();
   return 0;
 }

@@ -51,18 +51,37 @@ struct Input {
   CountProblem problem;
 };
 
-void counts(const std::vector<int64_t>& sides, bool certify) {
+struct Options {
+  bool certify = false, spectrum = false, relative = false;
+};
+
+void counts(const std::vector<int64_t>& sides, Options options) {
   Input in(sides);
   CountProblem& p = in.problem;
+  int64_t total = 0;
+  for (const int64_t side : sides) total += side;
   std::vector<int64_t> count(sides.size()), lower(count), upper(count);
-  p.atol = std::sqrt(100.0), p.certify = certify;
+  std::vector<double> eigenvalues(total);
+  // The eigenvalue j counted from 1 lies between j and j + 1 but for the largest.
+  const int64_t below = 4 * sides.back() / 5;
+  p.certify = options.certify, p.spectrum = options.spectrum;
+  if (options.relative)
+    p.rtol = std::sqrt(0.5);  // the largest of 17 is 17.1, the eighth is 8.1
+  else
+    p.atol = std::sqrt(static_cast<double>(below + 1));
   p.counts = count.data(), p.lower = lower.data(), p.upper = upper.data();
+  p.eigenvalues = eigenvalues.data();
   Workspace workspace(count_large_workspace_bytes(p));
   count_large_grams(p, workspace.memory.get(), nullptr);
-  for (size_t i = 0; i < sides.size(); ++i) {
-    // The hundredth eigenvalue lies between 100 and 101.
-    require(count[i] == sides[i] - 99, "count");
-    require(!certify || (lower[i] == count[i] && upper[i] == count[i]), "interval");
+  int64_t first = 0;
+  for (size_t i = 0; i < sides.size(); first += sides[i++]) {
+    if (options.spectrum)
+      for (int64_t j = 0; j + 1 < sides[i]; ++j)
+        require(eigenvalues[first + j] > j + 1 && eigenvalues[first + j] < j + 2, "eigenvalues");
+    int64_t expected = sides[i] - below;
+    if (options.relative) expected = sides[i] - sides[i] / 2;
+    require(count[i] == expected, "count");
+    require(!options.certify || (lower[i] == count[i] && upper[i] == count[i]), "interval");
   }
 }
 
@@ -118,12 +137,16 @@ void lanczos(const std::vector<int64_t>& sides) {
 int main(int argc, char** argv) {
   const char* what = argc > 1 ? argv[1] : "counts";
   // Three panels: a narrow and a full update; the second matrix has only two.
-  if (std::strcmp(what, "counts") == 0) counts({140, 128 + 1}, false);
-  if (std::strcmp(what, "certified") == 0) counts({140, 130}, true);
+  if (std::strcmp(what, "counts") == 0) counts({140, 128 + 1}, {});
+  if (std::strcmp(what, "certified") == 0) counts({140, 130}, {.certify = true});
   if (std::strcmp(what, "chunks") == 0) {
     chunks(false);
     chunks(true);
   }
   if (std::strcmp(what, "lanczos") == 0) lanczos({130});
+  // With BSGAP_TEST_SMALL_SIDE: the rest of the sequence, on one panel.
+  if (std::strcmp(what, "top") == 0) counts({17}, {.certify = true, .relative = true});
+  if (std::strcmp(what, "spectrum") == 0) counts({20, 17}, {.spectrum = true});
+  host::print_launches();
   return 0;
 }

@@ -72,6 +72,12 @@ inline std::vector<Launch>& launches() {
   return log;
 }
 
+// A line a launch: kernel, blocks, threads of a block.
+inline void print_launches() {
+  for (const Launch& l : launches())
+    std::printf("%s %llu %u\n", l.name.c_str(), 1ull * l.grid.x * l.grid.y * l.grid.z, l.threads);
+}
+
 struct Block;
 
 struct Thread {

@@ -1,24 +1,26 @@
-"""The hook path as a call: what the tracker does with the activations of a step, without its model."""
+"""The hook path as a call: one Gram launch a site as its activation appears, then one count for all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from ...ops._register import engine_of
-from ...tracking.sites import unfold_view
 
 
 def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
-    """A call that counts #{σ > rtol·σ_max} of the channel unfolding of each (B, C, H, W).
+    """A call that counts #{σ > rtol·σ_max} of the channel unfolding of each (B, C, H, W), without its bounds.
 
-    On a GPU one Gram launch a site, as its activation appears, then one count and one summary of all.
+    The spectral summary that the tracker records is part of it.
     """
-    engine = engine_of(activations[0].device)
+    views = [activation.movedim(1, -1) for activation in activations]
+
+    engine = engine_of(views[0].device)
 
     def call() -> Tensor:
-        sites = [engine.site(unfold_view(x, "channel"), None, rtol, False, False) for x in activations]
-        return engine.site_records(sites)[:, 0].long()
+        sites = [engine.site(view, None, rtol, False, False) for view in views]
+        return engine.site_records(sites)[:, 0].to(torch.int64)
 
     return call
