@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -243,6 +244,28 @@ def test_content_without_arithmetic() -> None:
     assert counts.tolist() == wanted
     assert lower.tolist() == wanted
     assert upper.tolist() == wanted
+
+
+def test_a_zero_gram_matrix_with_an_error_is_no_zero_matrix() -> None:
+    n = 130
+    zeros = torch.zeros(3, n, n, dtype=torch.float64)
+    error = torch.tensor([0.0, 1e-300, 1e-300], dtype=torch.float64)
+    pairs = torch.tensor([[[0.0, 0.1]], [[0.0, 0.1]], [[1e-100, 0.1]]], dtype=torch.float64)
+    counts, lower, upper, eigenvalues = run(
+        [zeros], thresholds=pairs, gram_error=error, certify=True, spectrum=True
+    )
+    assert counts.tolist() == lower.tolist() == [[0], [0], [0]]
+    assert upper.tolist() == [[0], [n], [0]]
+    assert torch.equal(eigenvalues[0], torch.zeros(3, n, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_thresholds_beyond_every_singular_value(exact: bool) -> None:
+    # Squares that overflow, and one that no factorisation survives.
+    n = 130
+    pairs = torch.tensor([[[atol, 0.0] for atol in (1e10, 1e153, 1e160, math.inf)]], dtype=torch.float64)
+    counts, lower, upper, _ = run([with_count(n, 30)], thresholds=pairs, certify=True, exact=exact)
+    assert counts.tolist() == lower.tolist() == upper.tolist() == [[0] * 4]
 
 
 @pytest.mark.parametrize("scale", [1e-150, 1e150, 2.0**-500, 2.0**500])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -16,10 +17,12 @@ import spectra
 import test_certificates as committed
 import tolerances
 import torch
+from cuda_host import build
 from cuda_host.problems import Group, Problem, problem
 from torch import Tensor
 
 from bsgap_kernels import _core
+from bsgap_kernels.triton.table import COLUMNS
 
 pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
 
@@ -383,6 +386,17 @@ def test_nothing_exceeds_the_largest(k: int) -> None:
         assert found.flatten().tolist() == [0] * 8
 
 
+@pytest.mark.parametrize("k", [1, 5, 40])
+def test_a_zero_gram_matrix_with_an_error_is_no_zero_matrix(k: int) -> None:
+    p = problem([Group(torch.zeros(3, k, k), m=k, roundings=1)])
+    error = torch.tensor([0.0, 1e-300, 1e-300], dtype=torch.float64)
+    pairs = torch.tensor([[[0.0, 0.1]], [[0.0, 0.1]], [[1e-100, 0.1]]], dtype=torch.float64)
+    counts, lower, upper, eigenvalues = count(p, pairs, gram_error=error, spectrum=True)
+    assert counts.tolist() == lower.tolist() == [[0], [0], [0]]
+    assert upper.tolist() == [[0], [k], [0]]
+    assert torch.equal(eigenvalues, torch.zeros(3 * k, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("k", [6, 45])
 def test_gram_error_that_decides_nothing(k: int) -> None:
     A = torch.eye(k, dtype=torch.float64)
@@ -434,13 +448,10 @@ def test_summaries_follow_the_cpu_op() -> None:
     p = problem(groups)
     for row, index in zip(p.table, p.order, strict=True):
         row[17], row[18] = matrices[index].shape[-2:]
-    counts, lower, upper, eigenvalues = count(p, rtol=1e-2, spectrum=True)
+    _, _, _, eigenvalues = count(p, rtol=1e-2, spectrum=True)
     cuda_host.clear_launches()
-    clamped, summary = cuda_host.summaries(
-        eigenvalues, p.table, p.sides, p.batches, None, counts, lower, upper
-    )
+    summary = cuda_host.summaries(eigenvalues, p.table, p.sides, p.batches, None)
     assert cuda_host.launches() == [cuda_host.Launch("summary_kernel", (3, 1, 1), 128, 0)]
-    assert torch.equal(clamped, counts)
     for A, start in zip(matrices, p.starts, strict=True):
         expected = torch.ops.bsgap.spectral_summary(A)
         # Effective ranks and the decay's slope take logarithms of eigenvalues near their rounding.
@@ -457,16 +468,7 @@ def test_summary_of_given_eigenvalues(k: int) -> None:
     )
     p = problem([Group(torch.zeros(2, k, k), m=k + 7)])
     exponent = torch.tensor([3, -3], dtype=torch.int32)
-    given = torch.tensor([[5, 7, -1], [5, 7, 9]])
-    lower, upper = torch.tensor([[6, 2, -1], [0, 0, 0]]), torch.tensor([[9, 5, -1], [9, 9, 2]])
-    counts, summary = cuda_host.summaries(
-        values.flatten(), p.table, p.sides, p.batches, exponent, given, lower, upper
-    )
-    assert counts.tolist() == [[6, 5, -1], [5, 7, 2]]
-    unclamped, _ = cuda_host.summaries(
-        values.flatten(), p.table, p.sides, p.batches, exponent, given, lower[:0], upper[:0]
-    )
-    assert torch.equal(unclamped, given)
+    summary = cuda_host.summaries(values.flatten(), p.table, p.sides, p.batches, exponent)
     top = torch.tensor([2.0**-3, 2.0**3], dtype=torch.float64)
     sigma = values.flip(-1).sqrt()
     q = sigma / sigma.sum(-1, keepdim=True)
@@ -492,6 +494,14 @@ def test_summary_of_given_eigenvalues(k: int) -> None:
         x, y = index - index.mean(), values.flip(-1)[0, 9 : min(k, 99)].log()
         slope = -float((x * (y - y.mean())).sum() / (x * x).sum())
         torch.testing.assert_close(float(summary[0, 9]), slope, rtol=1e-10, atol=0)
+
+
+def test_columns_are_those_of_python() -> None:
+    text = (build.CSRC / "cuda" / "table.cuh").read_text()
+    names = re.findall(r"^  k(\w+),?$", text, re.MULTILINE)
+    assert names.pop() == "TableColumns"
+    snake = [re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name in names]
+    assert tuple({"observations": "m", "features": "n"}.get(name, name) for name in snake) == COLUMNS
 
 
 @pytest.mark.parametrize("n", [0, 1, 499, 500, 501, 1203])

@@ -59,6 +59,12 @@ def test_kernels_are_clean(mode: str, part: str) -> None:
     assert PARTS[part] <= set(kernels)
 
 
+def test_matrices_in_chunks() -> None:
+    program = build.build("driver_large.cpp", "fibers", "BSGAP_SCRATCH_ELEMENTS=80000")
+    done = run(program, "chunks")
+    assert done.returncode == 0, done.stderr
+
+
 PANEL_BARRIER = """    block_sync();
     // Behind the strip"""
 

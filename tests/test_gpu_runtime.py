@@ -35,6 +35,7 @@ CALLS: dict[str, Callable[[list[Tensor]], Outputs]] = {
     "near_rank": lambda As: bsgap.near_rank(As[0], rtol=0.1),
     "near_rank centred": lambda As: bsgap.near_rank(As[0], rtol=0.1, center=True),
     "near_rank atol": lambda As: bsgap.near_rank(As[0], atol=3.0),
+    "near_rank rtol on the CPU": lambda As: bsgap.near_rank(As[0], rtol=torch.tensor(0.1)),
     "near_rank_ratio": lambda As: bsgap.near_rank_ratio(As[0], rtol=0.1),
     "near_rank_interval": lambda As: tuple(bsgap.near_rank_interval(As[0], rtol=0.1)),
     "near_rank_interval probed": lambda As: tuple(bsgap.near_rank_interval(As[0], rtol=0.1, mode="probed")),
@@ -223,3 +224,24 @@ def test_the_tracker_on_a_gpu() -> None:
     hidden = torch.relu(model[0](x)).movedim(1, -1).flatten(0, -2)
     assert record.near_rank == int(reference.near_rank(hidden.detach().cpu(), rtol=1e-2))
     assert record.lower <= record.near_rank <= record.upper
+
+
+@cuda_only
+def test_the_tracker_collects_on_another_stream_than_the_forward_pass() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(200, 200), torch.nn.ReLU()).to(DEVICE)
+    xs = [random(400, 200, seed=seed) for seed in range(4)]
+    ballast = torch.randn(4096, 4096, device=DEVICE)
+    side = torch.cuda.Stream()
+    with bsgap.RankTracker(model, rtol=1e-1) as tracker:
+        model(xs[0])
+        tracker.collect()  # compiles and loads
+        for x in xs:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(20):
+                    ballast = ballast @ ballast
+                    ballast /= ballast.norm()
+                hidden = model(x)
+            (record,) = tracker.collect().values()
+            wanted = int(reference.near_rank(hidden.detach().cpu(), rtol=1e-1))
+            assert record.near_rank == wanted

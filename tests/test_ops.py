@@ -14,6 +14,7 @@ from torch import Tensor
 import bsgap_kernels as bsgap
 from bsgap_kernels import reference, schema
 from bsgap_kernels.dispatch import select_backend
+from bsgap_kernels.ops._tolerances import threshold_pairs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1), (1, 9), (9, 1), (50, 7), (7, 50), (300, 70), (70, 300), (130, 130), (600, 97)]
@@ -125,6 +126,14 @@ def test_singular_value_counts_of_odd_thresholds() -> None:
     assert bsgap.singular_value_counts(A, odd, relative=False).tolist() == [3, 3, 3, 0, -1]
     assert bsgap.singular_value_counts(A, torch.tensor([1e-9])).tolist() == [3]
     assert bsgap.singular_value_counts(A, torch.empty(0)).shape == (0,)
+
+
+def test_tolerances_on_the_cpu_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The meta device stands for a GPU, where a copy from the host would wait for it.
+    A = torch.empty(3, 2, device="meta")
+    monkeypatch.setattr(Tensor, "to", None)
+    pairs = threshold_pairs(A, torch.tensor(1.0), torch.tensor(0.1, dtype=torch.float16))
+    assert (pairs.device, pairs.dtype, pairs.shape) == (A.device, torch.float64, (2,))
 
 
 def test_grouped_matches_single() -> None:
@@ -247,6 +256,19 @@ def test_probed_interval_of_large_sides() -> None:
     assert lower.tolist() == upper.tolist() == [-1, count]
 
 
+@pytest.mark.parametrize(("mean", "step"), [(1.0, 1e-200), (1.0, 1e-300), (1e200, 1e-150), (1e-200, 0.0)])
+@pytest.mark.parametrize("shape", [(3, 2), (3, 7), (140, 131)])
+def test_range_of_centred_columns(shape: tuple[int, int], mean: float, step: float) -> None:
+    # Squares of the differences underflow: a Gram matrix of 0 must not prove that nothing counts.
+    A = torch.full(shape, mean, dtype=torch.float64)
+    A[:, 1] = step * torch.arange(1.0, shape[0] + 1, dtype=torch.float64)
+    rank = int(step > 0)
+    lower, upper = bsgap.near_rank_interval(A, rtol=1e-2, center=True)
+    assert lower <= rank <= upper
+    lower, upper = bsgap.near_rank_interval(A, atol=1e-2 * mean, center=True)
+    assert lower == upper == 0
+
+
 def test_zero_and_rank_one() -> None:
     for shape in [(5, 3), (100, 90)]:
         zero = torch.zeros(shape)
@@ -331,6 +353,15 @@ def test_accumulating_chunks_equals_one_gram() -> None:
 
 
 # Gradients
+
+
+def test_accumulating_keeps_no_graph_alive() -> None:
+    A = random(9, 3).requires_grad_() * 2
+    state = torch.zeros(4, 4, dtype=torch.float64)
+    version = state._version
+    bsgap.gram_accumulate_(state, A, torch.zeros(3, dtype=torch.float64))
+    assert not state.requires_grad
+    assert state._version > version
 
 
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7), (2, 5, 3)])

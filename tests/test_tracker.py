@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bsgap_kernels.ops import _cuda
+from bsgap_kernels.ops._register import ENGINES
 from bsgap_kernels.tracking import RankTracker
 from bsgap_kernels.tracking.sites import NONLINEARITIES, select_modules, unfold_activation
 
@@ -181,6 +183,39 @@ def test_non_finite_activations_are_reported_as_minus_one() -> None:
     assert record.near_rank == -1
     assert math.isnan(record.ratio)
     assert math.isnan(record.summary["sigma_max"])
+
+
+class Stream:
+    """Stands for a CUDA stream where there is none: notes what it was made to wait for."""
+
+    def __init__(self) -> None:
+        self.waited: list[Stream] = []
+
+    def wait_stream(self, other: "Stream") -> None:
+        self.waited.append(other)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_sites_of_another_stream_are_waited_for_and_kept(same: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if ENGINES["CPU"] is not _cuda:
+        pytest.skip("the CPU's engine has no streams")
+    forward, log = Stream(), Stream()
+    kept: list[tuple[int, Stream]] = []
+    monkeypatch.setattr(
+        Tensor, "record_stream", lambda self, stream: kept.append((self.data_ptr(), stream)), raising=False
+    )
+    monkeypatch.setattr(_cuda, "_current_stream", lambda device: forward)
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.Tanh()).double()
+    with RankTracker(model, center=True) as tracker:
+        model(torch.randn(30, 5, dtype=torch.float64))
+        pending = [item.values for item in tracker._pending["batch"].values()]
+        if not same:
+            monkeypatch.setattr(_cuda, "_current_stream", lambda device: log)
+        assert len(tracker.collect()) == 2
+    assert log.waited == ([] if same else [forward])
+    assert forward.waited == []
+    read = [x.data_ptr() for s in pending for x in (s.found.grams, s.found.exponent, s.error)]
+    assert kept == ([] if same else [(address, log) for address in read])
 
 
 def test_unfolds() -> None:

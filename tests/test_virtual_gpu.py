@@ -40,8 +40,14 @@ PROBED = {"omega_kernel", "product_kernel"}
             25,
             {"count_small_kernel", "gram_kernel, sides within a tile", "summary_kernel"},
         ),
+        (
+            "test_bench_cuda.py",
+            "hook",
+            2,
+            {"count_small_kernel", "gram_kernel, sides within a tile", "summary_kernel"},
+        ),
     ],
-    ids=["ops", "tracker"],
+    ids=["ops", "tracker", "hook path of the benchmark"],
 )
 def test_the_engine_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]

@@ -27,7 +27,11 @@ def install() -> None:
     os.environ["TRITON_INTERPRET"] = "1"
     _register.ENGINES["CPU"] = _cuda
     _native.CUDA_LIBRARY_PATH = _native.LIBRARY_PATH  # the kernels are there, by another way
-    for name, kernel in (("_cuda_fill", _fill), ("_cuda_counts", _counts), ("_cuda_summaries", _summaries)):
+    for name, kernel in (
+        ("_cuda_fill", _fill),
+        ("_cuda_counts", cuda_host.count_grams),
+        ("_cuda_summaries", cuda_host.summaries),
+    ):
         _LIBRARY.impl(name, kernel, "CPU")
     from bsgap_kernels.triton import gram, probe
 
@@ -56,28 +60,3 @@ def launches() -> Counter[str]:
 
 def _fill(out: Tensor, values: Sequence[int]) -> None:
     out.copy_(cuda_host.fill_table(values))
-
-
-def _counts(
-    grams: Tensor,
-    table: Tensor,
-    sides: Sequence[int],
-    batches: Sequence[int],
-    thresholds: Tensor | None,
-    atol: float,
-    rtol: float,
-    exponent: Tensor | None,
-    gram_error: Tensor | None,
-    certify: bool,
-    spectrum: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return cuda_host.count_grams(
-        grams, table, sides, batches, thresholds, atol, rtol, exponent, gram_error, certify, spectrum
-    )
-
-
-def _summaries(
-    eigenvalues: Tensor, table: Tensor, sides: Sequence[int], batches: Sequence[int], exponent: Tensor | None
-) -> Tensor:
-    none = torch.empty((sum(batches), 0), dtype=torch.int64)
-    return cuda_host.summaries(eigenvalues, table, sides, batches, exponent, none, none, none)[1]

@@ -9,6 +9,7 @@ two: `svd_counts` below what a float64 Gram matrix resolves, and everything in a
 from __future__ import annotations
 
 import functools
+import math
 import struct
 import warnings
 from collections.abc import Sequence
@@ -132,14 +133,16 @@ def centred_gram_stage(
     """Gram matrices, about the column means if `center`, and then the bound (N,) of their error.
 
     About any shift, G_B - s sᵀ/m (features) or H G_B H (observations) is the centred Gram matrix. With F
-    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F + k p η
-    (docs/certificates.md, section 7).
+    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F, and of float64 input by what
+    underflow took (docs/certificates.md, section 7).
     """
     shift: Literal["first_row"] | None = "first_row" if center else None
     found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
     if not center:
         return found, None
     error = found.grams.new_empty(found.plan.matrices)
+    # Only float64 input has products that underflow, and then a Gram matrix of 0 does not mean equal rows.
+    unequal = None if found.exponent is None else torch.cat([_rows_differ(A, batch) for A in As])
     for row in rows_of(found):
         G, k = row.grams, row.grams.shape[-1]
         squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -152,8 +155,22 @@ def centred_gram_stage(
             G += mean.mean(-1)[:, None, None]
         factor = 3 * gamma(row.roundings) + 4 * gamma(k + 2) + 32 * UNIT_ROUNDOFF
         bound = squares * (factor * (1 + 4 * gamma(row.roundings + 2 * k)))
-        error[row.results] = bound + k * row.depth * SMALLEST_SUBNORMAL
+        if unequal is not None and found.exponent is not None:
+            cells = k * row.depth
+            lost = 2 * math.sqrt(cells) * SMALLEST_SUBNORMAL
+            of_scaling = (2.0 * squares.sqrt() + lost) * (lost * (1 + 8 * UNIT_ROUNDOFF))
+            of_scaling = torch.where(found.exponent[row.results] < 0, of_scaling, 0.0)
+            underflow = of_scaling + 2 * cells * SMALLEST_SUBNORMAL
+            bound += torch.where(unequal[row.results], underflow, 0.0)
+        error[row.results] = bound
     return found, error
+
+
+def _rows_differ(A: Tensor, batch: bool) -> Tensor:
+    """Which matrices of A (*, m, n), leading dimensions as in `gram_stage`, have unequal rows, (count,)."""
+    if not batch:
+        return (A[(0,) * (A.dim() - 1)] != A).any().view(1)
+    return (A[..., :1, :] != A).flatten(-2).any(-1).view(-1)
 
 
 @dataclass(frozen=True)
@@ -297,10 +314,8 @@ def count_grouped(
     if len(parts) == 1:
         return parts[0]
     order = [i for members in members_of.values() for i in members]
-    result = parts[0].new_empty(len(As))
-    for i, count in zip(order, torch.cat(parts).unbind(), strict=True):
-        result[i] = count
-    return result
+    places = sorted(range(len(As)), key=order.__getitem__)
+    return torch.cat(parts).index_select(0, device_table(places, As[0].device))
 
 
 def _device_pairs(pairs: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
@@ -364,6 +379,32 @@ class Site:
     error: Tensor | None
     tolerances: tuple[float, float]
     certify: bool
+    stream: torch.cuda.Stream | None  # that it was launched on
+
+
+def _current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+
+def _join(sites: Sequence[Site], device: torch.device) -> None:
+    """Lets the current stream read what sites left on others, and keep it until it has.
+
+    A forward pass may run on a stream of its own. Without the first, the count could come before the Gram
+    matrix; without the second, the next pass could be given its memory before the count has read it.
+    """
+    current = _current_stream(device)
+    if current is None:
+        return
+    waited = set()
+    for one in sites:
+        if one.stream is None or one.stream == current:
+            continue
+        if one.stream not in waited:
+            waited.add(one.stream)
+            current.wait_stream(one.stream)
+        for tensor in (one.found.grams, one.found.exponent, one.error):
+            if tensor is not None:
+                tensor.record_stream(current)
 
 
 def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Site | Tensor:
@@ -376,7 +417,7 @@ def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certif
     plan = select_backend("site", A.dtype, m, n, rtol=known, device="cuda", center=center)
     precision: Precision = "float32" if plan.gram == "float32" else "float64"
     found, error = centred_gram_stage([A], precision, center, batch=False)
-    return Site(found, error, (absolute, relative), certify)
+    return Site(found, error, (absolute, relative), certify, _current_stream(A.device))
 
 
 def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
@@ -387,8 +428,9 @@ def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
     grams = [s for s in sites if isinstance(s, Site)]
     if not grams:
         return torch.stack([s for s in sites if isinstance(s, Tensor)])
+    device = grams[0].found.grams.device
+    _join(grams, device)
     found = _merged([s.found for s in grams])
-    device = found.grams.device
     tolerances = [s.tolerances for s in grams]
     same = all(pair == tolerances[0] for pair in tolerances)
     errors = [s.error for s in grams if s.error is not None]

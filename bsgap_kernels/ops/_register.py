@@ -57,30 +57,27 @@ def engine_of(device: torch.device) -> Engine:
     return engine
 
 
-def implement(name: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Binds an op's implementation, `kernel(engine, *args)`, for every device, and its shape function."""
+def implement(
+    name: str, kernel: Callable[..., Any], fake: Callable[..., Any], *, differentiable: bool = True
+) -> None:
+    """Binds an op's implementation, `kernel(engine, *args)`, for every device, and its shape function.
+
+    differentiable: false if outputs never require grad; autograd is then passed over and the kernel runs
+    below it. A backward that raises would fail under tracing, one in Python costs a second entry a call.
+    """
     for key in ENGINES:
-        LIBRARY.impl(name, _with_engine(kernel, key), key)
+        LIBRARY.impl(name, _with_engine(kernel, key, differentiable), key)
+    if not differentiable:
+        LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"bsgap::{name}", fake, lib=LIBRARY)
 
 
-def _with_engine(kernel: Callable[..., Any], key: str) -> Callable[..., Any]:
+def _with_engine(kernel: Callable[..., Any], key: str, differentiable: bool) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         return kernel(ENGINES[key], *args, **kwargs)
 
-    return run
-
-
-def nondifferentiable(name: str) -> None:
-    """Outputs of the op never require grad: its Autograd kernel runs the op below autograd.
-
-    A backward that raises would fail under tracing, and no kernel at all gives silent None gradients.
-    """
-    packet, _, overload = name.partition(".")
-
-    def below_autograd(*args: Any, **kwargs: Any) -> Any:
-        op = getattr(getattr(torch.ops.bsgap, packet), overload or "default")
+    def run_below_autograd(*args: Any, **kwargs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args, **kwargs)
+            return kernel(ENGINES[key], *args, **kwargs)
 
-    LIBRARY.impl(name, below_autograd, "Autograd")
+    return run if differentiable else run_below_autograd

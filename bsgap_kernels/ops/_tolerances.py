@@ -24,18 +24,23 @@ def effective_tolerances(
     return atol_value, rtol_value
 
 
+def _on_device(value: Tensor, device: torch.device) -> Tensor:
+    """In float64. A scalar on the CPU travels as a kernel's parameter: a copy would wait for the GPU."""
+    if value.device.type == "cpu" and device.type != "cpu":
+        return torch.full((), float(value), dtype=torch.float64, device=device)
+    return value.to(device, torch.float64)
+
+
 def threshold_pairs(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> Tensor:
     """(atol, rtol) pairs in float64, shape (*, 2), by the same rules for tensors."""
     absolute = (
-        torch.zeros((), dtype=torch.float64, device=A.device)
-        if atol is None
-        else atol.to(A.device, torch.float64)
+        torch.zeros((), dtype=torch.float64, device=A.device) if atol is None else _on_device(atol, A.device)
     )
     if rtol is None:
         default = torch.full((), default_rtol(A.dtype, *A.shape[-2:]), dtype=torch.float64, device=A.device)
         relative = default if atol is None else torch.where(absolute > 0, torch.zeros_like(default), default)
     else:
-        relative = rtol.to(A.device, torch.float64)
+        relative = _on_device(rtol, A.device)
     return torch.stack(torch.broadcast_tensors(absolute, relative), -1)
 
 

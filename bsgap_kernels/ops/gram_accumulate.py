@@ -16,7 +16,7 @@ def gram_accumulate_(state: Tensor, A: Tensor, shift: Tensor) -> Tensor:
     state[0, 1:] = state[1:, 0] the shifted sums, state[1:, 1:] the Gram matrix about `shift` (n,) float64.
     States about the same shift add up, over chunks, micro-batches and ranks; the centred Gram matrix is
     state[1:, 1:] - s sᵀ / m. A shift near the mean keeps its digits.
-    Non-finite rows make the state non-finite. Returns state.
+    Non-finite rows make the state non-finite. Returns state, which never requires grad because A does.
     Does not synchronise. Cost as `gram`. Raises TypeError / ValueError that name the argument.
     """
     _checks.raise_public(_problem(state, A, shift))
@@ -50,7 +50,7 @@ def _kernel(engine: Engine, state: Tensor, A: Tensor, shift: Tensor) -> None:
     if A.numel() == 0:
         state[0, 0] += A.shape[0]
         return
-    sums, gram = engine.shifted_gram(A, shift)
+    sums, gram = engine.shifted_gram(A.detach(), shift)  # or the state would keep the graph of A alive
     state[0, 0] += A.shape[0]
     state[0, 1:] += sums
     state[1:, 0] += sums

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 from ._tolerances import effective_tolerances, threshold_pairs
 
 Tolerance = float | Tensor | None
@@ -124,7 +124,5 @@ def _fake_tensor(
     return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.int64)
 
 
-implement("near_rank", _kernel, _fake)
-implement("near_rank.tensor", _tensor_kernel, _fake_tensor)
-nondifferentiable("near_rank")
-nondifferentiable("near_rank.tensor")
+implement("near_rank", _kernel, _fake, differentiable=False)
+implement("near_rank.tensor", _tensor_kernel, _fake_tensor, differentiable=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 from .near_rank import argument_problem, checked_tolerances
 
 
@@ -64,16 +64,15 @@ def _kernel(
     center: bool = False,
 ) -> Tensor:
     _checks.raise_raw("near_rank_grouped", _problem(As, atol, rtol))
-    filled = [i for i, A in enumerate(As) if A.numel() > 0]
-    counts = As[0].new_zeros(len(As), dtype=torch.int64)
+    filled = [A for A in As if A.numel() > 0]
     if not filled:
-        return counts
-    found = engine.count_grouped("near_rank_grouped", [As[i] for i in filled], atol, rtol, center)
+        return As[0].new_zeros(len(As), dtype=torch.int64)
+    found = engine.count_grouped("near_rank_grouped", filled, atol, rtol, center)
     if len(filled) == len(As):
         return found
-    for i, count in zip(filled, found.unbind(), strict=True):
-        counts[i] = count
-    return counts
+    zero = found.new_zeros(1)
+    counts = iter(found.split(1))
+    return torch.cat([next(counts) if A.numel() > 0 else zero for A in As])
 
 
 def _fake(
@@ -83,5 +82,4 @@ def _fake(
     return As[0].new_empty((len(As),), dtype=torch.int64)
 
 
-implement("near_rank_grouped", _kernel, _fake)
-nondifferentiable("near_rank_grouped")
+implement("near_rank_grouped", _kernel, _fake, differentiable=False)

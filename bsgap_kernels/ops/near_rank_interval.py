@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 from .near_rank import argument_problem, checked_tolerances
 
 MODES = ("rigorous", "probed")
@@ -100,5 +100,4 @@ def _fake(
     return A.new_empty(A.shape[:-2], dtype=torch.int64), A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 
-implement("near_rank_interval", _kernel, _fake)
-nondifferentiable("near_rank_interval")
+implement("near_rank_interval", _kernel, _fake, differentiable=False)

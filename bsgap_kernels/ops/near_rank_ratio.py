@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 from .near_rank import Tolerance, argument_problem, checked_tolerances, tensor_batch
 
 
@@ -62,7 +62,5 @@ def _fake_tensor(
     return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.float64)
 
 
-implement("near_rank_ratio", _kernel, _fake)
-implement("near_rank_ratio.tensor", _tensor_kernel, _fake_tensor)
-nondifferentiable("near_rank_ratio")
-nondifferentiable("near_rank_ratio.tensor")
+implement("near_rank_ratio", _kernel, _fake, differentiable=False)
+implement("near_rank_ratio.tensor", _tensor_kernel, _fake_tensor, differentiable=False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 
 
 def singular_value_counts(
@@ -70,5 +70,4 @@ def _fake(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool 
     return A.new_empty((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
 
 
-implement("singular_value_counts", _kernel, _fake)
-nondifferentiable("singular_value_counts")
+implement("singular_value_counts", _kernel, _fake, differentiable=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..schema import LIBRARY
 from . import _checks
-from ._register import Engine, implement, nondifferentiable
+from ._register import Engine, implement
 from .near_rank import argument_problem
 
 SUMMARY_COLUMNS = (  # SummaryColumn in csrc/core/summary.h
@@ -139,5 +139,4 @@ implement("spectral_summary", _kernel, _fake)
 torch.library.register_autograd(
     "bsgap::spectral_summary", _backward, setup_context=_setup_context, lib=LIBRARY
 )
-implement("_spectral_record", _record_kernel, _record_fake)
-nondifferentiable("_spectral_record")
+implement("_spectral_record", _record_kernel, _record_fake, differentiable=False)

@@ -41,10 +41,6 @@ inline double a_priori_error(const double* g, int64_t n, double shift, double gr
          (terms.shift ? kUnitRoundoff * trace : 0);
 }
 
-// What round_up and round_down take when a guess is checked: without it a guess whose error is far below
-// t's own last place could never pass.
-inline double outward_rounding(double shift) { return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny; }
-
 // #{lambda(M) > t} is at least the count at a shift s with s - error(s) >= t.
 inline int64_t certified_lower(const double* g, int64_t n, double t, double gram_error, double* work,
                                const ParallelFor& parallel, const ErrorTerms& terms, double* error_used) {

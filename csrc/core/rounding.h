@@ -51,6 +51,12 @@ BSGAP_HD inline double round_down(double x) {
   return y > 0 ? (y < kLargest ? y : kLargest) : 0;
 }
 
+// What round_up and round_down take when the guess of a shift is checked against t: without it a guess whose
+// error is far below t's own last place could never pass.
+BSGAP_HD inline double outward_rounding(double shift) {
+  return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny;
+}
+
 // Frameworks may switch the processor to flush subnormals to zero (torch.set_flush_denormal), or
 // leave another rounding mode behind; the bounds hold for neither, so every entry point restores the
 // default for its own duration. On processors other than x86 the default is assumed.

@@ -20,7 +20,11 @@ namespace bsgap::cuda {
 
 namespace detail {
 
+#ifdef BSGAP_SCRATCH_ELEMENTS  // tests: chunks of matrices of a size that a CPU can count
+inline constexpr int64_t kScratchElements = BSGAP_SCRATCH_ELEMENTS;
+#else
 inline constexpr int64_t kScratchElements = int64_t{1} << 28;  // 2 GiB of doubles
+#endif
 inline constexpr int64_t kChunkMatrices = 3072;  // times kShiftsPerMatrix stays below a grid's 65535
 
 struct LargeChunk {

@@ -68,7 +68,7 @@ template <class Group>
 __device__ bool any_relative(Group& group, const CountProblem& p, const MatrixTask& task) {
   double found = 0;
   for (int64_t j = group.rank(); j < p.threshold_count; j += Group::kSize)
-    if (threshold_of(p, task, j).relative > 0) found = 1;
+    if (const double r = threshold_of(p, task, j).relative; r > 0 && r < 1) found = 1;
   return group.max(found) > 0;
 }
 
@@ -99,8 +99,9 @@ __device__ void count_matrix(Group& group, const MatrixMemory& m, const CountPro
   const MatrixTask task = find_matrix(p, matrix);
   const int n = static_cast<int>(task.side), rank = group.rank();
   const double trace = group.sum(rank < n ? task.g[static_cast<int64_t>(rank) * n + rank] : 0.0);
-  if (!std::isfinite(trace) || trace == 0) {
-    write_trivial(group, p, task, trace == 0);
+  const bool zero = is_zero(p, task, trace);
+  if (!std::isfinite(trace) || zero) {
+    write_trivial(group, p, task, zero);
     return;
   }
   // Squares of entries must stay numbers: the tridiagonal form is that of G * 2^-exponent, of trace 1 ... 2.

@@ -277,7 +277,7 @@ __global__ void __launch_bounds__(kLargeThreads, 2) rayleigh_kernel(LargeBatch b
     m.theta = m.back * theta;
     m.top_lower = round_down(m.back * proven - tiny);
   }
-  m.top_upper = round_up(m.back * m.frobenius);
+  m.top_upper = std::fmin(m.top_upper, round_up(m.back * m.frobenius));
 }
 
 // Leaves theta, top_lower and top_upper of every matrix that needs them: 3 + steps launches.

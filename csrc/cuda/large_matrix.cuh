@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "group.cuh"
@@ -130,17 +131,16 @@ __global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b
   for (int64_t i = threadIdx.x; i < task.side; i += kLargeThreads) sum += task.g[i * (task.side + 1)];
   const double trace = group.sum(sum);
   const int64_t eigenvalue = first_eigenvalue(group, p, task);
+  const int64_t scratch = place_of(group, p, task, scratch_elements);
   if (threadIdx.x != 0) return;
   LargeMatrix& m = b.matrices[index];
   m.task = task;
   m.eigenvalue = eigenvalue;
-  m.scratch = task.in_row * scratch_elements(task.side);
-  for (int64_t r = 0; r < task.row; ++r) {
-    const int64_t* row = p.table + r * kTableColumns;
-    m.scratch += row[kCount] * scratch_elements(row[kSide]);
-  }
+  m.scratch = scratch;
   const double size = std::abs(trace);
-  m.content = !(size < kInfinity) ? kContentNonFinite : size == 0 ? kContentZero : kContentFinite;
+  m.content = !(size < kInfinity)       ? kContentNonFinite
+              : is_zero(p, task, trace) ? kContentZero
+                                        : kContentFinite;
   m.gram_error = m.content == kContentFinite ? gram_error_of(p, task, trace) : 0;
   int exponent = 0;
   if (m.content == kContentFinite) std::frexp(size, &exponent);
@@ -157,44 +157,53 @@ __global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b
   m.done = 0;
   m.arrivals = 0;
   m.theta = m.top_lower = 0;
-  m.top_upper = kInfinity;
+  // A Gram matrix has no eigenvalue above its trace, which is that of G but for the errors of its entries.
+  const double n = static_cast<double>(task.side);
+  m.top_upper = round_up(size * (1 + 2 * gamma(n)) + (n + 2) * m.gram_error);
   m.frobenius = m.reflector = 0;
 }
 
 // Host: the sides of the table's matrices above kSmallSide, in table order (descending).
 class LargeShapes {
  public:
-  explicit LargeShapes(const CountProblem& p) : sides_(p.sides), batches_(p.batches) {
-    while (rows_ < p.rows && p.sides[rows_] > kSmallSide) matrices_ += p.batches[rows_++];
+  explicit LargeShapes(const CountProblem& p) {
+    for (int64_t r = 0; r < p.rows && p.sides[r] > kSmallSide; ++r) {
+      if (p.batches[r] == 0) continue;
+      rows_.push_back({p.sides[r], matrices_, scratch_});
+      matrices_ += p.batches[r];
+      scratch_ += p.batches[r] * scratch_elements(p.sides[r]);
+    }
   }
 
   int64_t matrices() const { return matrices_; }
-
-  int64_t side(int64_t matrix) const {
-    int64_t r = 0;
-    while (matrix >= batches_[r]) matrix -= batches_[r++];
-    return sides_[r];
-  }
+  int64_t side(int64_t matrix) const { return row_of(matrix).side; }
 
   // Matrices of [first, first + count) whose side is above `limit`: they come first.
   int64_t above(int64_t first, int64_t count, int64_t limit) const {
-    int64_t end = 0;
-    for (int64_t r = 0; r < rows_ && sides_[r] > limit; ++r) end += batches_[r];
+    const auto row =
+        std::partition_point(rows_.begin(), rows_.end(), [limit](const Row& r) { return r.side > limit; });
+    const int64_t end = row == rows_.end() ? matrices_ : row->first_matrix;
     return std::clamp<int64_t>(end - first, 0, count);
   }
 
   int64_t scratch_before(int64_t matrix) const {
-    int64_t sum = 0;
-    for (int64_t r = 0; r < rows_ && matrix > 0; ++r) {
-      sum += std::min(matrix, batches_[r]) * scratch_elements(sides_[r]);
-      matrix -= std::min(matrix, batches_[r]);
-    }
-    return sum;
+    if (matrix == matrices_) return scratch_;
+    const Row& row = row_of(matrix);
+    return row.first_scratch + (matrix - row.first_matrix) * scratch_elements(row.side);
   }
 
  private:
-  const int64_t *sides_, *batches_;
-  int64_t rows_ = 0, matrices_ = 0;
+  struct Row {
+    int64_t side, first_matrix, first_scratch;
+  };
+
+  const Row& row_of(int64_t matrix) const {
+    return *std::prev(std::partition_point(rows_.begin(), rows_.end(),
+                                           [matrix](const Row& r) { return r.first_matrix <= matrix; }));
+  }
+
+  std::vector<Row> rows_;
+  int64_t matrices_ = 0, scratch_ = 0;
 };
 
 }  // namespace bsgap::cuda

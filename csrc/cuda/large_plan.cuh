@@ -61,10 +61,6 @@ __device__ inline double a_priori_error(PlanGroup& group, const LargeMatrix& m, 
   return m.gram_error + (2 * gamma(n + 4) + kUnitRoundoff) * group.sum(part);
 }
 
-__device__ inline double outward_rounding(double shift) {
-  return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny;
-}
-
 // Counts that need no factorisation, as the interval [count, count].
 __device__ inline bool decided_at_once(const LargeMatrix& m, const Threshold& t, int64_t& count) {
   count = 0;
@@ -184,10 +180,8 @@ __global__ void __launch_bounds__(kLargeThreads, 2)
       low = bounds.lower - 1.25 * detail::a_priori_error(group, m, bounds.lower);
       high = bounds.upper + 1.25 * detail::a_priori_error(group, m, bounds.upper);
     }
-    detail::request(group, m, f[kLowerShift * range.count + j], !decided,
-                    high + detail::outward_rounding(high));
-    detail::request(group, m, f[kUpperShift * range.count + j], !decided,
-                    low - detail::outward_rounding(low));
+    detail::request(group, m, f[kLowerShift * range.count + j], !decided, high + outward_rounding(high));
+    detail::request(group, m, f[kUpperShift * range.count + j], !decided, low - outward_rounding(low));
     if (threadIdx.x == 0)
       b.thresholds[index * kThresholdGroup + j] = {
           bounds.lower, bounds.upper, decided, decided, decided, count, decided ? count : m.task.side};

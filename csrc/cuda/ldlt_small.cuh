@@ -110,12 +110,6 @@ __device__ double a_priori_error(Group& group, const MatrixMemory& m, const Cert
 
 inline constexpr int kShiftGuesses = 4;
 
-// What round_up and round_down take when a guess is checked: without it a guess whose error is far below
-// t's own last place could never pass.
-__device__ inline double outward_rounding(double shift) {
-  return 16 * kUnitRoundoff * std::abs(shift) + 16 * kTiny;
-}
-
 // A bound of #{lambda(M) > t}: from below (`lower`) the count at a shift s with s - error(s) >= t, from above
 // one with s + error(s) <= t.
 template <class Group>

@@ -31,15 +31,21 @@ __device__ inline MatrixTask find_matrix(const CountProblem& p, int64_t matrix) 
           row[kFirstResult] + in_row};
 }
 
-// Eigenvalues stand back to back in table order. All threads of the group call. Sums below 2^53 are exact.
-template <class Group>
-__device__ int64_t first_eigenvalue(Group& group, const CountProblem& p, const MatrixTask& m) {
+// Place of the matrix's part of a buffer that holds size_of(side) elements for each matrix, in table order.
+// All threads of the group call. Sums below 2^53 are exact.
+template <class Group, class Size>
+__device__ int64_t place_of(Group& group, const CountProblem& p, const MatrixTask& m, const Size& size_of) {
   double before = 0;
   for (int64_t r = group.rank(); r < m.row; r += Group::kSize) {
     const int64_t* row = p.table + r * kTableColumns;
-    before += static_cast<double>(row[kSide] * row[kCount]);
+    before += static_cast<double>(size_of(row[kSide]) * row[kCount]);
   }
-  return static_cast<int64_t>(group.sum(before)) + m.in_row * m.side;
+  return static_cast<int64_t>(group.sum(before)) + m.in_row * size_of(m.side);
+}
+
+template <class Group>
+__device__ int64_t first_eigenvalue(Group& group, const CountProblem& p, const MatrixTask& m) {
+  return place_of(group, p, m, [](int64_t side) { return side; });
 }
 
 __device__ inline int exponent_of(const CountProblem& p, const MatrixTask& m) {
@@ -59,6 +65,12 @@ __device__ inline Threshold threshold_of(const CountProblem& p, const MatrixTask
 __device__ inline bool is_nan(const Threshold& t) { return std::isnan(t.absolute) || std::isnan(t.relative); }
 // tau < 0 <= sigma: everything counts.
 __device__ inline bool is_negative(const Threshold& t) { return t.absolute < 0 && t.relative < 0; }
+
+// Whether a Gram matrix of this trace is that of a zero matrix. A given error above 0 says that more may have
+// been there, lost to underflow: centred values are not scaled to their own size.
+__device__ inline bool is_zero(const CountProblem& p, const MatrixTask& m, double trace) {
+  return trace == 0 && (p.gram_error == nullptr || p.gram_error[m.result] == 0);
+}
 
 // Section 1 of docs/certificates.md: bound of ||G - X^T X||_2 from the computed trace.
 __device__ inline double gram_error_of(const CountProblem& p, const MatrixTask& m, double trace) {

@@ -7,6 +7,13 @@
 #include <cstddef>
 #include <cstdint>
 
+namespace bsgap::cuda {
+
+// Most dynamic shared memory of a launch: what a block may have on the smallest of the GPUs served.
+inline constexpr size_t kMaxShared = 99 * 1024;
+
+}  // namespace bsgap::cuda
+
 #ifndef __CUDACC__
 #include "platform_host.h"
 #else
@@ -70,18 +77,15 @@ inline void check(cudaError_t status, const char* what) {
     throw std::runtime_error(std::string("bsgap: ") + what + ": " + cudaGetErrorString(status));
 }
 
-inline void zero_async(void* memory, size_t bytes, cudaStream_t stream) {
-  if (bytes > 0) check(cudaMemsetAsync(memory, 0, bytes, stream), "memset");
-}
-
-// Launches a kernel on a stream; above 48 KB of shared memory a kernel has to be told so first.
+// Launches a kernel on a stream. Above 48 KB of shared memory a kernel has to be told so first: always the
+// same number, since what is set is the kernel's and another thread may set it between here and the launch.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
             cudaStream_t stream, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (shared > 48 * 1024)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kMaxShared)),
           name);
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;

@@ -11,6 +11,7 @@
 #include <numeric>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda/count_launch.cuh"
@@ -61,6 +62,11 @@ int64_t matrices(const std::vector<int64_t>& batches) {
   return std::accumulate(batches.begin(), batches.end(), int64_t{0});
 }
 
+void require_one_each(const Tensor& t, const std::vector<int64_t>& batches, const char* name) {
+  STD_TORCH_CHECK(t.numel() == matrices(batches), "bsgap: ", name, " must have one element a matrix, ",
+                  matrices(batches), " in all, got ", t.numel());
+}
+
 // The part of a problem that counts and summaries share.
 CountProblem problem_of(const Tensor& table, const std::vector<int64_t>& sides,
                         const std::vector<int64_t>& batches, const std::optional<Tensor>& exponent) {
@@ -68,7 +74,10 @@ CountProblem problem_of(const Tensor& table, const std::vector<int64_t>& sides,
   STD_TORCH_CHECK(sides.size() == batches.size() &&
                       table.numel() == static_cast<int64_t>(sides.size()) * bsgap::cuda::kTableColumns,
                   "bsgap: the table and its host copy differ in length");
-  if (exponent) require(*exponent, ScalarType::Int, "exponent");
+  if (exponent) {
+    require(*exponent, ScalarType::Int, "exponent");
+    require_one_each(*exponent, batches, "exponent");
+  }
   CountProblem p;
   p.table = static_cast<const int64_t*>(table.const_data_ptr());
   p.rows = static_cast<int64_t>(sides.size());
@@ -101,22 +110,32 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> counts(const Tensor grams, const Tens
     p.thresholds_shared = thresholds->size(0) == 1;
     p.threshold_count = thresholds->size(1);
   }
-  if (gram_error) require(*gram_error, ScalarType::Double, "gram_error");
+  if (gram_error) {
+    require(*gram_error, ScalarType::Double, "gram_error");
+    require_one_each(*gram_error, batches, "gram_error");
+  }
   p.gram_error = const_data<double>(gram_error);
   p.certify = certify;
   p.spectrum = spectrum;
 
   int64_t eigenvalues = 0;
-  for (size_t i = 0; spectrum && i < sides.size(); ++i) eigenvalues += sides[i] * batches[i];
+  for (size_t i = 0; i < sides.size(); ++i) eigenvalues += sides[i] * batches[i];
+  // One empty tensor stands for all that was not asked for: an allocation costs the host a microsecond or
+  // two.
+  Tensor none = empty_on(grams, {0}, ScalarType::Double);
+  const auto if_asked = [&](bool asked, std::vector<int64_t> sizes, ScalarType dtype) {
+    return asked ? empty_on(grams, std::move(sizes), dtype) : none;
+  };
   Tensor result = empty_on(grams, {n, p.threshold_count}, ScalarType::Long);
-  Tensor lower = empty_on(grams, {certify ? n : 0, p.threshold_count}, ScalarType::Long);
-  Tensor upper = empty_on(grams, {certify ? n : 0, p.threshold_count}, ScalarType::Long);
-  Tensor lambda = empty_on(grams, {eigenvalues}, ScalarType::Double);
+  Tensor lower = if_asked(certify, {n, p.threshold_count}, ScalarType::Long);
+  Tensor upper = if_asked(certify, {n, p.threshold_count}, ScalarType::Long);
+  Tensor lambda = if_asked(spectrum, {eigenvalues}, ScalarType::Double);
   p.counts = data<int64_t>(result);
   p.lower = data<int64_t>(lower);
   p.upper = data<int64_t>(upper);
   p.eigenvalues = data<double>(lambda);
-  Tensor workspace = empty_on(grams, {bsgap::cuda::count_workspace_bytes(p)}, ScalarType::Byte);
+  const int64_t bytes = bsgap::cuda::count_workspace_bytes(p);
+  Tensor workspace = if_asked(bytes > 0, {bytes}, ScalarType::Byte);
   bsgap::cuda::count_grams(p, data<unsigned char>(workspace), place.stream());
   return {result, lower, upper, lambda};
 }
@@ -127,15 +146,8 @@ Tensor summaries(const Tensor eigenvalues, const Tensor table, const std::vector
   require(eigenvalues, ScalarType::Double, "eigenvalues");
   const CountProblem p = problem_of(table, sides, batches, exponent);
   Tensor summary = empty_on(eigenvalues, {matrices(batches), bsgap::kSummaryColumns}, ScalarType::Double);
-  bsgap::cuda::SummaryProblem s;
-  s.eigenvalues = static_cast<const double*>(eigenvalues.const_data_ptr());
-  s.table = p.table;
-  s.rows = p.rows;
-  s.matrices = matrices(batches);
-  s.threshold_count = 0;
-  s.exponent = p.exponent;
-  s.summary = data<double>(summary);
-  bsgap::cuda::summarize_grams(s, place.stream());
+  bsgap::cuda::summarize_grams(p, static_cast<const double*>(eigenvalues.const_data_ptr()),
+                               data<double>(summary), place.stream());
   return summary;
 }
 

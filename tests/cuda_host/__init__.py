@@ -1,7 +1,7 @@
 """The CUDA kernels of csrc/cuda on the CPU, from their own source: tensors in, tensors out, no GPU.
 
 ``count_grams``, ``summaries`` and ``fill_table`` take CPU tensors and do what the private ops
-``_cuda_counts``, ``_cuda_summaries`` and ``_cuda_table`` do on a GPU; ``launches`` says which kernels ran,
+``_cuda_counts``, ``_cuda_summaries`` and ``_cuda_fill`` do on a GPU; ``launches`` says which kernels ran,
 with grid and memory.
 """
 
@@ -138,41 +138,27 @@ def count_grams(
 
 
 def summaries(
-    eigenvalues: Tensor,
-    table: Tensor,
-    sides: Sequence[int],
-    batches: Sequence[int],
-    exponent: Tensor | None,
-    counts: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Counts within their intervals (where given) and the summary (N, columns), as ``_cuda_summaries``."""
+    eigenvalues: Tensor, table: Tensor, sides: Sequence[int], batches: Sequence[int], exponent: Tensor | None
+) -> Tensor:
+    """The summary (N, columns), as ``_cuda_summaries`` returns it."""
     matrices = sum(batches)
-    clamped = torch.full_like(counts, -77)
     summary = torch.full((matrices, SUMMARY_COLUMNS), -77.0, dtype=torch.float64)
-    given = lower.numel() > 0
     _run(
         "bsgap_summaries",
         _pointer(eigenvalues, torch.float64),
         _pointer(table, torch.int64),
         ctypes.c_int64(len(sides)),
-        ctypes.c_int64(matrices),
-        ctypes.c_int64(counts.shape[1]),
+        _integers(batches),
         _pointer(exponent, torch.int32),
-        _pointer(counts, torch.int64),
-        _pointer(lower if given else None, torch.int64),
-        _pointer(upper if given else None, torch.int64),
-        _pointer(clamped, torch.int64),
         _pointer(summary, torch.float64),
         sides=sides,
         matrices=matrices,
     )
-    return clamped, summary
+    return summary
 
 
 def fill_table(values: Sequence[int]) -> Tensor:
-    """An int64 tensor of the values, as ``_cuda_table``."""
+    """An int64 tensor of the values, as ``_cuda_fill`` writes it."""
     out = torch.full((len(values),), -77, dtype=torch.int64)
     _run("bsgap_fill_table", _pointer(out, torch.int64), _integers(values), ctypes.c_int64(len(values)))
     return out

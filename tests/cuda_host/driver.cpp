@@ -50,8 +50,7 @@ void count(const std::vector<Row>& rows, bool certify) {
   // sigma > 0: all; sigma^2 > (k + 1)^2: none.
   const std::vector<double> thresholds = {0.5, 0.0, 1000.0, 0.0, 0.0, 0.25};
   const int64_t t = 3;
-  std::vector<int64_t> counts(matrices * t), lower(counts), upper(counts), clamped(counts),
-      copy(table.size());
+  std::vector<int64_t> counts(matrices * t), lower(counts), upper(counts), copy(table.size());
   std::vector<double> eigenvalues(eigenvalue_count), summary(matrices * bsgap::kSummaryColumns);
   fill_table(copy.data(), table.data(), static_cast<int64_t>(table.size()), nullptr);
   require(copy == table, "fill_table");
@@ -62,16 +61,12 @@ void count(const std::vector<Row>& rows, bool certify) {
   p.counts = counts.data(), p.lower = lower.data(), p.upper = upper.data(),
   p.eigenvalues = eigenvalues.data();
   count_small_grams(p, nullptr);
-  summarize_grams(
-      {eigenvalues.data(), table.data(), p.rows, matrices, t, nullptr, counts.data(),
-       certify ? lower.data() : nullptr, certify ? upper.data() : nullptr, clamped.data(), summary.data()},
-      nullptr);
+  summarize_grams(p, eigenvalues.data(), summary.data(), nullptr);
   int64_t matrix = 0;
   for (const Row& r : rows)
     for (int64_t b = 0; b < r.count; ++b, ++matrix) {
       require(counts[matrix * t] == r.side && counts[matrix * t + 1] == 0, "counts");
       require(!certify || (lower[matrix * t] == r.side && upper[matrix * t + 1] == 0), "intervals");
-      require(clamped[matrix * t + 2] == counts[matrix * t + 2], "clamped");
       require(std::abs(summary[matrix * bsgap::kSummaryColumns] -
                        std::sqrt(eigenvalues[matrix == 0 ? r.side - 1 : 0])) < 1e-12 ||
                   matrix > 0,

@@ -85,6 +85,28 @@ void counts(const std::vector<int64_t>& sides, Options options) {
   }
 }
 
+// With room for two factorisations: two matrices, then one; certified, one after the other, a shift or two at
+// a time.
+void chunks(bool certify) {
+  Input in({150, 131, 130});
+  CountProblem& p = in.problem;
+  std::vector<int64_t> count(3), lower(count), upper(count);
+  p.rtol = 0.5, p.certify = certify;
+  p.counts = count.data(), p.lower = lower.data(), p.upper = upper.data();
+  const auto parts = detail::large_chunks(p, LargeShapes(p));
+  require(parts.size() == (certify ? 3 : 2), "chunks");
+  require(parts[0].count == (certify ? 1 : 2) && parts.back().first == 2, "matrices of a chunk");
+  require(parts[0].shifts == 1 && parts.back().shifts == (certify ? 2 : 1), "shifts at a time");
+  Workspace workspace(count_large_workspace_bytes(p));
+  count_large_grams(p, workspace.memory.get(), nullptr);
+  for (size_t i = 0; i < 3; ++i) {
+    // The largest eigenvalue lies between k and 1.1 k.
+    const double k = static_cast<double>(in.sides[i]), found = static_cast<double>(count[i]);
+    require(found > k - 1.1 * k / 4 - 1 && found < k - k / 4 + 1, "count");
+    require(!certify || (lower[i] == count[i] && upper[i] == count[i]), "interval");
+  }
+}
+
 void lanczos(const std::vector<int64_t>& sides) {
   Input in(sides);
   in.problem.rtol = 0.5;
@@ -117,6 +139,10 @@ int main(int argc, char** argv) {
   // Three panels: a narrow and a full update; the second matrix has only two.
   if (std::strcmp(what, "counts") == 0) counts({140, 128 + 1}, {});
   if (std::strcmp(what, "certified") == 0) counts({140, 130}, {.certify = true});
+  if (std::strcmp(what, "chunks") == 0) {
+    chunks(false);
+    chunks(true);
+  }
   if (std::strcmp(what, "lanczos") == 0) lanczos({130});
   // With BSGAP_TEST_SMALL_SIDE: the rest of the sequence, on one panel.
   if (std::strcmp(what, "top") == 0) counts({17}, {.certify = true, .relative = true});

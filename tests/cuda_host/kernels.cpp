@@ -10,7 +10,6 @@
 namespace {
 
 using bsgap::cuda::CountProblem;
-using bsgap::cuda::SummaryProblem;
 
 char last_error[512] = "";
 
@@ -63,13 +62,12 @@ int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, c
   });
 }
 
-int bsgap_summaries(const double* eigenvalues, const int64_t* table, int64_t rows, int64_t matrices,
-                    int64_t threshold_count, const int32_t* exponent, const int64_t* counts,
-                    const int64_t* lower, const int64_t* upper, int64_t* clamped, double* summary) {
+int bsgap_summaries(const double* eigenvalues, const int64_t* table, int64_t rows, const int64_t* batches,
+                    const int32_t* exponent, double* summary) {
   return guarded([&] {
-    bsgap::cuda::summarize_grams({eigenvalues, table, rows, matrices, threshold_count, exponent, counts,
-                                  lower, upper, clamped, summary},
-                                 nullptr);
+    CountProblem p;
+    p.table = table, p.rows = rows, p.batches = batches, p.exponent = exponent;
+    bsgap::cuda::summarize_grams(p, eigenvalues, summary, nullptr);
   });
 }
 

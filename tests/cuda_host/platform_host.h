@@ -312,17 +312,13 @@ inline bool last_to_arrive(unsigned* counter, unsigned total, unsigned* flag) {
   return *flag != 0;
 }
 
-inline void zero_async(void* memory, size_t bytes, cudaStream_t) {
-  if (bytes > 0) std::memset(memory, 0, bytes);
-}
-
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, unsigned threads, size_t shared,
             cudaStream_t, Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
   if (threads == 0 || threads > 1024 || threads % kWarp != 0)
     host::fail("a block of whole warps, at most 1024");
-  if (shared > 227 * 1024) host::fail("more shared memory than any supported GPU has");
+  if (shared > kMaxShared) host::fail("more shared memory than the smallest supported GPU has");
   if (grid.y > 65535 || grid.z > 65535) host::fail("grid.y and grid.z end at 65535");
   host::launches().push_back({name, grid, threads, shared});
   std::vector<dim3> indices;

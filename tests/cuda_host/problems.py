@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-COLUMNS = ("first_item", "first_matrix", "count", "offset", "stride_batch", "side", "outer", "inner",
-           "stride_outer", "stride_inner", "stride_side", "splits", "first_gram", "first_partial", "layout",
-           "first_result", "roundings", "m", "n", "reserved")  # fmt: skip
+from bsgap_kernels.triton.table import COLUMNS
 
 
 @dataclass
