@@ -8,6 +8,7 @@ BSGAP_PROVEN_JSON=FILE the table is written there as well, for docs/kernels.md.
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -72,11 +73,11 @@ def note_program(stdout: str, way: str) -> list[str]:
     return kernels
 
 
-def watch_gram() -> None:
-    """Notes every launch of the Gram kernel in this process, which interprets it."""
-    from bsgap_kernels.triton import config, gram
+def watch_triton() -> None:
+    """Notes every launch of a Triton kernel in this process, which interprets it."""
+    from bsgap_kernels.triton import config, gram, probe
 
-    launch = gram._launch
+    launch, launch_probe = gram._launch, probe._launch
     layouts = ("side, 16 bytes", "depth, 16 bytes", "depth", "any")
 
     def noted(call: gram.Prepared, *args: Any) -> None:
@@ -102,7 +103,12 @@ def watch_gram() -> None:
                 )
             note(kernel, INTERPRETED, rows=len(rows), blocks=one.items)
 
-    gram._launch = noted
+    def noted_probe(kernel: Any, grid: tuple[int, ...], *args: Any, **arguments: Any) -> None:
+        launch_probe(kernel, grid, *args, **arguments)
+        facts = {name: arguments[name] for name in ("side", "splits", "tiles") if name in arguments}
+        note(kernel.__name__, INTERPRETED, blocks=math.prod(grid), **facts)
+
+    gram._launch, probe._launch = noted, noted_probe
 
 
 def begin() -> None:
@@ -113,7 +119,7 @@ def begin() -> None:
         os.environ["BSGAP_PROVEN_LOG"] = path
         os.environ["BSGAP_PROVEN_OWNER"] = str(os.getpid())
     if os.environ.get("TRITON_INTERPRET") == "1":
-        watch_gram()
+        watch_triton()
 
 
 def end() -> list[str]:

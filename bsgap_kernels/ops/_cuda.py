@@ -213,6 +213,8 @@ def summary_stage(found: GramSet, counted: Counted) -> Tensor:
 
 def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tensor | None) -> Counted:
     """The count of an installation without CUDA C++ kernels."""
+    from ..triton.gram import power_of_two
+
     if pairs is None:
         pairs = torch.tensor([[[atol, rtol]]], dtype=torch.float64, device=found.grams.device)
     total = found.plan.matrices
@@ -222,7 +224,7 @@ def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tenso
         lam = torch.linalg.eigvalsh(torch.where(finite[:, None, None], row.grams, 0.0))
         sigma = lam.clamp_min(0).sqrt()
         if found.exponent is not None:
-            sigma = torch.ldexp(sigma, -found.exponent[row.results, None])
+            sigma = sigma * power_of_two(-found.exponent[row.results, None])
         own = pairs if pairs.shape[0] == 1 else pairs[row.results]
         tau = torch.maximum(own[..., 0], own[..., 1] * sigma[:, -1:])
         count = (sigma[:, None, :] > tau[..., None]).sum(-1)
@@ -506,9 +508,11 @@ def feature_gram(A: Tensor, center: bool) -> Tensor:
 
 def _unscaling(found: GramSet) -> Tensor | None:
     """What takes the power-of-two scaling of float64 input off again, (N,)."""
+    from ..triton.gram import power_of_two
+
     if found.exponent is None:
         return None
-    return torch.ldexp(torch.ones_like(found.exponent, dtype=torch.float64), -found.exponent)
+    return power_of_two(-found.exponent)
 
 
 def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,9 @@ MEMORY_SLOT = 128 * 128
 
 VECTOR_BYTES = 16
 
+BLACKWELL_TRITON = (3, 9)
+"""The first Triton seen to compile every kernel for compute capability 10; 3.6 was seen not to."""
+
 PROBES = 9
 PROBE_COLUMNS = 16
 """Columns in memory, those past PROBES zero: tl.dot takes no fewer."""
@@ -83,6 +86,15 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
     if architecture == 12:  # spills with more of either (benchmarks/triton_resources.py)
         return GramConfig(2048, 64 if big else 128, 256, "tf32x3", 4, 3)
     return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
+
+
+def check_compiler(architecture: int, version: tuple[int, int]) -> None:
+    """Raises RuntimeError where this Triton is known to fail, before it does with pages of its own."""
+    if architecture == 10 and version < BLACKWELL_TRITON:
+        raise RuntimeError(
+            f"bsgap: Triton {version[0]}.{version[1]} does not compile float64 products for capability "
+            f"10; expected Triton >= {BLACKWELL_TRITON[0]}.{BLACKWELL_TRITON[1]}, which torch 2.15 brings"
+        )
 
 
 def register_limit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from . import config
 from .config import Precision
 from .plan import GramPlan, gram_plan, launch_constants
 from .table import COLUMNS, MatrixView, flat
@@ -59,6 +59,14 @@ def processors_of(device: torch.device) -> tuple[int, int]:
     return int(properties.multi_processor_count), int(properties.major)
 
 
+def triton_version() -> tuple[int, int]:
+    """Major and minor version of Triton."""
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def device_table(values: list[int], device: torch.device) -> Tensor:
     """The values as int64 on the device, by a plain copy."""
     return torch.tensor(values, dtype=torch.int64).to(device)
@@ -70,9 +78,12 @@ def current_stream(device: torch.device) -> int | None:
     What one stream keeps is read and reused in its order. A graph under capture needs memory of its own: it
     is replayed on any stream, at any time.
     """
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda":
         return None
-    return torch.cuda.current_stream(device).cuda_stream
+    with torch.cuda.device(device):
+        if torch.cuda.is_current_stream_capturing():
+            return None
+        return torch.cuda.current_stream().cuda_stream
 
 
 @dataclass
@@ -94,18 +105,15 @@ class Prepared:
         return table
 
 
-_PREPARED: OrderedDict[tuple[Any, ...], Prepared] = OrderedDict()
+_PREPARED: dict[tuple[Any, ...], Prepared] = {}
 
 
 def prepared(key: tuple[Any, ...], prepare: Callable[[], Prepared]) -> Prepared:
     """The preparation under that key, made if it is not known."""
-    found = _PREPARED.get(key)
-    if found is None:
-        found = _PREPARED[key] = prepare()
-        while len(_PREPARED) > PREPARED_KEPT:
-            _PREPARED.popitem(last=False)
-    else:
-        _PREPARED.move_to_end(key)
+    found = _PREPARED.pop(key, None) or prepare()  # put back as the newest
+    _PREPARED[key] = found
+    while len(_PREPARED) > PREPARED_KEPT:
+        _PREPARED.pop(next(iter(_PREPARED)), None)
     return found
 
 
@@ -142,6 +150,11 @@ def scaling_exponents(views: Sequence[MatrixView]) -> Tensor:
     return torch.where(wanted, (-exponent).clamp(-MAX_EXPONENT, MAX_EXPONENT), 0).to(torch.int32)
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent in float64, exactly (ldexp on a GPU goes through pow), for normal results."""
+    return ((exponent.to(torch.int64) + 1023) << 52).view(torch.float64)
+
+
 def gram_set(
     views: Sequence[MatrixView],
     *,
@@ -171,6 +184,8 @@ def gram_set(
 
     def prepare() -> Prepared:
         processors, architecture = processors_of(device)
+        if device.type == "cuda":
+            config.check_compiler(architecture, triton_version())
         plan = gram_plan(
             views,
             precision=precision,
@@ -197,7 +212,7 @@ def gram_set(
     exponent = scaling_exponents(views) if scaled else None
     scale = grams
     if exponent is not None:
-        scale = torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), exponent)
+        scale = power_of_two(exponent)
     sums = buffer(plan.vector_elements) if shift is not None else None
     table = call.table(device, table_of)
     buffers = {
