@@ -105,6 +105,13 @@ def test_every_copy_of_an_aligned_layout_has_16_bytes(dtype: torch.dtype, code: 
 
 @compiles
 @pytest.mark.parametrize("capability", [80, 90])
+def test_warps_of_a_narrow_tile_multiply_depths_of_their_own(capability: int) -> None:
+    variant = compiled.Variant("narrow", torch.bfloat16, "float32", 0x1)
+    assert "warpsPerCTA = [4, 1, 1]" in compiled.compile_variant(variant, capability).asm["ttgir"]
+
+
+@compiles
+@pytest.mark.parametrize("capability", [80, 90])
 def test_float64_blocks_are_summed_apart(capability: int) -> None:
     # What `roundings` rests on: a block's product starts from zero and is then added to the total.
     variant = compiled.Variant("float64", torch.float32, "float64", 0x100, multi=True)

@@ -103,7 +103,7 @@ LAYOUTS: dict[str, tuple[Callable[[torch.dtype], Tensor], bool, int]] = {
     ),
     "NCHW, small images": (lambda d: random(97, 13, 3, 3, dtype=d).permute(0, 2, 3, 1), False, config.ANY),
     "channels_last": (
-        lambda d: random(13, 16, 9, 7, dtype=d).to(memory_format=torch.channels_last).permute(0, 2, 3, 1),
+        lambda d: random(29, 16, 9, 7, dtype=d).to(memory_format=torch.channels_last).permute(0, 2, 3, 1),
         False,
         config.SIDE_ALIGNED,
     ),
@@ -122,7 +122,7 @@ LAYOUTS: dict[str, tuple[Callable[[torch.dtype], Tensor], bool, int]] = {
     "sliced": (lambda d: random(900, 90, dtype=d)[::2, 1::3], True, config.ANY),
     "sliced, several tiles": (lambda d: random(300, 2 * several(d), dtype=d)[:, ::2], True, config.ANY),
     "sliced tokens": (lambda d: random(6, 50, 32, dtype=d)[:, :37], False, config.SIDE_ALIGNED),
-    "batch": (lambda d: random(3, 2, 260, 32, dtype=d), True, config.SIDE_ALIGNED),
+    "batch": (lambda d: random(3, 2, 770, 32, dtype=d), True, config.SIDE_ALIGNED),
     "expanded batch": (lambda d: random(1, 601, 9, dtype=d).expand(3, 601, 9), True, config.ANY),
 }
 

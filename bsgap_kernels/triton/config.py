@@ -15,12 +15,11 @@ Precision = Literal["float32", "float64"]
 
 # Memory layouts of a block. Aligned: 16-byte loads. ANY walks over depth with a division per element.
 SIDE_ALIGNED, DEPTH_ALIGNED, DEPTH_CONTIGUOUS, ANY = range(4)
+ELEMENTWISE = DEPTH_CONTIGUOUS  # this one and the next have an address for each element
 CODE_LAYOUTS = 4
 TILES = (16, 32, 64, 128)
 CODE_CLASSES = len(TILES)
 CODES = CODE_LAYOUTS * CODE_CLASSES
-# Bits of a set of codes whose layouts are read element by element.
-_ELEMENTWISE_CODES = sum(0b1100 << CODE_LAYOUTS * size for size in range(CODE_CLASSES))
 
 # Partial tiles are added in two levels of at most this many, so there are at most its square of splits.
 REDUCE_FAN = 16
@@ -61,10 +60,13 @@ class GramConfig:
     dot: str  # how float32 operands are multiplied: "tf32x3" or "ieee"
     num_warps: int
     num_stages: int
+    elementwise: int = 1  # blocks of layouts that are read element by element are that much smaller
 
-    def block_depth(self, tile: int) -> int:
+    def block_depth(self, tile: int, layout: int) -> int:
         """Depths of a block."""
-        return min(self.max_depth, self.elements // tile)
+        return min(self.max_depth, self.elements // tile) // (
+            self.elementwise if layout >= ELEMENTWISE else 1
+        )
 
 
 def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, architecture: int) -> GramConfig:
@@ -85,7 +87,10 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
         return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
     if architecture == 12:  # spills with more of either (benchmarks/triton_resources.py)
         return GramConfig(2048, 64 if big else 128, 256, "tf32x3", 4, 3)
-    return GramConfig(4096, 64 if big else 256, 256, "tf32x3", num_warps, 3)
+    if big:
+        return GramConfig(8192, 64, 256, "tf32x3", 8, 3)
+    # Reading binds. Two blocks of 4 warps a multiprocessor, 16 KiB on their way to each, keep memory busy.
+    return GramConfig(8192, 512, 256, "tf32x3", 4, 3, elementwise=4)
 
 
 def check_compiler(architecture: int, version: tuple[int, int]) -> None:
@@ -97,21 +102,13 @@ def check_compiler(architecture: int, version: tuple[int, int]) -> None:
         )
 
 
-def register_limit(
-    precision: Precision, itemsize: int, codes: int, multi: bool, rescue: bool, architecture: int
-) -> int | None:
+def register_limit(num_warps: int, rescue: bool, architecture: int) -> int | None:
     """Registers that a thread may have, or None: the compiler's choice.
 
-    Left to itself it spills a few words to come down to 128 where it wants a little more, and takes more than
-    128 where that many would do (benchmarks/results/triton_resources.json). Two blocks a multiprocessor keep
-    enough bytes on their way where reading binds; where arithmetic does, registers are worth more.
+    Which would be to spill a few words where that makes room for a second block of warps; but where
+    arithmetic binds, or two fit anyway, registers are worth more (benchmarks/results/triton_resources.json).
     """
-    if rescue or (precision == "float64" and architecture in (8, 12)):
-        return 255
-    aligned = not codes & _ELEMENTWISE_CODES
-    if precision == "float32" and itemsize == 2 and aligned and not multi and architecture != 12:
-        return 128
-    return None
+    return 255 if rescue or num_warps == 4 or architecture not in (9, 10) else None
 
 
 def tile_count(side: int, tile: int) -> int:
@@ -145,7 +142,7 @@ def choose(
     """
     tile = next((t for t in TILES[:2] if view.side <= t), 64)
     big = precision == "float32" and view.side > 64
-    depth = gram_config(precision, itemsize, tile, big, architecture).block_depth(tile)
+    depth = gram_config(precision, itemsize, tile, big, architecture).block_depth(tile, SIDE_ALIGNED)
     layout = layout_of(view, pointer, stride_batch, itemsize, depth)
     if big and itemsize == 2 and architecture in (9, 10) and layout in (SIDE_ALIGNED, DEPTH_ALIGNED):
         tile = 128

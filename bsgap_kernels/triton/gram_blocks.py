@@ -106,6 +106,55 @@ def load_block(base, view, offsets, valid, first, LAYOUT: tl.constexpr, TILE: tl
 
 
 @triton.jit
+def load_words(
+    base,
+    view,
+    hop,
+    at,
+    more,
+    first,
+    LAYOUT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """A block of an aligned layout as it lies in memory, in words of 32 bits; zeros unless `more`.
+
+    What is read ahead must not be taken apart before it is used: the first instruction that touches it waits.
+    """
+    side, outer, inner, stride_outer, stride_inner, stride_side, n = view
+    PAIR: tl.constexpr = VECTOR // 4  # elements of a word
+    words = tl.multiple_of(base.to(tl.pointer_type(tl.int32), bitcast=True), 16)
+    if LAYOUT == _SIDE_ALIGNED:
+        depth = at * BLOCK_D + tl.arange(0, BLOCK_D)
+        column = first // PAIR + tl.arange(0, TILE // PAIR)
+        along_depth = hop * (stride_outer // VECTOR * 4) + depth * (stride_inner // VECTOR * 4)
+        address = along_depth[:, None] + column[None, :]
+        inside = ((depth < inner) & more)[:, None] & (column < side // PAIR)[None, :]
+    else:
+        depth = at * (BLOCK_D // PAIR) + tl.arange(0, BLOCK_D // PAIR)
+        column = first + tl.arange(0, TILE)
+        along_depth = hop * (stride_outer // VECTOR * 4) + depth
+        address = (column * (stride_side // VECTOR * 4))[None, :] + along_depth[:, None]
+        inside = ((depth < inner // PAIR) & more)[:, None] & (column < side)[None, :]
+    return tl.load(words + address, mask=inside, other=0)
+
+
+@triton.jit
+def elements_of(words, DTYPE: tl.constexpr, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr):
+    """The (depth, side) block that load_words read."""
+    if DTYPE.primitive_bitwidth == 32:
+        return words.to(DTYPE, bitcast=True)
+    else:
+        low = (words & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
+        high = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+        pairs = tl.join(low, high)
+        if LAYOUT != _SIDE_ALIGNED:
+            pairs = tl.permute(pairs, (0, 2, 1))
+        return tl.reshape(pairs, (BLOCK_D, TILE))
+
+
+@triton.jit
 def widened(x, always):
     """x in float64; `always` is true, which only the compiler may not know."""
     if _HIDE_16_BITS and x.dtype.primitive_bitwidth == 16:
@@ -160,6 +209,13 @@ def load_wide(
 
 
 @triton.jit
+def sum_of_slices(part, SLICES: tl.constexpr):
+    """Float32 sums of a tile in float64, those of slices added up."""
+    wide = part.to(tl.float64)
+    return wide if SLICES == 1 else tl.sum(wide, axis=0)
+
+
+@triton.jit
 def sum_float32(
     base,
     view,
@@ -174,15 +230,39 @@ def sum_float32(
     CHUNK: tl.constexpr,
     DOT: tl.constexpr,
     UPCAST: tl.constexpr,
+    PIPELINED: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
-    """Tile sums in float32, added up in float64 every CHUNK depths."""
+    """Tile sums in float32, each of CHUNK products at most, which are added up in float64.
+
+    PIPELINED: the compiler overlaps reading and multiplying by itself. It does not where both operands come
+    from one load but through registers; there the next block is on its way while one is multiplied
+    (of aligned layouts: single elements have too many addresses for that).
+    SLICES > 1: that many parts of a block's depths are multiplied apart, one a warp. Warps that shared one
+    small tile would each fetch nearly all of the block from shared memory.
+    """
     total = tl.zeros((TILE, TILE), tl.float64)
-    part = tl.zeros((TILE, TILE), tl.float32)
-    FLUSH: tl.constexpr = CHUNK // BLOCK_D
+    SHAPE: tl.constexpr = (TILE, TILE) if SLICES == 1 else (SLICES, TILE, TILE)
+    part = tl.zeros(SHAPE, tl.float32)
+    FLUSH: tl.constexpr = CHUNK * SLICES // BLOCK_D
+    ALIGNED: tl.constexpr = LAYOUT == _SIDE_ALIGNED or LAYOUT == _DEPTH_ALIGNED
+    AHEAD: tl.constexpr = DIAGONAL and ALIGNED and not PIPELINED
     hop, at = start_of(view, begin, LAYOUT, BLOCK_D)
+    DTYPE: tl.constexpr = base.dtype.element_ty
+    VECTOR: tl.constexpr = 128 // DTYPE.primitive_bitwidth
+    if AHEAD:
+        no = tl.zeros((1,), tl.int64)  # scalar conditions are no masks in the interpreter
+        next_words = load_words(base, view, hop, at, no < 1, row0, LAYOUT, BLOCK_D, TILE, VECTOR)
+        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D)
     for block in range(begin, end):
-        offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D)
-        x = load_block(base, view, offsets, valid, row0, LAYOUT, TILE)
+        if AHEAD:
+            words = next_words
+            more = block + 1 + no < end
+            next_words = load_words(base, view, hop, at, more, row0, LAYOUT, BLOCK_D, TILE, VECTOR)
+            x = elements_of(words, DTYPE, LAYOUT, BLOCK_D, TILE)
+        else:
+            offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D)
+            x = load_block(base, view, offsets, valid, row0, LAYOUT, TILE)
         if UPCAST:
             x = x.to(tl.float32)
         y = x
@@ -190,12 +270,16 @@ def sum_float32(
             y = load_block(base, view, offsets, valid, column0, LAYOUT, TILE)
             if UPCAST:
                 y = y.to(tl.float32)
-        part = tl.dot(tl.trans(x), y, part, input_precision=DOT)
+        if SLICES == 1:
+            part = tl.dot(tl.trans(x), y, part, input_precision=DOT)
+        else:
+            slices = tl.reshape(x, (SLICES, BLOCK_D // SLICES, TILE))
+            part = tl.dot(tl.permute(slices, (0, 2, 1)), slices, part, input_precision=DOT)
         if (block - begin) % FLUSH == FLUSH - 1:
-            total += part.to(tl.float64)
-            part = tl.zeros((TILE, TILE), tl.float32)
+            total += sum_of_slices(part, SLICES)
+            part = tl.zeros_like(part)
         hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D)
-    return total + part.to(tl.float64)
+    return total + sum_of_slices(part, SLICES)
 
 
 @triton.jit
@@ -277,6 +361,8 @@ def tile_sums(
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
     UPCAST: tl.constexpr,
+    PIPELINED: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
     """A tile's float64 sums over blocks [begin, end), and its columns' sums."""
     if PRECISION == 64:
@@ -299,6 +385,20 @@ def tile_sums(
     else:
         sums = tl.zeros((TILE,), tl.float64)
         total = sum_float32(
-            base, view, begin, end, row0, column0, LAYOUT, DIAGONAL, BLOCK_D, TILE, CHUNK, DOT, UPCAST
+            base,
+            view,
+            begin,
+            end,
+            row0,
+            column0,
+            LAYOUT,
+            DIAGONAL,
+            BLOCK_D,
+            TILE,
+            CHUNK,
+            DOT,
+            UPCAST,
+            PIPELINED,
+            SLICES,
         )
     return total, sums

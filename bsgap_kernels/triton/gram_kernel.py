@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .config import ANY, CODE_CLASSES, CODE_LAYOUTS, CODES, DEPTH_ALIGNED, SIDE_ALIGNED, SUM_SLOT, TILES
+from .config import ELEMENTWISE as ELEMENTWISE_LAYOUTS
 from .gram_blocks import read_view, redo, tile_sums
 from .gram_reduce import finish, trace_of
 from .table import COLUMNS
@@ -32,6 +33,7 @@ _SEARCH = tl.constexpr(128)  # rows of the table looked at in one step
 _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
+_ELEMENTWISE = tl.constexpr(ELEMENTWISE_LAYOUTS)
 _REDO_SIDE = tl.constexpr(64)
 
 
@@ -81,6 +83,8 @@ def run_item(
     SCALED: tl.constexpr,
     RESCUE: tl.constexpr,
     UPCAST: tl.constexpr,
+    WARPGROUP: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
     """One work item of a row: (matrix, split, tile), the tile fastest so that tiles share what they read."""
     view = read_view(entry, VECTOR, LAYOUT)
@@ -177,6 +181,8 @@ def run_item(
                     BLOCK_D,
                     TILE,
                     UPCAST,
+                    WARPGROUP and TILE >= 64,
+                    1,
                 )
             else:
                 total, sums = tile_sums(
@@ -198,6 +204,8 @@ def run_item(
                     BLOCK_D,
                     TILE,
                     UPCAST,
+                    WARPGROUP and TILE >= 64,
+                    1,
                 )
         else:
             total, sums = tile_sums(
@@ -219,6 +227,8 @@ def run_item(
                 BLOCK_D,
                 TILE,
                 UPCAST,
+                WARPGROUP and TILE >= 64,
+                SLICES if TILE == _SMALLEST else 1,
             )
         if PRECISION == 32 and not STATS:
             # One tile: the program sees all of its range's squares and can redo its own depths at once.
@@ -268,15 +278,19 @@ def gram_kernel(
     CHUNK: tl.constexpr,
     ELEMENTS: tl.constexpr,
     MAX_DEPTH: tl.constexpr,
+    ELEMENTWISE: tl.constexpr,
     STATS: tl.constexpr,
     SHIFT: tl.constexpr,
     SCALED: tl.constexpr,
     RESCUE: tl.constexpr,
     UPCAST: tl.constexpr,
+    WARPGROUP: tl.constexpr,
+    SLICES: tl.constexpr,
 ):
     """Grid: the work items of launch group GROUP. CODES: bit c is set if a row of the group has code c.
 
-    origin: the address that the table's offsets are relative to.
+    origin: the address that the table's offsets are relative to. WARPGROUP: products of 64 and more rows are
+    those of a warp group, straight from shared memory. SLICES: of the depths of a block of narrow matrices.
     """
     item = tl.program_id(0).to(tl.int64)
     entry = find_row(table_ptr, rows, item, GROUP)
@@ -288,6 +302,7 @@ def gram_kernel(
             if (_ONE << (size * _LAYOUTS + layout)) & CODES:
                 if code == size * _LAYOUTS + layout:
                     TILE: tl.constexpr = _SMALLEST << size
+                    DEPTH: tl.constexpr = MAX_DEPTH if ELEMENTS // TILE > MAX_DEPTH else ELEMENTS // TILE
                     run_item(
                         origin,
                         entry,
@@ -297,7 +312,7 @@ def gram_kernel(
                         scale_ptr,
                         layout,
                         TILE,
-                        MAX_DEPTH if ELEMENTS // TILE > MAX_DEPTH else ELEMENTS // TILE,
+                        DEPTH // ELEMENTWISE if layout >= _ELEMENTWISE else DEPTH,
                         DTYPE,
                         VECTOR,
                         PRECISION,
@@ -309,4 +324,6 @@ def gram_kernel(
                         SCALED,
                         RESCUE,
                         UPCAST,
+                        WARPGROUP,
+                        SLICES,
                     )

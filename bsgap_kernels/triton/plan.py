@@ -107,7 +107,9 @@ def gram_plan(
     for i in order:
         view, o, k = views[i], oriented[i], key(i)
         tile, layout = choices[i]
-        depth = config.gram_config(precision, itemsizes[i], tile, k[1], architecture).block_depth(tile)
+        depth = config.gram_config(precision, itemsizes[i], tile, k[1], architecture).block_depth(
+            tile, layout
+        )
         blocks = config.block_count(o, layout, depth)
         ranges = splits or config.split_count(o, itemsizes[i], tile, wanted, tiles_of[k], processors)
         ranges = min(ranges, blocks, config.MAX_SPLITS)
@@ -190,16 +192,17 @@ def launch_constants(
         "CHUNK": constants.chunk,
         "ELEMENTS": constants.elements,
         "MAX_DEPTH": constants.max_depth,
+        "ELEMENTWISE": constants.elementwise,
         "STATS": launch.stats,
         "SHIFT": shift,
         "SCALED": launch.dtype == torch.float64,
         "RESCUE": launch.rescue,
         # The interpreter's product of bfloat16 operands is wrong.
         "UPCAST": interpreted and launch.dtype == torch.bfloat16,
+        "WARPGROUP": launch.dtype.itemsize == 2 and architecture in (9, 10),
+        "SLICES": constants.num_warps if launch.dtype.itemsize == 2 and precision == "float32" else 1,
         "num_warps": constants.num_warps,
         "num_stages": constants.num_stages,
         "enable_fp_fusion": True,
-        "maxnreg": config.register_limit(
-            precision, launch.dtype.itemsize, launch.codes, launch.multi, launch.rescue, architecture
-        ),
+        "maxnreg": config.register_limit(constants.num_warps, launch.rescue, architecture),
     }
