@@ -14,6 +14,8 @@ from typing import Any
 import proven
 import pytest
 
+pytestmark = pytest.mark.torch_free
+
 ROOT = Path(__file__).parent.parent
 
 

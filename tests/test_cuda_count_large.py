@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bsgap_kernels import _core
 
-pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.torch_free, pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")]
 
 THREADS = {"ldlt_update_kernel": 128}  # all others: 256
 

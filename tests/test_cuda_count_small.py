@@ -24,7 +24,7 @@ from torch import Tensor
 from bsgap_kernels import _core
 from bsgap_kernels.triton.table import COLUMNS
 
-pytestmark = pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.torch_free, pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")]
 
 SIDES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 128)
 THREADS, WARPS = 128, 4

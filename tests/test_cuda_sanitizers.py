@@ -12,7 +12,7 @@ import proven
 import pytest
 from cuda_host import build
 
-pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.torch_free, pytest.mark.skipif(build.COMPILER is None, reason="needs g++")]
 
 
 def run(mode: str, *arguments: str, defines: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:

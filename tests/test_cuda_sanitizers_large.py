@@ -15,7 +15,7 @@ import proven
 import pytest
 from cuda_host import build
 
-pytestmark = pytest.mark.skipif(build.COMPILER is None, reason="needs g++")
+pytestmark = [pytest.mark.torch_free, pytest.mark.skipif(build.COMPILER is None, reason="needs g++")]
 
 
 PARTS = {

@@ -140,3 +140,11 @@ def test_missing_markers_or_files(files: list[str], capsys: pytest.CaptureFixtur
     assert "cost-table:begin" in capsys.readouterr().err
     Path(files[-1]).unlink()
     assert readme_table.main(files) == 2
+
+
+def test_the_kernel_tables_are_those_of_the_committed_results() -> None:
+    tables = _script("kernel_tables")
+    text = tables.PAGE.read_text(encoding="utf-8")
+    assert tables.with_tables(text) == text
+    with pytest.raises(ValueError, match="proven:begin"):
+        tables.with_tables(text.replace("<!-- proven:begin -->", ""))

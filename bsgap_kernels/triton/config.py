@@ -85,12 +85,11 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
         return GramConfig(1024, 32, 256, "tf32x3", num_warps, 2)
     if tile == 128:
         return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
-    if architecture == 12:  # spills with more of either (benchmarks/triton_resources.py)
-        return GramConfig(2048, 64 if big else 128, 256, "tf32x3", 4, 3)
     if big:
         return GramConfig(8192, 64, 256, "tf32x3", 8, 3)
-    # Reading binds. Two blocks of 4 warps a multiprocessor, 16 KiB on their way to each, keep memory busy.
-    return GramConfig(8192, 512, 256, "tf32x3", 4, 3, elementwise=4)
+    # Reading binds. Two blocks of 4 warps a multiprocessor, 16 KiB on their way to each, keep memory busy; on
+    # consumer devices one of 8 does, and 4 would spill.
+    return GramConfig(8192, 512, 256, "tf32x3", 8 if architecture == 12 else 4, 3, elementwise=4)
 
 
 def check_compiler(architecture: int, version: tuple[int, int]) -> None:

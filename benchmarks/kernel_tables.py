@@ -1,0 +1,112 @@
+"""Writes the tables of docs/kernels.md from committed results, between their marker comments.
+
+python benchmarks/kernel_tables.py            # rewrite docs/kernels.md
+python benchmarks/kernel_tables.py --check    # exit code 1 if it differs from the results
+
+Results: `BSGAP_PROVEN_JSON=benchmarks/results/kernels_proven.json make test`, cuda_resources.py,
+triton_resources.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "kernels.md"
+
+
+def proven_table(rows: list[dict[str, str]]) -> str:
+    """A line for every kernel and way."""
+    lines = ["| kernel | shown by | seen |", "|---|---|---|"]
+    before = ""
+    for row in rows:
+        kernel = "" if row["kernel"] == before else f"`{row['kernel']}`"
+        lines.append(f"| {kernel} | {row['way']} | {row['seen']} |")
+        before = row["kernel"]
+    return "\n".join(lines)
+
+
+def cuda_table(result: dict[str, Any]) -> str:
+    """Registers of each kernel on each architecture; spills and stack are none, as the tests assert."""
+    kernels: dict[str, dict[str, Any]] = {}
+    for row in result["kernels"]:
+        kernels.setdefault(row["kernel"], {})[row["architecture"]] = row
+    architectures = list(next(iter(kernels.values())))
+    lines = [
+        "| kernel | threads | shared memory, bytes | " + " | ".join(f"sm_{a}" for a in architectures) + " |",
+        "|---|--:|--:|" + "--:|" * len(architectures),
+    ]
+    for kernel, rows in kernels.items():
+        first = rows[architectures[0]]
+        shared = max(row["static_shared"] + row["dynamic_shared"] for row in rows.values())
+        registers = " | ".join(str(rows[a]["registers"]) for a in architectures)
+        lines.append(f"| `{kernel}` | {first['threads']} | {shared} | {registers} |")
+    spilled = sum(row["spill_stores"] + row["spill_loads"] + row["stack"] for row in result["kernels"])
+    return "\n".join(
+        [*lines, "", f"Registers of a thread, nvcc {result['nvcc']}; {spilled} bytes spilled in all."]
+    )
+
+
+def triton_table(result: dict[str, Any]) -> str:
+    """Registers and shared memory of each variant on each compute capability."""
+    variants: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in result["kernels"]:
+        variants.setdefault(row["variant"], {})[row["capability"]] = row
+    capabilities = sorted({row["capability"] for row in result["kernels"]})
+    lines = [
+        "| variant | " + " | ".join(f"sm_{c}" for c in capabilities) + " |",
+        "|---|" + "--:|" * len(capabilities),
+    ]
+    for variant, rows in variants.items():
+        cells = [
+            f"{rows[c]['registers']}×{32 * rows[c]['warps']}, {rows[c]['shared_bytes'] / 1024:.0f} K"
+            if c in rows
+            else ""
+            for c in capabilities
+        ]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    spilled = sum(row["spilled_bytes"] for row in result["kernels"])
+    note = f"Registers × threads and shared memory of a block, Triton {result['triton']}"
+    return "\n".join([*lines, "", f"{note}; {spilled} bytes spilled in all."])
+
+
+def tables() -> dict[str, str]:
+    """Every table by the name of its markers."""
+
+    def load(name: str) -> Any:
+        return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+    return {
+        "proven": proven_table(load("kernels_proven.json")),
+        "cuda": cuda_table(load("cuda_resources.json")),
+        "triton": triton_table(load("triton_resources.json")),
+    }
+
+
+def with_tables(text: str) -> str:
+    """The page with every table between its markers; ValueError if a pair of markers is not there."""
+    for name, table in tables().items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"needs one line '{begin}' and one line '{end}'")
+        text = text.split(begin)[0] + f"{begin}\n{table}\n{end}" + text.split(end)[1]
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """0: written, or equal under --check; 1: different."""
+    old = PAGE.read_text(encoding="utf-8")
+    new = with_tables(old)
+    if arguments == ["--check"]:
+        print("kernel_tables: docs/kernels.md " + ("matches" if new == old else "differs"))
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
