@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bsgap_kernels.ops import _cuda
+from bsgap_kernels.ops import _cuda, _cuda_sites
 from bsgap_kernels.ops._register import ENGINES
 from bsgap_kernels.tracking import RankTracker
 from bsgap_kernels.tracking.sites import NONLINEARITIES, select_modules, unfold_activation
@@ -204,13 +204,13 @@ def test_sites_of_another_stream_are_waited_for_and_kept(same: bool, monkeypatch
     monkeypatch.setattr(
         Tensor, "record_stream", lambda self, stream: kept.append((self.data_ptr(), stream)), raising=False
     )
-    monkeypatch.setattr(_cuda, "_current_stream", lambda device: forward)
+    monkeypatch.setattr(_cuda_sites, "_current_stream", lambda device: forward)
     model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 7), nn.Tanh()).double()
     with RankTracker(model, center=True) as tracker:
         model(torch.randn(30, 5, dtype=torch.float64))
         pending = [item.values for item in tracker._pending["batch"].values()]
         if not same:
-            monkeypatch.setattr(_cuda, "_current_stream", lambda device: log)
+            monkeypatch.setattr(_cuda_sites, "_current_stream", lambda device: log)
         assert len(tracker.collect()) == 2
     assert log.waited == ([] if same else [forward])
     assert forward.waited == []

@@ -8,229 +8,42 @@ two: `svd_counts` below what a float64 Gram matrix resolves, and everything in a
 
 from __future__ import annotations
 
-import functools
-import math
-import struct
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..dispatch import Plan, select_backend
-from ..triton.config import UNIT_ROUNDOFF, gamma
 from . import _cpu
+from ._cuda_sites import site, site_records
+from ._cuda_stages import (
+    Precision,
+    centred_gram_stage,
+    count_stage,
+    device_pairs,
+    device_table,
+    gram_stage,
+    has_kernels,
+    rows_of,
+    summary_stage,
+    unscaling,
+    view_of,
+)
 from ._tolerances import effective_tolerances, svd_counts
 
-if TYPE_CHECKING:
-    from ..triton.gram import GramSet
-    from ..triton.table import MatrixView
-
-SMALLEST_SUBNORMAL = 2.0**-1074
-Precision = Literal["float32", "float64"]
-
-
-def device_table(values: list[int], device: torch.device) -> Tensor:
-    """int64 values on the device, written by a kernel that carries them as parameters: capturable."""
-    if not _has_kernels():
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-    table = torch.empty(len(values), dtype=torch.int64, device=device)
-    torch.ops.bsgap._cuda_fill(table, values)
-    return table
-
-
-@functools.cache
-def _has_kernels() -> bool:
-    """Whether this installation has the CUDA C++ kernels; says once what their absence costs."""
-    from .._native import CUDA_LIBRARY_PATH
-
-    if CUDA_LIBRARY_PATH is None:
-        warnings.warn(
-            "bsgap_kernels was installed without nvcc: counts on CUDA tensors go through "
-            "torch.linalg.eigvalsh, which waits for the device and cannot be captured in a CUDA graph; "
-            "certified intervals and summaries go through the CPU. Install the CUDA toolkit of torch's "
-            "CUDA major and reinstall.",
-            stacklevel=2,
-        )
-    return CUDA_LIBRARY_PATH is not None
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a set's table, with what belongs to its matrices."""
-
-    grams: Tensor  # (count, k, k), a view
-    sums: Tensor | None  # (count, n), a view: column sums about the shift, where k are the features
-    results: slice  # in the caller's order
-    m: int
-    depth: int
-    roundings: int
-
-
-def rows_of(found: GramSet) -> list[Row]:
-    """The rows of a set, in table order."""
-    rows = []
-    for row in found.plan.rows:
-        count, k, n = row["count"], row["side"], row["n"]
-        first, vector, result = row["first_gram"], row["first_vector"], row["first_result"]
-        sums = None
-        if found.sums is not None and k == n:
-            sums = found.sums[vector : vector + count * n].view(count, n)
-        rows.append(
-            Row(
-                grams=found.grams[first : first + count * k * k].view(count, k, k),
-                sums=sums,
-                results=slice(result, result + count),
-                m=row["m"],
-                depth=row["outer"] * row["inner"],
-                roundings=row["roundings"],
-            )
-        )
-    return rows
-
-
-def view_of(A: Tensor, *, batch: bool = True, features_side: bool = False) -> MatrixView:
-    """The matrices of A, copied only where their strides are none that a row of the table describes."""
-    from ..triton.table import describe
-
-    view = describe(A, batch=batch, features_side=features_side)
-    view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
-    assert view is not None
-    return view
-
-
-def gram_stage(
-    As: Sequence[Tensor],
-    precision: Precision,
-    *,
-    batch: bool = True,
-    features_side: bool = False,
-    shift: Literal["first_row"] | Tensor | None = None,
-) -> GramSet:
-    """Gram matrices of all inputs in one launch a dtype, results in their order.
-
-    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. `shift`: see
-    triton/gram.py.
-    """
-    from ..triton.gram import gram_set
-
-    views = [view_of(A, batch=batch, features_side=features_side) for A in As]
-    return gram_set(
-        views, precision=precision, features_side=features_side, shift=shift, table_of=device_table
-    )
-
-
-def centred_gram_stage(
-    As: Sequence[Tensor],
-    precision: Precision,
-    center: bool,
-    *,
-    batch: bool = True,
-    features_side: bool = False,
-) -> tuple[GramSet, Tensor | None]:
-    """Gram matrices, about the column means if `center`, and then the bound (N,) of their error.
-
-    About any shift, G_B - s sᵀ/m (features) or H G_B H (observations) is the centred Gram matrix. With F
-    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F, and of float64 input by what
-    underflow took (docs/certificates.md, section 7).
-    """
-    shift: Literal["first_row"] | None = "first_row" if center else None
-    found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
-    if not center:
-        return found, None
-    error = found.grams.new_empty(found.plan.matrices)
-    # Only float64 input has products that underflow, and then a Gram matrix of 0 does not mean equal rows.
-    unequal = None if found.exponent is None else torch.cat([_rows_differ(A, batch) for A in As])
-    for row in rows_of(found):
-        G, k = row.grams, row.grams.shape[-1]
-        squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
-        if row.sums is not None:
-            G -= row.sums[:, :, None] * (row.sums[:, None, :] / row.m)
-        else:
-            mean = G.mean(-1)
-            G -= mean[:, :, None]
-            G -= mean[:, None, :]
-            G += mean.mean(-1)[:, None, None]
-        factor = 3 * gamma(row.roundings) + 4 * gamma(k + 2) + 32 * UNIT_ROUNDOFF
-        bound = squares * (factor * (1 + 4 * gamma(row.roundings + 2 * k)))
-        if unequal is not None and found.exponent is not None:
-            cells = k * row.depth
-            lost = 2 * math.sqrt(cells) * SMALLEST_SUBNORMAL
-            of_scaling = (2.0 * squares.sqrt() + lost) * (lost * (1 + 8 * UNIT_ROUNDOFF))
-            of_scaling = torch.where(found.exponent[row.results] < 0, of_scaling, 0.0)
-            underflow = of_scaling + 2 * cells * SMALLEST_SUBNORMAL
-            bound += torch.where(unequal[row.results], underflow, 0.0)
-        error[row.results] = bound
-    return found, error
-
-
-def _rows_differ(A: Tensor, batch: bool) -> Tensor:
-    """Which matrices of A (*, m, n), leading dimensions as in `gram_stage`, have unequal rows, (count,)."""
-    if not batch:
-        return (A[(0,) * (A.dim() - 1)] != A).any().view(1)
-    return (A[..., :1, :] != A).flatten(-2).any(-1).view(-1)
-
-
-@dataclass(frozen=True)
-class Counted:
-    """What the counting kernels found, in the order of the views; empty tensors where not asked for."""
-
-    counts: Tensor
-    lower: Tensor
-    upper: Tensor
-    eigenvalues: Tensor
-
-
-def count_stage(
-    found: GramSet,
-    atol: float = 0.0,
-    rtol: float = 0.0,
-    *,
-    pairs: Tensor | None = None,
-    gram_error: Tensor | None = None,
-    certify: bool = False,
-    spectrum: bool = False,
-) -> Counted:
-    """Counts (N, t), certified bounds and eigenvalues of a set of Gram matrices."""
-    if not _has_kernels():
-        return _count_by_eigenvalues(found, atol, rtol, pairs)
-    return Counted(
-        *torch.ops.bsgap._cuda_counts(
-            found.grams, found.table, found.plan.sides, found.plan.batches, pairs, atol, rtol, found.exponent,
-            gram_error, certify, spectrum,
-        )
-    )  # fmt: skip
-
-
-def summary_stage(found: GramSet, counted: Counted) -> Tensor:
-    """Spectral summaries (N, columns) from the eigenvalues of the counting stage."""
-    return torch.ops.bsgap._cuda_summaries(
-        counted.eigenvalues, found.table, found.plan.sides, found.plan.batches, found.exponent
-    )
-
-
-def _count_by_eigenvalues(found: GramSet, atol: float, rtol: float, pairs: Tensor | None) -> Counted:
-    """The count of an installation without CUDA C++ kernels."""
-    from ..triton.gram import power_of_two
-
-    if pairs is None:
-        pairs = torch.tensor([[[atol, rtol]]], dtype=torch.float64, device=found.grams.device)
-    total = found.plan.matrices
-    counts = found.grams.new_empty((total, pairs.shape[1]), dtype=torch.int64)
-    for row in rows_of(found):
-        finite = torch.isfinite(row.grams.diagonal(dim1=-2, dim2=-1)).all(-1)
-        lam = torch.linalg.eigvalsh(torch.where(finite[:, None, None], row.grams, 0.0))
-        sigma = lam.clamp_min(0).sqrt()
-        if found.exponent is not None:
-            sigma = sigma * power_of_two(-found.exponent[row.results, None])
-        own = pairs if pairs.shape[0] == 1 else pairs[row.results]
-        tau = torch.maximum(own[..., 0], own[..., 1] * sigma[:, -1:])
-        count = (sigma[:, None, :] > tau[..., None]).sum(-1)
-        counts[row.results] = count.masked_fill(~finite[:, None] | torch.isnan(tau), -1)
-    none = counts.new_empty((0, pairs.shape[1]))
-    return Counted(counts, none, none, found.grams.new_empty(0))
+__all__ = [
+    "count_grouped",
+    "count_pairs",
+    "count_scalar",
+    "feature_gram",
+    "intervals",
+    "record",
+    "shifted_gram",
+    "site",
+    "site_records",
+    "summary",
+]
 
 
 def _plan(op: str, A: Tensor, rtol: float | None, center: bool, **options: Any) -> Plan:
@@ -311,7 +124,7 @@ def count_grouped(
         found, _ = centred_gram_stage(chosen, precision, center, batch=False)
         own = [tolerances[i] for i in members]
         same = all(pair == own[0] for pair in own)
-        pairs = None if same else _device_pairs(own, As[0].device)
+        pairs = None if same else device_pairs(own, As[0].device)
         parts.append(count_stage(found, *own[0], pairs=pairs).counts[:, 0])
     if len(parts) == 1:
         return parts[0]
@@ -320,19 +133,13 @@ def count_grouped(
     return torch.cat(parts).index_select(0, device_table(places, As[0].device))
 
 
-def _device_pairs(pairs: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
-    """(N, 1, 2) thresholds on the device, without a copy from the host: float64 as the bits of int64."""
-    bits = [struct.unpack("<q", struct.pack("<d", value))[0] for pair in pairs for value in pair]
-    return device_table(bits, device).view(torch.float64).view(-1, 1, 2)
-
-
 def intervals(
     op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool, mode: str, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Certified lower and upper bounds (*,) of the near-rank."""
     absolute, relative = effective_tolerances(A, atol, rtol)
     plan = _plan(op, A, relative if absolute == 0 else None, center, mode=mode)
-    if not _has_kernels():
+    if not has_kernels():
         lower, upper = _cpu.intervals(op, A.cpu(), atol, rtol, center, mode, seed)
         return lower.to(A.device), upper.to(A.device)
     assert plan.gram != "svd"
@@ -351,7 +158,7 @@ def intervals(
 
 def summary(A: Tensor, center: bool) -> Tensor:
     """Spectral summary (*, columns)."""
-    if not _has_kernels():
+    if not has_kernels():
         return _cpu.summary(A.cpu(), center).to(A.device)
     found, _ = centred_gram_stage([A], "float64", center)
     counted = count_stage(found, rtol=1.0, spectrum=True)
@@ -362,7 +169,7 @@ def record(
     A: Tensor, atol: float | None, rtol: float | None, center: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
-    if not _has_kernels():
+    if not has_kernels():
         counts, lower, upper, columns = (x.to(A.device) for x in _cpu.record(A.cpu(), atol, rtol, center))
         return counts, lower, upper, columns
     batch = A.shape[:-2]
@@ -373,125 +180,6 @@ def record(
     return counted.counts.view(batch), counted.lower.view(batch), counted.upper.view(batch), columns
 
 
-@dataclass(frozen=True)
-class Site:
-    """What a hook leaves behind on a GPU: Gram matrices, not yet counted."""
-
-    found: GramSet
-    error: Tensor | None
-    tolerances: tuple[float, float]
-    certify: bool
-    stream: torch.cuda.Stream | None  # that it was launched on
-
-
-def _current_stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.current_stream(device) if device.type == "cuda" else None
-
-
-def _join(sites: Sequence[Site], device: torch.device) -> None:
-    """Lets the current stream read what sites left on others, and keep it until it has.
-
-    A forward pass may run on a stream of its own. Without the first, the count could come before the Gram
-    matrix; without the second, the next pass could be given its memory before the count has read it.
-    """
-    current = _current_stream(device)
-    if current is None:
-        return
-    waited = set()
-    for one in sites:
-        if one.stream is None or one.stream == current:
-            continue
-        if one.stream not in waited:
-            waited.add(one.stream)
-            current.wait_stream(one.stream)
-        for tensor in (one.found.grams, one.found.exponent, one.error):
-            if tensor is not None:
-                tensor.record_stream(current)
-
-
-def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Site | Tensor:
-    """One activation (*, n), leading dimensions observations, reduced in one launch."""
-    if not _has_kernels():
-        return _cpu.site(A.cpu(), atol, rtol, center, certify).to(A.device)
-    absolute, relative = effective_tolerances(A, atol, rtol, A.shape[:-1].numel())
-    known = relative if absolute == 0 and not certify else None
-    m, n = A.shape[:-1].numel(), A.shape[-1]
-    plan = select_backend("site", A.dtype, m, n, rtol=known, device="cuda", center=center)
-    precision: Precision = "float32" if plan.gram == "float32" else "float64"
-    found, error = centred_gram_stage([A], precision, center, batch=False)
-    return Site(found, error, (absolute, relative), certify, _current_stream(A.device))
-
-
-def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
-    """Near-rank, lower, upper and the summary's columns, (sites, 3 + columns) float64: one counting launch.
-
-    Without `certify` the bounds say nothing: 0 and min(m, n).
-    """
-    grams = [s for s in sites if isinstance(s, Site)]
-    if not grams:
-        return torch.stack([s for s in sites if isinstance(s, Tensor)])
-    device = grams[0].found.grams.device
-    _join(grams, device)
-    found = _merged([s.found for s in grams])
-    tolerances = [s.tolerances for s in grams]
-    same = all(pair == tolerances[0] for pair in tolerances)
-    errors = [s.error for s in grams if s.error is not None]
-    certify = grams[0].certify
-    counted = count_stage(
-        found,
-        *tolerances[0],
-        pairs=None if same else _device_pairs(tolerances, device),
-        gram_error=torch.cat(errors) if errors else None,
-        certify=certify,
-        spectrum=True,
-    )
-    if certify:
-        numbers = torch.cat([counted.counts, counted.lower, counted.upper], 1)
-    else:
-        sides = [0] * len(grams)
-        for row in found.plan.rows:
-            sides[row["first_result"]] = row["side"]
-        upper = device_table(sides, device)[:, None]
-        numbers = torch.cat([counted.counts, torch.zeros_like(upper), upper], 1)
-        numbers = torch.where(counted.counts < 0, counted.counts, numbers)
-    return torch.cat([numbers.to(torch.float64), summary_stage(found, counted)], 1)
-
-
-def _merged(sets: Sequence[GramSet]) -> GramSet:
-    """Sets of one device as one, for the counting kernels: their rows point into each other's memory."""
-    from ..triton.gram import GramSet, Prepared, prepared
-
-    anchor = sets[0].grams
-    away = [(found.grams.data_ptr() - anchor.data_ptr()) // anchor.element_size() for found in sets]
-
-    def prepare() -> Prepared:
-        rows: list[dict[str, int]] = []
-        results = 0
-        for found, offset in zip(sets, away, strict=True):
-            for row in found.plan.rows:
-                moved = {
-                    "first_gram": row["first_gram"] + offset,
-                    "first_result": row["first_result"] + results,
-                }
-                rows.append({**row, **moved})
-            results += found.plan.matrices
-        rows.sort(key=lambda row: -row["side"])
-        matrices = 0
-        for row in rows:
-            row["first_matrix"] = matrices
-            matrices += row["count"]
-        return Prepared(replace(sets[0].plan, rows=rows))
-
-    call = prepared(tuple((found.plan, offset) for found, offset in zip(sets, away, strict=True)), prepare)
-    exponents = None
-    if any(found.exponent is not None for found in sets):
-        zeros = [torch.zeros(f.plan.matrices, dtype=torch.int32, device=anchor.device) for f in sets]
-        exponents = torch.cat(
-            [z if f.exponent is None else f.exponent for f, z in zip(sets, zeros, strict=True)]
-        )
-    return GramSet(anchor, call.table(anchor.device, device_table), exponents, None, call.plan)
-
-
 def feature_gram(A: Tensor, center: bool) -> Tensor:
     """AᵀA (*, n, n) in float64, about the column means if centred; NaN for non-finite input."""
     found, _ = centred_gram_stage([A], "float64", center, features_side=True)
@@ -499,20 +187,11 @@ def feature_gram(A: Tensor, center: bool) -> Tensor:
     G = row.grams
     # One non-finite entry spoils its row and column only; the result says NaN everywhere, as on a CPU.
     G += torch.where(torch.isfinite(G.diagonal(dim1=-2, dim2=-1).sum(-1)), 0.0, torch.nan)[:, None, None]
-    back = _unscaling(found)
+    back = unscaling(found)
     if back is not None:
         G *= back[:, None, None]  # twice: its square may not be representable
         G *= back[:, None, None]
     return G.view(*A.shape[:-2], A.shape[-1], A.shape[-1])
-
-
-def _unscaling(found: GramSet) -> Tensor | None:
-    """What takes the power-of-two scaling of float64 input off again, (N,)."""
-    from ..triton.gram import power_of_two
-
-    if found.exponent is None:
-        return None
-    return power_of_two(-found.exponent)
 
 
 def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -521,5 +200,5 @@ def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     (row,) = rows_of(found)
     assert row.sums is not None
     sums, G = row.sums[0], row.grams[0]
-    back = _unscaling(found)
+    back = unscaling(found)
     return (sums, G) if back is None else (sums * back, G * back * back)
