@@ -77,7 +77,11 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
     """
     num_warps = 4 if tile <= 32 else 8
     if precision == "float64":
-        return GramConfig(2048 if itemsize < 8 else 1024, 128, 0, "ieee", num_warps, 2)
+        # Most devices of 8 and all of 12 have no float64 tensor cores: their products fill the registers.
+        stages = 2 if architecture in (9, 10) else 1
+        if itemsize == 8:
+            return GramConfig(1024, 128, 0, "ieee", num_warps, stages)
+        return GramConfig(2048, 128, 0, "ieee", num_warps, stages, elementwise=2)
     if itemsize == 4:
         # Operands of older and of consumer devices pass through registers: less of them at a time.
         if architecture in (9, 10):
