@@ -123,6 +123,7 @@ def test_splits_are_within_what_two_levels_add(
     # Every range has at least one block, and the bound of roundings is that of the longest.
     assert row["splits"] <= config.block_count(orient(shape, False), config.ANY, 16) or row["splits"] == 1
     assert row["roundings"] >= min(16, depth) + 3
+    assert row["roundings"] <= depth / 8 + 162  # what the docstring of gram says
 
 
 def test_a_long_matrix_fills_two_waves() -> None:

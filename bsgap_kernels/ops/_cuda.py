@@ -91,7 +91,7 @@ def count_grouped(
 ) -> Tensor:
     """Near-rank (len(As),) of matrices (*, n_i), whose leading dimensions are all rows.
 
-    One Gram launch and one counting launch for all that share a dtype and an accumulation.
+    All that share a dtype and an accumulation go through the Gram stage and the count stage together.
     """
     rows = [A.shape[:-1].numel() for A in As]
     tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]

@@ -63,7 +63,7 @@ def _join(sites: Sequence[Site], device: torch.device) -> None:
 
 
 def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Site | Tensor:
-    """One activation (*, n), leading dimensions observations, reduced in one launch."""
+    """One activation (*, n), leading dimensions observations, reduced to its Gram matrix."""
     if not has_kernels():
         return _cpu.site(A.cpu(), atol, rtol, center, certify).to(A.device)
     absolute, relative = effective_tolerances(A, atol, rtol, A.shape[:-1].numel())
@@ -76,7 +76,9 @@ def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certif
 
 
 def site_records(sites: Sequence[Site | Tensor]) -> Tensor:
-    """Near-rank, lower, upper and the summary's columns, (sites, 3 + columns) float64: one counting launch.
+    """Near-rank, lower, upper and the summary's columns, (sites, 3 + columns) float64.
+
+    All are counted together: one launch for sides up to 128, one sequence of launches for larger ones.
 
     Without `certify` the bounds say nothing: 0 and min(m, n).
     """

@@ -100,7 +100,7 @@ def gram_stage(
     features_side: bool = False,
     shift: Literal["first_row"] | Tensor | None = None,
 ) -> GramSet:
-    """Gram matrices of all inputs in one launch a dtype, results in their order.
+    """Gram matrices of all inputs together, results in their order: plan.py says in which launches.
 
     Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. `shift`: see
     triton/gram.py.

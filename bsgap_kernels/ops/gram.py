@@ -16,10 +16,12 @@ def gram(A: Tensor, *, center: bool = False) -> Tensor:
     """Gram matrix G = Aᵀ A of each matrix, or Aᵀ H A with H = I - 11ᵀ/m if `center`.
 
     Shapes: A (*, m, n), any strides, float64 / float32 / bfloat16 / float16; result (*, n, n), float64.
-    Accumulation: float64, each entry within (256 + m/256 + 18) units of roundoff of Σ|a_ki||a_kj|.
+    Accumulation: float64, each entry within (256 + m/256 + 18) units of roundoff of Σ|a_ki||a_kj|; on a GPU
+    within m/8 + 162 (`gram_roundings` in triton/config.py).
     Non-finite input gives a matrix of NaN; m = 0 gives zeros. Differentiable; the gradient A (g + gᵀ)
-    comes back in A's dtype. Does not synchronise. Cost: m n² multiply-adds (half the tiles), one read of A;
-    centring adds three reads. Raises TypeError / ValueError that name the argument.
+    comes back in A's dtype. Does not synchronise. Cost: m n² multiply-adds (half the tiles), one read of A
+    (on a GPU for n up to 64; beyond, one a pair of column blocks, most from its cache); centring adds three
+    reads on a CPU. Raises TypeError / ValueError that name the argument.
     """
     _checks.raise_public(_checks.first(_checks.matrix(A), _checks.flag(center, "center")))
     return torch.ops.bsgap.gram(A, center=center)

@@ -27,8 +27,9 @@ def near_rank_grouped(
     `x.movedim(1, -1)` of a convolution's output x (B, C, H, W) is its `channel` unfolding; shapes and dtypes
     may differ; result (len(As),), int64. Tolerances, band, non-finite input and errors as `near_rank`; an
     empty list gives an empty result. Never requires grad.
-    On a GPU one launch forms all Gram matrices of a dtype, reading NCHW and channels_last in place, and
-    one counts where min(m, n) <= 128; nothing waits for the host.
+    On a GPU one launch forms the Gram matrices of a dtype up to min(m, n) = 64 and few more the larger ones,
+    reading NCHW and channels_last in place; one launch counts up to 128, and a sequence that does not depend
+    on their number the larger ones. Nothing waits for the host.
     """
     _checks.refuse("near_rank_grouped", refused)
     if not isinstance(As, Sequence):

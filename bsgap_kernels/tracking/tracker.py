@@ -57,9 +57,8 @@ class RankTracker:
     A site is named `module#call`: a module called several times in one forward pass gives #0, #1, ... Each
     hook reduces its activation at once to a Gram matrix, so an in-place operation that follows cannot spoil
     the count and no activation is kept alive. On a CPU it counts at once too; on a GPU `collect` counts all
-    sites in one launch. The
-    input is detached: gradients are as without the tracker. A second forward pass before `collect` replaces
-    the first one's records of the same view.
+    sites together. The input is detached: gradients are as without the tracker. A second forward pass before
+    `collect` replaces the first one's records of the same view.
 
     Args:
         model: the network; give it before `torch.compile` wraps it.
