@@ -27,15 +27,13 @@ _HIDE_16_BITS = tl.constexpr([int(x) for x in triton.__version__.split(".")[:2]]
 
 
 @triton.jit
-def read_view(entry, VECTOR: tl.constexpr, LAYOUT: tl.constexpr):
-    """How a row's matrices lie in memory, with what the layout promises of 16-byte alignment."""
-    side = tl.load(entry + _SIDE)
-    outer = tl.load(entry + _OUTER)
-    inner = tl.load(entry + _INNER)
-    stride_outer = tl.load(entry + _STRIDE_OUTER)
-    stride_inner = tl.load(entry + _STRIDE_INNER)
-    stride_side = tl.load(entry + _STRIDE_SIDE)
-    # The compiler believes arithmetic, not a hint on a loaded value.
+def aligned(
+    side, outer, inner, stride_outer, stride_inner, stride_side, VECTOR: tl.constexpr, LAYOUT: tl.constexpr
+):
+    """The same numbers, with what the layout promises of 16-byte alignment.
+
+    The compiler believes arithmetic, not a hint on a loaded value.
+    """
     if LAYOUT == _SIDE_ALIGNED:
         side = side // VECTOR * VECTOR
         stride_outer = stride_outer // VECTOR * VECTOR
@@ -44,6 +42,21 @@ def read_view(entry, VECTOR: tl.constexpr, LAYOUT: tl.constexpr):
         inner = inner // VECTOR * VECTOR
         stride_outer = stride_outer // VECTOR * VECTOR
         stride_side = stride_side // VECTOR * VECTOR
+    return side, outer, inner, stride_outer, stride_inner, stride_side
+
+
+@triton.jit
+def read_view(entry, VECTOR: tl.constexpr, LAYOUT: tl.constexpr):
+    """How a row's matrices lie in memory, with what the layout promises of 16-byte alignment."""
+    side = tl.load(entry + _SIDE)
+    outer = tl.load(entry + _OUTER)
+    inner = tl.load(entry + _INNER)
+    stride_outer = tl.load(entry + _STRIDE_OUTER)
+    stride_inner = tl.load(entry + _STRIDE_INNER)
+    stride_side = tl.load(entry + _STRIDE_SIDE)
+    side, outer, inner, stride_outer, stride_inner, stride_side = aligned(
+        side, outer, inner, stride_outer, stride_inner, stride_side, VECTOR, LAYOUT
+    )
     return side, outer, inner, stride_outer, stride_inner, stride_side, tl.load(entry + _N)
 
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .config import ANY, DEPTH_ALIGNED, PROBE_COLUMNS, PROBES, SIDE_ALIGNED
-from .gram_blocks import depth_offsets, load_block, next_start, start_of, widened
+from .gram_blocks import aligned, depth_offsets, load_block, next_start, start_of, widened
 
 _PROBES = tl.constexpr(PROBES)
 _WIDTH = tl.constexpr(PROBE_COLUMNS)
@@ -54,15 +54,9 @@ def view_of(
     side, outer, inner = side.to(tl.int64), outer.to(tl.int64), inner.to(tl.int64)
     stride_outer, stride_inner = stride_outer.to(tl.int64), stride_inner.to(tl.int64)
     stride_side = stride_side.to(tl.int64)
-    # The compiler believes arithmetic.
-    if LAYOUT == _SIDE_ALIGNED:
-        side = side // VECTOR * VECTOR
-        stride_outer = stride_outer // VECTOR * VECTOR
-        stride_inner = stride_inner // VECTOR * VECTOR
-    if LAYOUT == _DEPTH_ALIGNED:
-        inner = inner // VECTOR * VECTOR
-        stride_outer = stride_outer // VECTOR * VECTOR
-        stride_side = stride_side // VECTOR * VECTOR
+    side, outer, inner, stride_outer, stride_inner, stride_side = aligned(
+        side, outer, inner, stride_outer, stride_inner, stride_side, VECTOR, LAYOUT
+    )
     return side, outer, inner, stride_outer, stride_inner, stride_side, side
 
 
