@@ -46,8 +46,9 @@ PROBED = {"omega_kernel", "product_kernel"}
             2,
             {"count_small_kernel", "gram_kernel, sides within a tile", "summary_kernel"},
         ),
+        ("test_without_nvcc.py", "", 3, {"gram_kernel, sides within a tile"}),
     ],
-    ids=["ops", "tracker", "hook path of the benchmark"],
+    ids=["ops", "tracker", "hook path of the benchmark", "without nvcc"],
 )
 def test_the_engine_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]
