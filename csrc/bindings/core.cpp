@@ -97,11 +97,12 @@ py::tuple near_rank_interval(const py::array& a, double atol, double rtol, bool 
 
 py::dict gram(const py::array& a, bool center, bool observations, bool float32) {
   const bsgap::MatrixView v = view_of(a);
-  const bsgap::CertifiedGram r = bsgap::certified_gram(
+  bsgap::CertifiedGram r = bsgap::certified_gram(
       v, !observations, center, float32 ? bsgap::GramPrecision::kFloat32 : bsgap::GramPrecision::kFloat64,
       bsgap::serial_for);
   py::array_t<double> g({r.side, r.side});
-  std::copy(r.g.begin(), r.g.end(), g.mutable_data());
+  bsgap::mirror(r.g.data(), r.side, bsgap::serial_for);
+  std::copy(r.g.data(), r.g.data() + r.side * r.side, g.mutable_data());
   py::dict result;
   result["gram"] = g;
   result["exponent"] = r.exponent;
@@ -138,7 +139,7 @@ py::dict certified_count(const Array& g, double atol, double rtol, double gram_e
 
 py::dict inertia(const Array& g, double shift) {
   const int64_t n = square_side(g);
-  std::vector<double> work(n * n);
+  bsgap::Buffer<double> work(n * bsgap::factor_stride(n));
   const bsgap::InertiaCount c = bsgap::count_above(g.data(), n, shift, work.data(), bsgap::serial_for);
   py::dict result;
   result["positive"] = c.positive;
@@ -174,7 +175,7 @@ double probe_bound(const Array& g, const Array& omega, const Array& y, double pr
   if (omega.ndim() != 2 || omega.shape(0) != bsgap::kProbes || omega.shape(1) != n || y.ndim() != 2 ||
       y.shape(0) != bsgap::kProbes || y.shape(1) != n)
     fail("omega and y must be " + std::to_string(bsgap::kProbes) + " x n");
-  return bsgap::probe_bound(g.data(), n, omega.data(), y.data(), product_error);
+  return bsgap::probe_bound(g.data(), n, omega.data(), y.data(), product_error, bsgap::serial_for);
 }
 
 }  // namespace

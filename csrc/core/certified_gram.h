@@ -12,7 +12,7 @@ enum class Content { kFinite, kZero, kNonFinite };
 
 struct CertifiedGram {
   int64_t side = 0;
-  std::vector<double> g;  // side x side, of (A - mean) * 2^exponent
+  Buffer<double> g;  // side x side, lower triangle, of (A - mean) * 2^exponent
   int exponent = 0;
   Content content = Content::kFinite;
   double frobenius_sq = 0;    // upper bound of ||X||_F^2 (float64 path), estimate otherwise
@@ -82,7 +82,7 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
   CertifiedGram r;
   r.side = features_side ? a.cols : a.rows;
   const int64_t depth = features_side ? a.rows : a.cols;
-  r.g.resize(r.side * r.side);
+  r.g = Buffer<double>(r.side * r.side);
   const double side = static_cast<double>(r.side), cells = side * static_cast<double>(depth);
   if (precision == GramPrecision::kFloat32 && a.dtype != DType::kFloat64) {
     if (center) detail::set_mean(a, r);
@@ -116,7 +116,7 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
     const Magnitude size = magnitude(a);
     if (!size.finite || size.largest == 0) {
       r.content = size.finite ? Content::kZero : Content::kNonFinite;
-      std::fill(r.g.begin(), r.g.end(), 0.0);
+      std::fill(r.g.data(), r.g.data() + r.g.size(), 0.0);
       return r;
     }
     // 2^+-1000 keeps the factor itself finite and leaves the trace far inside the exponent range.

@@ -92,7 +92,7 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
                              CertificateTrace* trace = nullptr) {
   ScopedIeee ieee;
   if (!terms.gram) gram_error = 0;
-  std::vector<double> work(n * n);
+  Buffer<double> work(n * factor_stride(n));
   Bounds top = largest_eigenvalue(g, n, work.data(), parallel, terms, start);
   top.lower = round_down(top.lower - gram_error);
   top.upper = round_up(top.upper + gram_error);
@@ -141,7 +141,7 @@ inline void point_counts(const double* g, int64_t n, const Threshold* thresholds
                          const ParallelFor& parallel) {
   ScopedIeee ieee;
   const bool small = n <= kTridiagonalSide;
-  std::vector<double> work(small ? 0 : n * n);
+  Buffer<double> work(small ? 0 : n * factor_stride(n));
   const Tridiagonal t = small ? tridiagonalize(g, n) : Tridiagonal{};
   double top = -1;  // found when a relative threshold first asks for it
   for (int64_t i = 0; i < count; ++i) {

@@ -30,19 +30,25 @@ inline const char* instruction_set_name() {
 }  // namespace bsgap
 
 // Defines `name(parameters)` from an always-inlined `name_body(parameters)`: the body compiled once for
-// each instruction set and the call sent to the one this processor has.
+// each instruction set and the call sent to the one this processor has. BSGAP_PER_ISA_TEMPLATE does so for
+// a template, whose parameters stand in parentheses: (class T, int kWidth).
+#define BSGAP_PER_ISA(result, name, parameters, arguments) \
+  BSGAP_PER_ISA_HEADED(, result, name, parameters, arguments)
+#define BSGAP_PER_ISA_TEMPLATE(head, result, name, parameters, arguments) \
+  BSGAP_PER_ISA_HEADED(template <BSGAP_UNWRAP head>, result, name, parameters, arguments)
+#define BSGAP_UNWRAP(...) __VA_ARGS__
 #if BSGAP_X86_DISPATCH
-#define BSGAP_PER_ISA(result, name, parameters, arguments)                              \
-  BSGAP_AVX512 inline result name##_avx512 parameters { return name##_body arguments; } \
-  BSGAP_AVX2 inline result name##_avx2 parameters { return name##_body arguments; }     \
-  inline result name##_generic parameters { return name##_body arguments; }             \
-  inline result name parameters {                                                       \
-    static const Isa isa = instruction_set();                                           \
-    if (isa == Isa::kAvx512) return name##_avx512 arguments;                            \
-    if (isa == Isa::kAvx2) return name##_avx2 arguments;                                \
-    return name##_generic arguments;                                                    \
+#define BSGAP_PER_ISA_HEADED(head, result, name, parameters, arguments)                      \
+  head BSGAP_AVX512 inline result name##_avx512 parameters { return name##_body arguments; } \
+  head BSGAP_AVX2 inline result name##_avx2 parameters { return name##_body arguments; }     \
+  head inline result name##_generic parameters { return name##_body arguments; }             \
+  head inline result name parameters {                                                       \
+    static const Isa isa = instruction_set();                                                \
+    if (isa == Isa::kAvx512) return name##_avx512 arguments;                                 \
+    if (isa == Isa::kAvx2) return name##_avx2 arguments;                                     \
+    return name##_generic arguments;                                                         \
   }
 #else
-#define BSGAP_PER_ISA(result, name, parameters, arguments) \
-  inline result name parameters { return name##_body arguments; }
+#define BSGAP_PER_ISA_HEADED(head, result, name, parameters, arguments) \
+  head inline result name parameters { return name##_body arguments; }
 #endif

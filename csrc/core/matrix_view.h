@@ -25,28 +25,33 @@ inline float load(const BFloat16Bits* p) {
   std::memcpy(&value, &wide, sizeof value);
   return value;
 }
+// Without branches, so that loops over it can be vectorised: as a float of exponent - 112 the value is right but
+// for that factor, which the product restores, also of subnormals; infinity and NaN get their exponent back.
 inline float load(const Float16Bits* p) {
-  const uint32_t sign = static_cast<uint32_t>(p->bits & 0x8000u) << 16;
-  const uint32_t exponent = (p->bits >> 10) & 0x1Fu, fraction = p->bits & 0x3FFu;
-  uint32_t wide;
-  if (exponent == 0) {  // zero or subnormal: fraction * 2^-24
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  wide = exponent == 31 ? 0x7F800000u | (fraction << 13) : ((exponent + 112) << 23) | (fraction << 13);
-  wide |= sign;
+  const uint32_t magnitude = static_cast<uint32_t>(p->bits & 0x7FFFu) << 13;
   float value;
-  std::memcpy(&value, &wide, sizeof value);
+  std::memcpy(&value, &magnitude, sizeof value);
+  value *= 0x1p112f;
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  bits |= (magnitude >= 0x0F800000u ? 0x7F800000u : 0u) | static_cast<uint32_t>(p->bits & 0x8000u) << 16;
+  std::memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-// Element (i, j) stands at data + i * row_stride + j * col_stride, strides in elements, any sign.
+// Element (i, j) stands at data + row_offset(i) + j * col_stride, strides in elements, any sign. Rows come in
+// groups of `group` rows with strides of their own, as the pixels of the images of a batch (NCHW) do; one
+// group holds them all elsewhere.
 struct MatrixView {
   const void* data = nullptr;
   DType dtype = DType::kFloat32;
   int64_t rows = 0, cols = 0;
   int64_t row_stride = 0, col_stride = 0;
+  int64_t group = INT64_MAX, group_stride = 0;
 
+  int64_t row_offset(int64_t i) const { return i / group * group_stride + i % group * row_stride; }
+  int64_t rows_to_next_group(int64_t i) const { return group - i % group; }
+  // Of a matrix whose rows form one group.
   MatrixView transposed() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
 };
 

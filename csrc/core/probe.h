@@ -8,11 +8,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #include "certified_gram.h"
 #include "isa.h"
 #include "philox.h"
+#include "symmetric_product.h"
 
 namespace bsgap {
 
@@ -35,25 +37,22 @@ inline std::vector<double> probe_vectors(int64_t n, uint64_t seed) {
 // Bound of ||g - M||_2 from y = fl(M omega), whose own error is at most product_error * ||omega||.
 // g: n x n; omega, y: kProbes x n.
 inline double probe_bound(const double* g, int64_t n, const double* omega, const double* y,
-                          double product_error) {
+                          double product_error, const ParallelFor& parallel) {
   ScopedIeee ieee;
-  const double nd = static_cast<double>(n);
-  double squares = 0, worst = 0;
-  for (int64_t i = 0; i < n * n; ++i) squares += g[i] * g[i];
-  const double frobenius = std::sqrt(round_up(squares * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny));
+  const double nd = static_cast<double>(n), frobenius = frobenius_bound(g, n);
+  double worst = 0;
+  std::vector<double> gw(n);
   for (int r = 0; r < kProbes; ++r) {
     const double* w = omega + r * n;
+    symmetric_product(g, n, w, gw.data(), parallel);
     double difference = 0, length = 0;
     for (int64_t i = 0; i < n; ++i) {
-      double sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = 0; j < n; ++j) sum += g[i * n + j] * w[j];
-      const double e = sum - y[r * n + i];
+      const double e = gw[i] - y[r * n + i];
       difference += e * e;
       length += w[i] * w[i];
     }
-    const double rounding =
-        (gamma(nd + 2) * frobenius + product_error) * std::sqrt(length) * (1 + gamma(nd + 8));
+    const double rounding = (gamma(symmetric_product_roundings(nd) + 2) * frobenius + product_error) *
+                            std::sqrt(length) * (1 + gamma(nd + 8));
     const double bound = std::sqrt(difference) * (1 + gamma(nd + 8)) + rounding + std::sqrt(nd * kTiny);
     if (!(bound < kInfinity)) return kInfinity;  // overflow inside g: std::max would drop a NaN
     worst = std::max(worst, bound);
@@ -69,48 +68,72 @@ struct ProbeProduct {
 
 namespace detail {
 
-// Adds x (x . omega_r) to out_r for every probe, x one row; returns x . x.
-[[gnu::always_inline]] inline double probe_row_body(const double* x, const double* omega, int64_t side,
-                                                    double* out) {
-  double z[kProbes];
-  for (int r = 0; r < kProbes; ++r) {
-    double sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t j = 0; j < side; ++j) sum += x[j] * omega[r * side + j];
-    z[r] = sum;
-  }
-  for (int r = 0; r < kProbes; ++r) {
+// Adds sum_i x_i (x_i . omega_r) to out_r for every probe, x_i one of kRows rows, `ld` apart; returns the sum of
+// all squares of x. Blocks of kRows rows x 3 probes: each number read serves three or more products.
+template <int kRows>
+[[gnu::always_inline]] inline double probe_rows_body(std::integral_constant<int, kRows>, const double* x, int64_t ld, const double* omega,
+                                                     int64_t side, double* out) {
+  static_assert(kProbes % 3 == 0);
+  for (int r = 0; r < kProbes; r += 3) {
+    const double *w0 = omega + r * side, *w1 = w0 + side, *w2 = w1 + side;
+    double *o0 = out + r * side, *o1 = o0 + side, *o2 = o1 + side;
+    double z[kRows][3];
+    for (int i = 0; i < kRows; ++i) {
+      double s0 = 0, s1 = 0, s2 = 0;
+#pragma omp simd reduction(+ : s0, s1, s2)
+      for (int64_t j = 0; j < side; ++j) {
+        const double xj = x[i * ld + j];
+        s0 += xj * w0[j];
+        s1 += xj * w1[j];
+        s2 += xj * w2[j];
+      }
+      z[i][0] = s0, z[i][1] = s1, z[i][2] = s2;
+    }
 #pragma omp simd
-    for (int64_t j = 0; j < side; ++j) out[r * side + j] += z[r] * x[j];
+    for (int64_t j = 0; j < side; ++j) {
+      double s0 = o0[j], s1 = o1[j], s2 = o2[j];
+      for (int i = 0; i < kRows; ++i) {
+        s0 += z[i][0] * x[i * ld + j];
+        s1 += z[i][1] * x[i * ld + j];
+        s2 += z[i][2] * x[i * ld + j];
+      }
+      o0[j] = s0, o1[j] = s1, o2[j] = s2;
+    }
   }
   double squares = 0;
+  for (int i = 0; i < kRows; ++i)
 #pragma omp simd reduction(+ : squares)
-  for (int64_t j = 0; j < side; ++j) squares += x[j] * x[j];
+    for (int64_t j = 0; j < side; ++j) squares += x[i * ld + j] * x[i * ld + j];
   return squares;
 }
-BSGAP_PER_ISA(double, probe_row, (const double* x, const double* omega, int64_t side, double* out),
-              (x, omega, side, out))
+BSGAP_PER_ISA_TEMPLATE((int kRows), double, probe_rows,
+                       (std::integral_constant<int, kRows> rows, const double* x, int64_t ld, const double* omega, int64_t side, double* out),
+                       (rows, x, ld, omega, side, out))
 
 }  // namespace detail
 
 // X^T (X omega) in float64, in chunks of rows; X as in gram_product.
 inline ProbeProduct probe_product(const GramSource& s, const double* omega, const ParallelFor& parallel) {
+  constexpr int64_t kRows = 4, kChunkRows = 64;
   const int64_t side = s.x.cols, depth = s.x.rows;
-  const int64_t slabs = std::clamp<int64_t>(depth / (4 * detail::kChunk), 1, 16);
+  const int64_t slabs = std::clamp<int64_t>(depth / (4 * kChunkRows), 1, 16);
   const int64_t slab_rows = (depth + slabs - 1) / slabs;
   std::vector<double> partial(slabs * kProbes * side, 0.0), squares(slabs, 0.0);
-  parallel(slabs, [&](int64_t slab) {
+  balanced_for(slabs, parallel, [&](int64_t slab) {
     ScopedIeee ieee;
-    std::vector<double> x(detail::kChunk * side), chunk(kProbes * side);
+    Buffer<double> x(kChunkRows * side), chunk(kProbes * side);
     double* total = partial.data() + slab * kProbes * side;
     const int64_t end = std::min(depth, (slab + 1) * slab_rows);
-    for (int64_t p0 = slab * slab_rows; p0 < end; p0 += detail::kChunk) {
-      const int64_t rows = std::min(detail::kChunk, end - p0);
-      detail::pack(s, p0, rows, 0, side, side, x.data());
-      std::fill(chunk.begin(), chunk.end(), 0.0);
+    for (int64_t p0 = slab * slab_rows; p0 < end; p0 += kChunkRows) {
+      const int64_t rows = std::min(kChunkRows, end - p0);
+      detail::read_rows(s, p0, rows, x.data());
+      std::fill(chunk.data(), chunk.data() + kProbes * side, 0.0);
       double chunk_squares = 0;
-      for (int64_t p = 0; p < rows; ++p)
-        chunk_squares += detail::probe_row(x.data() + p * side, omega, side, chunk.data());
+      int64_t p = 0;
+      for (; p + kRows <= rows; p += kRows)
+        chunk_squares += detail::probe_rows(std::integral_constant<int, kRows>(), x.data() + p * side, side, omega, side, chunk.data());
+      for (; p < rows; ++p)
+        chunk_squares += detail::probe_rows(std::integral_constant<int, 1>(), x.data() + p * side, side, omega, side, chunk.data());
       for (int64_t i = 0; i < kProbes * side; ++i) total[i] += chunk[i];
       squares[slab] += chunk_squares;
     }
@@ -121,8 +144,8 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
     for (int64_t i = 0; i < kProbes * side; ++i) result.y[i] += partial[t * kProbes * side + i];
   double sum = 0;
   for (const double q : squares) sum += q;
-  const double chunks = std::ceil(static_cast<double>(slab_rows) / static_cast<double>(detail::kChunk));
-  const double c = static_cast<double>(side) + static_cast<double>(detail::kChunk) + chunks +
+  const double chunks = std::ceil(static_cast<double>(slab_rows) / static_cast<double>(kChunkRows));
+  const double c = static_cast<double>(side) + static_cast<double>(kChunkRows) + chunks +
                    static_cast<double>(slabs) + 8;
   result.frobenius_sq = round_up(sum * (1 + gamma(c)));
   result.error = gamma(c) * result.frobenius_sq * (1 + 1e-10);
@@ -137,7 +160,7 @@ inline void probe(const MatrixView& a, bool features_side, uint64_t seed, Certif
   const ProbeProduct product =
       probe_product(detail::gram_source(a, features_side, r), omega.data(), parallel);
   r.frobenius_sq = product.frobenius_sq;
-  r.rounding_error = probe_bound(r.g.data(), r.side, omega.data(), product.y.data(), product.error);
+  r.rounding_error = probe_bound(r.g.data(), r.side, omega.data(), product.y.data(), product.error, parallel);
   if (!r.mean.empty()) r.centring_error = detail::centring_error(a, r, 0);
 }
 

@@ -15,6 +15,7 @@
 #include "parallel.h"
 #include "philox.h"
 #include "rounding.h"
+#include "symmetric_product.h"
 #include "threshold.h"
 #include "tridiagonal.h"
 #include "vector_ops.h"
@@ -38,21 +39,6 @@ struct ErrorTerms {
 
 namespace detail {
 
-// y = G x, both triangles of g valid.
-inline void multiply(const double* g, int64_t n, const double* x, double* y, const ParallelFor& parallel) {
-  constexpr int64_t kRows = 64;
-  const auto rows = [&](int64_t block) {
-    ScopedIeee ieee;  // the lower end stands on these sums, and workers have modes of their own
-    for (int64_t i = block * kRows; i < std::min(n, (block + 1) * kRows); ++i) y[i] = dot(g + i * n, x, n);
-  };
-  const int64_t blocks = (n + kRows - 1) / kRows;
-  if (n < 512) {
-    serial_for(blocks, rows);
-  } else {
-    parallel(blocks, rows);
-  }
-}
-
 inline constexpr int kMaxLanczosSteps = 160;
 
 // A unit vector whose Rayleigh quotient is close to the largest eigenvalue. Lanczos with full
@@ -68,7 +54,7 @@ inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std
   double previous = 0, theta = 0;
   for (int64_t step = 0; step < max_steps; ++step) {
     basis.push_back(q);
-    multiply(g, n, q.data(), y.data(), parallel);
+    symmetric_product(g, n, q.data(), y.data(), parallel);
     t.diagonal.push_back(dot(q.data(), y.data(), n));
     for (int pass = 0; pass < 2; ++pass)
       for (const auto& b : basis) {
@@ -118,27 +104,23 @@ inline std::vector<double> default_start(int64_t n) {
   return start;
 }
 
-// Bounds of the largest eigenvalue of g (symmetric n x n, both triangles valid, no entry non-finite).
-// work: n x n. Ends differ by about 1e-6 relatively where the factorisation resolves that.
+// Bounds of the largest eigenvalue of g (symmetric n x n, lower triangle read, no entry non-finite).
+// work: as for count_above. Ends differ by about 1e-6 relatively where the factorisation resolves that.
 inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const ParallelFor& parallel,
                                  const ErrorTerms& terms = {}, const std::vector<double>* start = nullptr) {
   ScopedIeee ieee;
-  double squares = 0;
-  for (int64_t i = 0; i < n * n; ++i) squares += g[i] * g[i];
-  const double nd = static_cast<double>(n);
-  const double frobenius = std::sqrt(round_up(squares * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny));
-  if (squares == 0) return {0, round_up(frobenius)};
+  const double nd = static_cast<double>(n), frobenius = frobenius_bound(g, n);
 
   const std::vector<double> x = detail::top_ritz_vector(g, n, start ? *start : default_start(n), parallel);
   std::vector<double> gx(n);
-  detail::multiply(g, n, x.data(), gx.data(), parallel);
+  symmetric_product(g, n, x.data(), gx.data(), parallel);
   const double length_sq = dot(x.data(), x.data(), n);
   const double theta = dot(x.data(), gx.data(), n) / length_sq;
-  // |computed - exact| <= gamma_{3n+8} ||G||_F: n-term sums in the product, the quotient's two ends.
+  // |computed - exact| <= gamma_{3n+32} ||G||_F: the sums of the product, and those of the quotient's two ends.
   // The underflow term holds for vectors of about unit length, which x is unless Lanczos broke down.
   Bounds b;
   if (length_sq > 0.5)
-    b.lower = round_down(theta - (gamma(3 * nd + 8) * frobenius * (1 + 1e-10) + (nd + 1) * (nd + 1) * kTiny));
+    b.lower = round_down(theta - (gamma(symmetric_product_roundings(nd) + 2 * nd + 12) * frobenius * (1 + 1e-10) + (nd + 1) * (nd + 1) * kTiny));
   if (!terms.spectral_norm) return {theta, theta};
 
   b.upper = round_up(frobenius);  // always true: ||G||_2 <= ||G||_F

@@ -1,8 +1,10 @@
 // Register-tiled product of packed panels: C[i][j] += sum_p a[p][i] * b[p][j], or -=.
-// The Gram matrix and the trailing update of the LDL^T factorisation both stand on it.
+// The Gram matrix and every update of the LDL^T factorisation stand on it.
 //
-// A tile is kTileRows x kTileCols with columns in vector registers. The sizes leave the accumulators
-// in registers: AVX-512 has 32 (8 x 3 accumulators + 3 + broadcast), AVX2 has 16 (4 x 3 + 3 + 1).
+// A panel holds kPanelCols columns, one cache line a row: element (p, c) at p * kPanelCols + c. A tile is
+// kTileRows rows, taken from one panel, times up to kTilePanels panels whose columns stand in vector
+// registers. The sizes leave the accumulators in registers: AVX-512 has 32 (8 x 3 accumulators + 3 +
+// broadcast), AVX2 has 16 (4 x 3 + 3 + 1).
 // Sums are formed in T from zero and then added to C in double, so one call costs an entry of C at most
 // depth + 1 roundings.
 #pragma once
@@ -10,133 +12,156 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <new>
 
 #include "isa.h"
 
 namespace bsgap {
 
-// Storage for packed panels on cache-line boundaries: a tile's eight rows are then one line a step, and no
-// vector load straddles two.
-template <class T>
-class PackedBuffer {
- public:
-  explicit PackedBuffer(int64_t size)
-      : data_(size > 0 ? static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kLine))
-                       : nullptr) {}
-  ~PackedBuffer() { ::operator delete(data_, kLine); }
-  PackedBuffer(const PackedBuffer&) = delete;
-  PackedBuffer& operator=(const PackedBuffer&) = delete;
-  T* data() { return data_; }
-
- private:
-  static constexpr std::align_val_t kLine{64};
-  T* data_;
-};
-
 // One tile size for all instruction sets keeps the packed layout and the summation order, hence the
 // results, the same up to the use of fused multiply-add.
 inline constexpr int kTileRows = 8;
+inline constexpr int kTilePanels = 3;
 template <class T>
-inline constexpr int kTileCols = static_cast<int>(192 / sizeof(T));  // three 64-byte vectors
+inline constexpr int kPanelCols = static_cast<int>(64 / sizeof(T));
+template <class T>
+inline constexpr int kTileCols = kTilePanels * kPanelCols<T>;
+
+template <class T>
+struct TileOperands {
+  int64_t depth;
+  const T* a;        // rows i of the tile: a[p * kPanelCols + i]
+  const T* b;        // panels side by side: b[v * b_stride + p * kPanelCols + c]
+  int64_t b_stride;  // between panels
+  double* c;         // corner of the tile
+  int64_t ld;        // leading dimension of c
+  int64_t rows;      // of the tile that belong to C: all of them if there are more
+  int64_t cols;      // likewise
+};
 
 namespace detail {
 
-// Adds (or subtracts) the sums of kRows rows starting at a tile row to C, whole vectors at a time where
-// all of the tile belongs to C.
+// Adds (or subtracts) the sums of kRows rows x kVectors vectors to C. row, col: of the block within the tile.
 template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
-[[gnu::always_inline]] inline void tile_block(int64_t depth, const T* a, int64_t a_stride, const T* b,
-                                              double* c, int64_t ld, int64_t rows, const int64_t* cols) {
+[[gnu::always_inline]] inline void tile_block(const TileOperands<T>& t, int row, int col) {
+  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T)), kWidth = kPanelCols<T>;
+  constexpr int kWideLanes = kVectorBytes / static_cast<int>(sizeof(double)), kCols = kVectors * kLanes;
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-  constexpr int kCols = kTileCols<T>;
-  typedef double Wide __attribute__((vector_size(kLanes * sizeof(double))));
+  typedef T Narrow __attribute__((vector_size(kWideLanes * sizeof(T))));
+  typedef double Wide __attribute__((vector_size(kVectorBytes)));
+  const T* b[kVectors];
+  for (int v = 0; v < kVectors; ++v) {
+    const int first = col + v * kLanes;
+    b[v] = t.b + first / kWidth * t.b_stride + first % kWidth;
+  }
+  const T* a = t.a + row;
+  const int rows = static_cast<int>(std::min<int64_t>(kRows, t.rows - row));
+  // C comes from memory while the products are formed; without this the end of a tile waits for it.
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < kCols; j += kPanelCols<double>) __builtin_prefetch(t.c + (row + i) * t.ld + col + j, 1);
   Vector sum[kRows][kVectors] = {};
-  for (int64_t p = 0; p < depth; ++p) {
+  for (int64_t p = 0; p < t.depth * kWidth; p += kWidth) {
     Vector bv[kVectors];
-    for (int v = 0; v < kVectors; ++v) std::memcpy(&bv[v], b + p * kCols + v * kLanes, kVectorBytes);
+    for (int v = 0; v < kVectors; ++v) std::memcpy(&bv[v], b[v] + p, kVectorBytes);
     for (int i = 0; i < kRows; ++i) {
-      const T ai = a[p * a_stride + i];
+      const T ai = a[p + i];
       for (int v = 0; v < kVectors; ++v) sum[i][v] += ai * bv[v];
     }
   }
-  for (int i = 0; i < kRows && i < rows; ++i) {
-    for (int v = 0; v < kVectors; ++v) {
-      double* out = c + i * ld + v * kLanes;
-      if (cols[i] >= (v + 1) * kLanes) {
-        Wide old;
-        std::memcpy(&old, out, sizeof old);
-        const Wide wide = __builtin_convertvector(sum[i][v], Wide);
-        old = kSubtract ? old - wide : old + wide;
-        std::memcpy(out, &old, sizeof old);
-      } else {
-        for (int l = 0; l < kLanes && v * kLanes + l < cols[i]; ++l)
-          out[l] = kSubtract ? out[l] - static_cast<double>(sum[i][v][l])
-                             : out[l] + static_cast<double>(sum[i][v][l]);
-      }
+  T sums[kRows][kCols];
+  std::memcpy(sums, sum, sizeof sums);
+  const int cols = static_cast<int>(std::min<int64_t>(kCols, t.cols - col)), whole = cols - cols % kWideLanes;
+  for (int i = 0; i < rows; ++i) {
+    double* out = t.c + (row + i) * t.ld + col;
+    for (int j = 0; j < whole; j += kWideLanes) {
+      Narrow narrow;
+      Wide old;
+      std::memcpy(&narrow, &sums[i][j], sizeof narrow);
+      std::memcpy(&old, out + j, sizeof old);
+      const Wide wide = __builtin_convertvector(narrow, Wide);
+      old = kSubtract ? old - wide : old + wide;
+      std::memcpy(out + j, &old, sizeof old);
     }
+    for (int j = whole; j < cols; ++j)
+      out[j] = kSubtract ? out[j] - static_cast<double>(sums[i][j]) : out[j] + static_cast<double>(sums[i][j]);
   }
 }
 
-// The whole tile, cut into register blocks of kRows x kVectors.
-template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
-[[gnu::always_inline]] inline void tile_all(int64_t depth, const T* a, int64_t a_stride, const T* b,
-                                            double* c, int64_t ld, int64_t rows, const int64_t* cols) {
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-  for (int j = 0; j < kTileCols<T>; j += kVectors * kLanes)
-    for (int i = 0; i < kTileRows; i += kRows) {
-      int64_t left[kRows];
-      for (int r = 0; r < kRows; ++r) left[r] = cols[i + r] - j;
-      tile_block<T, kVectorBytes, kRows, kVectors, kSubtract>(depth, a + i, a_stride, b + j, c + i * ld + j,
-                                                              ld, rows - i, left);
-    }
+// The whole tile of kPanels panels, cut into register blocks.
+template <class T, int kVectorBytes, int kRows, int kPanels, bool kSubtract>
+[[gnu::always_inline]] inline void tile_all(const TileOperands<T>& t) {
+  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T)), kCols = kPanels * kPanelCols<T>;
+  constexpr int kAll = kCols / kLanes, kVectors = kAll % 3 == 0 ? 3 : kAll % 2 == 0 ? 2 : 1;
+  for (int col = 0; col < kCols; col += kVectors * kLanes)
+    for (int row = 0; row < kTileRows; row += kRows)
+      tile_block<T, kVectorBytes, kRows, kVectors, kSubtract>(t, row, col);
 }
 
-#define BSGAP_TILE_ARGUMENTS                                                                    \
-  int64_t depth, const T *a, int64_t a_stride, const T *b, double *c, int64_t ld, int64_t rows, \
-      const int64_t *cols
 #if BSGAP_X86_DISPATCH
-template <class T, bool kSubtract>
-BSGAP_AVX512 inline void tile_avx512(BSGAP_TILE_ARGUMENTS) {
-  tile_all<T, 64, 8, 3, kSubtract>(depth, a, a_stride, b, c, ld, rows, cols);
+template <class T, int kPanels, bool kSubtract>
+BSGAP_AVX512 inline void tile_avx512(const TileOperands<T>& t) {
+  tile_all<T, 64, 8, kPanels, kSubtract>(t);
 }
-template <class T, bool kSubtract>
-BSGAP_AVX2 inline void tile_avx2(BSGAP_TILE_ARGUMENTS) {
-  tile_all<T, 32, 4, 3, kSubtract>(depth, a, a_stride, b, c, ld, rows, cols);
+template <class T, int kPanels, bool kSubtract>
+BSGAP_AVX2 inline void tile_avx2(const TileOperands<T>& t) {
+  tile_all<T, 32, 4, kPanels, kSubtract>(t);
 }
 #endif
-template <class T, bool kSubtract>
-inline void tile_generic(BSGAP_TILE_ARGUMENTS) {
-  tile_all<T, 16, 4, 3, kSubtract>(depth, a, a_stride, b, c, ld, rows, cols);
+template <class T, int kPanels, bool kSubtract>
+inline void tile_generic(const TileOperands<T>& t) {
+  tile_all<T, 16, 4, kPanels, kSubtract>(t);
 }
 
 }  // namespace detail
 
-// a: element (p, i) at a[p * a_stride + i], kTileRows columns; b: depth x kTileCols<T>, row-major.
-// c: the tile's corner, leading dimension ld. rows: rows of the tile inside C; cols[i]: columns of row i
-// inside C, at most kTileCols (may be negative: none).
+// The tile kernels of this processor, by the number of panels.
 template <class T>
-using TileProduct = void (*)(BSGAP_TILE_ARGUMENTS);
-#undef BSGAP_TILE_ARGUMENTS
-
-template <class T, bool kSubtract>
-inline TileProduct<T> tile_product() {
+class TileProduct {
+ public:
+  template <bool kSubtract>
+  static TileProduct select() {
+    TileProduct product;
 #if BSGAP_X86_DISPATCH
-  const Isa isa = instruction_set();
-  if (isa == Isa::kAvx512) return detail::tile_avx512<T, kSubtract>;
-  if (isa == Isa::kAvx2) return detail::tile_avx2<T, kSubtract>;
+    static const Isa isa = instruction_set();
+    if (isa == Isa::kAvx512) {
+      product.set(detail::tile_avx512<T, 1, kSubtract>, detail::tile_avx512<T, 2, kSubtract>,
+                  detail::tile_avx512<T, 3, kSubtract>);
+      return product;
+    }
+    if (isa == Isa::kAvx2) {
+      product.set(detail::tile_avx2<T, 1, kSubtract>, detail::tile_avx2<T, 2, kSubtract>,
+                  detail::tile_avx2<T, 3, kSubtract>);
+      return product;
+    }
 #endif
-  return detail::tile_generic<T, kSubtract>;
-}
+    product.set(detail::tile_generic<T, 1, kSubtract>, detail::tile_generic<T, 2, kSubtract>,
+                detail::tile_generic<T, 3, kSubtract>);
+    return product;
+  }
 
-// One tile of the lower triangle: row i0 + i keeps columns up to its diagonal. Positions are within a
-// matrix whose corner is c.
-template <class T>
-inline void lower_triangle_tile(TileProduct<T> product, int64_t depth, const T* a, int64_t a_stride,
-                                const T* b, double* c, int64_t ld, int64_t i0, int64_t j0, int64_t rows) {
-  int64_t cols[kTileRows];
-  for (int64_t i = 0; i < kTileRows; ++i) cols[i] = std::min<int64_t>(kTileCols<T>, i0 + i + 1 - j0);
-  product(depth, a, a_stride, b, c + i0 * ld + j0, ld, rows, cols);
-}
+  // One tile of the lower triangle of a matrix whose corner is c: rows from i0 to `end`, columns from j0 on.
+  // Panels up to the last row's diagonal are worked on, and all columns of them below `width`: what lands
+  // above the diagonal is nobody's.
+  void lower_triangle(int64_t depth, const T* a, const T* b, int64_t b_stride, double* c, int64_t ld,
+                      int64_t i0, int64_t j0, int64_t end, int64_t width) const {
+    constexpr int64_t kWidth = kPanelCols<T>;
+    const int64_t rows = std::min<int64_t>(kTileRows, end - i0), cols = i0 + rows - j0;
+    const int64_t panels = std::min<int64_t>((cols + kWidth - 1) / kWidth, kTilePanels);
+    by_panels_[panels - 1]({depth, a, b, b_stride, c + i0 * ld + j0, ld, rows, width - j0});
+  }
+
+  // One whole tile of one panel.
+  void tile(int64_t depth, const T* a, const T* b, double* c, int64_t ld) const {
+    by_panels_[0]({depth, a, b, 0, c, ld, kTileRows, kPanelCols<T>});
+  }
+
+ private:
+  using Kernel = void (*)(const TileOperands<T>&);
+  void set(Kernel one, Kernel two, Kernel three) {
+    by_panels_[0] = one;
+    by_panels_[1] = two;
+    by_panels_[2] = three;
+  }
+  Kernel by_panels_[kTilePanels];
+};
 
 }  // namespace bsgap

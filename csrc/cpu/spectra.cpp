@@ -250,7 +250,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> small_gram(const Tensor a, double ato
     low[i] = c.intervals[0].lower;
     high[i] = c.intervals[0].upper;
     exponents[i] = c.gram.content == Content::kNonFinite ? kNonFiniteMark : c.gram.exponent;
-    std::copy(c.gram.g.begin(), c.gram.g.end(), g + i * side * side);
+    bsgap::mirror(c.gram.g.data(), side, parallel);
+    std::copy(c.gram.g.data(), c.gram.g.data() + side * side, g + i * side * side);
   });
   return {gram, exponent, lower, upper};
 }
@@ -289,7 +290,8 @@ Tensor feature_gram(const Tensor a, bool center) {
   Tensor gram = empty({batch.size(), n, n}, ScalarType::Double);
   double* g = data<double>(gram);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
-    const CertifiedGram r = bsgap::certified_gram(batch[i], true, center, GramPrecision::kFloat64, parallel);
+    CertifiedGram r = bsgap::certified_gram(batch[i], true, center, GramPrecision::kFloat64, parallel);
+    bsgap::mirror(r.g.data(), n, parallel);
     double* out = g + i * n * n;
     if (r.content == Content::kNonFinite) {
       std::fill(out, out + n * n, std::numeric_limits<double>::quiet_NaN());
@@ -316,6 +318,7 @@ std::tuple<Tensor, Tensor> shifted_gram(const Tensor a, const Tensor shift) {
   source.x = view;
   source.mean_by_side = c;
   bsgap::gram_product<double>(source, data<double>(gram), torch_parallel);
+  bsgap::mirror(data<double>(gram), n, torch_parallel);
   return {sums, gram};
 }
 

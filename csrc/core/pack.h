@@ -1,0 +1,106 @@
+// Reading a matrix of any dtype and strides into the panels of tile_product.h.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "isa.h"
+#include "matrix_view.h"
+#include "tile_product.h"
+
+namespace bsgap {
+
+// X read as value * 2^exponent - mean_of_its_feature; observations run along the rows of the matrix.
+// features on the side: X = A (G is cols x cols); else X = A^T (G is rows x rows).
+struct GramSource {
+  MatrixView x;                           // depth x side
+  const double* mean_by_side = nullptr;   // subtracted per column of x (features on the side), or
+  const double* mean_by_depth = nullptr;  // subtracted per row of x (features along the depth)
+  double scale = 1.0;                     // a power of two
+};
+
+namespace detail {
+
+// One panel: `depth` rows with strides rs, `cols` <= kPanelCols columns with strides cs; the rest is zero.
+template <class Acc, class In>
+[[gnu::always_inline]] inline void pack_plain_body(const In* in, int64_t rs, int64_t cs, int64_t depth,
+                                                   int64_t cols, Acc* out) {
+  constexpr int64_t kWidth = kPanelCols<Acc>;
+  if (cols == kWidth && cs == 1) {
+    for (int64_t p = 0; p < depth; ++p)
+#pragma omp simd
+      for (int64_t c = 0; c < kWidth; ++c) out[p * kWidth + c] = static_cast<Acc>(load(in + p * rs + c));
+    return;
+  }
+  // Columns are read along the depth, some lines of the panel at a time, so that these stay in cache.
+  constexpr int64_t kRows = 32;
+  for (int64_t first = 0; first < depth; first += kRows) {
+    const int64_t last = std::min(depth, first + kRows);
+    for (int64_t c = 0; c < cols; ++c)
+      for (int64_t p = first; p < last; ++p)
+        out[p * kWidth + c] = static_cast<Acc>(load(in + p * rs + c * cs));
+    for (int64_t c = cols; c < kWidth; ++c)
+      for (int64_t p = first; p < last; ++p) out[p * kWidth + c] = Acc(0);
+  }
+}
+BSGAP_PER_ISA_TEMPLATE((class Acc, class In), void, pack_plain,
+                       (const In* in, int64_t rs, int64_t cs, int64_t depth, int64_t cols, Acc* out),
+                       (in, rs, cs, depth, cols, out))
+
+// The same of in * scale - mean, formed in double. mean: one by column or by row of the panel, strides 0 or 1.
+template <class Acc, class In>
+[[gnu::always_inline]] inline void pack_shifted_body(const In* in, int64_t rs, int64_t cs, int64_t depth,
+                                                     int64_t cols, double scale, const double* mean,
+                                                     int64_t mean_rs, int64_t mean_cs, Acc* out) {
+  constexpr int64_t kWidth = kPanelCols<Acc>;
+  for (int64_t p = 0; p < depth; ++p) {
+    for (int64_t c = 0; c < cols; ++c) {
+      const double scaled = load(in + p * rs + c * cs) * scale;
+      out[p * kWidth + c] = static_cast<Acc>(scaled - mean[p * mean_rs + c * mean_cs]);
+    }
+    for (int64_t c = cols; c < kWidth; ++c) out[p * kWidth + c] = Acc(0);
+  }
+}
+BSGAP_PER_ISA_TEMPLATE((class Acc, class In), void, pack_shifted,
+                       (const In* in, int64_t rs, int64_t cs, int64_t depth, int64_t cols, double scale,
+                        const double* mean, int64_t mean_rs, int64_t mean_cs, Acc* out),
+                       (in, rs, cs, depth, cols, scale, mean, mean_rs, mean_cs, out))
+
+// Rows [p0, p0 + depth) x columns [j0, j0 + kPanelCols) of the source as one panel.
+template <class Acc>
+void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, Acc* out) {
+  static constexpr double kZero = 0.0;
+  constexpr int64_t kWidth = kPanelCols<Acc>;
+  const int64_t cols = std::min(kWidth, s.x.cols - j0), cs = s.x.col_stride;
+  with_pointer(s.x, [&](auto* base) {
+    for (int64_t p = p0; p < p0 + depth;) {  // one run of equal strides after the other
+      const int64_t rows = std::min(p0 + depth - p, s.x.rows_to_next_group(p));
+      auto* in = base + s.x.row_offset(p) + j0 * cs;
+      Acc* to = out + (p - p0) * kWidth;
+      if (s.scale == 1.0 && !s.mean_by_side && !s.mean_by_depth) {
+        pack_plain(in, s.x.row_stride, cs, rows, cols, to);
+      } else {
+        const double* mean = s.mean_by_side ? s.mean_by_side + j0 : s.mean_by_depth ? s.mean_by_depth + p : &kZero;
+        pack_shifted(in, s.x.row_stride, cs, rows, cols, s.scale, mean, s.mean_by_depth ? 1 : 0,
+                     s.mean_by_side ? 1 : 0, to);
+      }
+      p += rows;
+    }
+  });
+}
+
+// Rows [p0, p0 + depth) of the source in double, one after the other.
+inline void read_rows(const GramSource& s, int64_t p0, int64_t depth, double* out) {
+  constexpr int64_t kWidth = kPanelCols<double>;
+  double panel[64 * kWidth];
+  for (int64_t first = 0; first < depth; first += 64)
+    for (int64_t j = 0; j < s.x.cols; j += kWidth) {
+      const int64_t rows = std::min<int64_t>(64, depth - first), cols = std::min(kWidth, s.x.cols - j);
+      pack(s, p0 + first, rows, j, panel);
+      for (int64_t p = 0; p < rows; ++p)
+        std::copy(panel + p * kWidth, panel + p * kWidth + cols, out + (first + p) * s.x.cols + j);
+    }
+}
+
+}  // namespace detail
+}  // namespace bsgap
