@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bsgap_kernels.bench import SCHEMA
-from bsgap_kernels.bench.tables import markdown_table
+from bsgap_kernels.bench.tables import markdown_tables
 
 BEGIN, END = "<!-- cost-table:begin -->", "<!-- cost-table:end -->"
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,7 +34,7 @@ def load(path: Path) -> str:
         raise ValueError(f"{path.name} has schema {result.get('schema')}, expected {SCHEMA}")
     if not result["complete"]:
         raise ValueError(f"{path.name} comes from an interrupted run")
-    return markdown_table(result)
+    return markdown_tables(result)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

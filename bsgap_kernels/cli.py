@@ -38,7 +38,7 @@ _COMMANDS = {
     "info": "versions, build and backends",
 }
 # Commands with a parser of their own, so that they run without the trainer's dependencies.
-_SELF_PARSED = {"bench": "bsgap_kernels.bench.run", "roofline": "bsgap_kernels.bench.roofline_report"}
+_SELF_PARSED = {"bench": "bsgap_kernels.bench.command", "roofline": "bsgap_kernels.bench.roofline_report"}
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from bsgap_kernels.bench import CASES, BenchConfig, Case, main, measure, run, select_cases, tables
-from bsgap_kernels.bench.contenders import CONTENDERS, PHASES, Contender, Result
+from bsgap_kernels.bench import CASES, BenchConfig, Case, command, main, measure, run, select_cases, tables
+from bsgap_kernels.bench.contenders import CONTENDERS, NEAR_RANK, PHASES, Contender, Result
+from bsgap_kernels.bench.floors import Rates, floor
+from bsgap_kernels.bench.measurements import MEASUREMENTS, Setting
 from bsgap_kernels.bench.run import profile_rows
 from bsgap_kernels.bench.truth import Truth, judge, truth
 
@@ -27,12 +29,21 @@ TINY = (
 )
 
 
+FAST_CEILINGS: dict[str, Any] = {"ceiling_seconds": 1e-3, "ceiling_bytes": 1 << 20}
+ONLY_CASES = ["--rounds", "1", "--rtol", "0.01", "--measure"]
+
+
 def quick_run(
     tmp_path: Path, cases: tuple[Case, ...], *contenders: Contender, **settings: Any
 ) -> dict[str, Any]:
     lines: list[str] = []
-    config = BenchConfig(json=tmp_path / "out.json", rounds=settings.pop("rounds", 4), **settings)
-    result = run(config, contenders=contenders or CONTENDERS, cases=cases, out=lines.append)
+    options = {k: settings.pop(k) for k in ("measurements",) if k in settings}
+    config = BenchConfig(
+        json=tmp_path / "out.json", **{"rounds": 4, "rtol": [0.01], "measure": [], **settings}
+    )
+    result = run(
+        config, contenders=contenders or CONTENDERS, cases=cases, out=lines.append, **FAST_CEILINGS, **options
+    )
     assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8")) == result
     assert not (tmp_path / "out.json.partial").exists()
     return {**result, "printed": "\n".join(lines)}
@@ -66,13 +77,98 @@ def test_a_run_has_every_contender_checked_and_the_documented_fields(tmp_path: P
         assert f"{case['name']} ({case['about']}), rtol 0.01" in result["printed"]
 
 
+def test_a_case_is_run_at_every_threshold_and_decomposed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def counting(A: torch.Tensor) -> torch.Tensor:
+        shapes.append(tuple(A.shape))
+        return svdvals(A)
+
+    svdvals = torch.linalg.svdvals
+    monkeypatch.setattr(torch.linalg, "svdvals", counting)
+    honest = [c for c in CONTENDERS if c.name == NEAR_RANK]
+    result = quick_run(tmp_path, TINY[:2], *honest, rtol=[0.1, 1e-3])
+    assert shapes == [(40, 12), (3, 9, 14)]
+    assert [(c["name"], c["rtol"]) for c in result["cases"]] == [
+        (case.name, rtol) for case in TINY[:2] for rtol in (0.1, 1e-3)
+    ]
+    coarse, fine = result["cases"][:2]
+    assert coarse["counts"]["highest"] < fine["counts"]["highest"]
+    assert not any(c["contenders"][0]["check"]["wrong"] for c in result["cases"])
+    assert result["settings"]["rtol"] == [0.1, 1e-3]
+    first, second = tables.markdown_tables(result).split("\n\nAt rtol 0.001:\n\n")
+    assert "| 40×12, tall |" in first
+    assert "| 40×12 |" in second
+    assert "rtol 0.1, 0.001" in second
+
+
+def test_what_a_run_measures_unless_told() -> None:
+    full, quick, part = BenchConfig(), BenchConfig(quick=True), BenchConfig(cases=["32x32"])
+    assert [c.thresholds for c in (full, quick, part)] == [[1e-2, 1e-3], [1e-2], [1e-2, 1e-3]]
+    assert BenchConfig(device="cuda").thresholds == [1e-2]
+    assert full.other_measurements == list(MEASUREMENTS)
+    assert quick.other_measurements == part.other_measurements == []
+    assert BenchConfig(quick=True, measure=["rows"]).other_measurements == ["rows"]
+    assert (quick.most_rounds, quick.seconds, full.most_rounds, full.seconds) == (5, 2.0, 20, 10.0)
+
+
+def test_floors_are_recorded_and_printed_for_our_ops(tmp_path: Path) -> None:
+    result = quick_run(tmp_path, TINY)
+    assert "Measured on" in result["printed"]
+    rates = Rates.of_ceilings(result["ceilings"])
+    for case, record in zip(TINY, result["cases"], strict=True):
+        assert list(record["floors_ms"]) == [c.name for c in CONTENDERS if c.ours]
+        for c in record["contenders"]:
+            if c["ours"]:
+                shortest = floor(c["name"], case.shapes, case.dtype, 0.01, rates)
+                assert shortest is not None
+                assert record["floors_ms"][c["name"]]["total"] == pytest.approx(
+                    shortest.total * 1e3, abs=1e-6
+                )
+                assert c["fraction_of_floor"] == pytest.approx(
+                    shortest.total * 1e3 / c["median_ms"], abs=1e-4
+                )
+            else:
+                assert "fraction_of_floor" not in c
+    head = next(line for line in result["printed"].splitlines() if "median ms" in line)
+    assert "floor ms  of floor" in head
+
+
+def test_other_measurements_are_recorded_printed_and_may_fail(tmp_path: Path) -> None:
+    def good(setting: Setting) -> list[dict[str, Any]]:
+        return [{"matrix": "9x9", "rounds": 3, "median_ms": 1.5, "extra_bytes": 3 << 20, "wrong": 0}]
+
+    def bad(setting: Setting) -> list[dict[str, Any]]:
+        raise MemoryError("no room\nand more")
+
+    result = quick_run(
+        tmp_path,
+        TINY[:1],
+        CONTENDERS[0],
+        measure=["overhead", "memory"],
+        measurements={"overhead": good, "memory": bad},
+    )
+    assert result["complete"]
+    assert result["measurements"]["overhead"]["rows"] == good(None)  # type: ignore[arg-type]
+    assert result["measurements"]["memory"]["error"] == "MemoryError: no room"
+    assert re.search(r"^memory.*: FAILED \(MemoryError: no room\)$", result["printed"], re.MULTILINE)
+    assert "matrix  median_ms  extra_bytes  wrong\n9x9          1.50      3.0 MiB  0" in result["printed"]
+    assert command.failures(result) == ["the measurement memory"]
+    result["measurements"] = {"rows": {"rows": [{"wrong": 0}, {"wrong": 2}]}}
+    assert command.failures(result) == ["the measurement rows"]
+    assert result["targets"]
+    assert "Targets that were not measured: " in result["printed"]
+
+
 def test_phases_of_an_op_add_up_to_it(tmp_path: Path) -> None:
     result = quick_run(tmp_path, TINY[:1], CONTENDERS[0])
     rows = result["cases"][0]["profile"]
     assert [(r["op"], r["phase"]) for r in rows] == [(p.op, p.name) for p in PHASES]
     for op in {r["op"] for r in rows}:
         assert sum(r["share"] for r in rows if r["op"] == op) == pytest.approx(1, abs=1e-3)
-    times = {"_gram32": 5.0, "near_rank": 4.0, "_gram64": 6.0, "_certified": 8.0, "record": 10.0}
+    times = {"_gram_of_near_rank": 5.0, "near_rank": 4.0, "_gram64": 6.0, "_certified": 8.0, "record": 10.0}
     known = profile_rows({name: measure.Samples([t]) for name, t in times.items()})
     assert [r["median_ms"] for r in known] == [5, -1, 6, 2, 6, 2, 2]
     assert [r["share"] for r in known] == [1, 0, 0.75, 0.25, 0.6, 0.2, 0.2]
@@ -101,7 +197,7 @@ def test_a_wrong_contender_is_flagged_and_is_not_the_best_peer(tmp_path: Path) -
     }
     assert record["best_peer"] == "torch.linalg.svdvals"
     assert "WRONG: 3 of 3" in case["printed"]
-    assert "liar counted 3 of 3 wrong on 3x9x14" in tables.markdown_table(
+    assert "liar counted 3 of 3 wrong on 3x9x14 at rtol 0.01" in tables.markdown_tables(
         {k: case[k] for k in case if k != "printed"}
     )
 
@@ -118,10 +214,10 @@ def test_a_contender_that_raises_is_reported_and_the_others_go_on(tmp_path: Path
 
 
 def test_the_command_fails_when_one_of_ours_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("bsgap_kernels.bench.run")
     for liar, code in ((off_by(0, ours=True), 0), (off_by(1, ours=True), 1), (off_by(1), 0)):
-        monkeypatch.setattr(module, "run", functools.partial(run, contenders=[liar], cases=TINY[:1]))
-        assert main(["--rounds", "1"]) == code
+        tiny = functools.partial(run, contenders=[liar], cases=TINY[:1], **FAST_CEILINGS)
+        monkeypatch.setattr(command, "run_on_cpu", tiny)
+        assert main(ONLY_CASES) == code
 
 
 def test_an_interrupted_run_keeps_the_finished_cases_and_the_old_file(
@@ -132,12 +228,13 @@ def test_an_interrupted_run_keeps_the_finished_cases_and_the_old_file(
             raise KeyboardInterrupt
         return torch.linalg.matrix_rank(A, rtol=rtol)
 
-    module = importlib.import_module("bsgap_kernels.bench.run")
-    two = functools.partial(run, contenders=[Contender("c", False, interrupt)], cases=[TINY[1], TINY[3]])
-    monkeypatch.setattr(module, "run", two)
+    two = functools.partial(
+        run, contenders=[Contender("c", False, interrupt)], cases=[TINY[1], TINY[3]], **FAST_CEILINGS
+    )
+    monkeypatch.setattr(command, "run_on_cpu", two)
     target = tmp_path / "cpu.json"
     target.write_text("old")
-    assert main(["--rounds", "1", "--json", str(target)]) == 130
+    assert main([*ONLY_CASES, "--json", str(target)]) == 130
     assert target.read_text() == "old"
     kept = json.loads((tmp_path / "cpu.json.partial").read_text(encoding="utf-8"))
     assert [case["name"] for case in kept["cases"]] == ["3x9x14"]
@@ -279,6 +376,9 @@ def test_selecting_cases() -> None:
         (["--budget", "-1"], "budget must be"),
         (["--budget", "nan"], "budget must be"),
         (["--rtol", "0"], "rtol must lie between"),
+        (["--rtol", "0.1", "2"], "rtol must lie between 0 and 1, got 2.0"),
+        (["--rtol", "0.1", "0.1"], "rtol must be different numbers, got [0.1, 0.1]"),
+        (["--measure", "rows", "columns"], "measure must be some of rows, dtypes, memory,"),
         (["--threads", "0"], "threads must be"),
         (["--seed", "-3"], "seed must lie"),
         (["--json", "no/such/folder/x.json"], "json must name a file"),

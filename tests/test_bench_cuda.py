@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from bsgap_kernels.bench import BenchConfig, Case, main, select_cases
-from bsgap_kernels.bench.contenders import MATRIX_RANK, Contender, Result
+from bsgap_kernels.bench import BenchConfig, Case, command, main, select_cases
+from bsgap_kernels.bench.contenders import MATRIX_RANK, SVDVALS, Contender, Result
 from bsgap_kernels.bench.cuda import GPU_CASES, run
 from bsgap_kernels.bench.cuda import cases as names
 from bsgap_kernels.bench.cuda import contenders as gpu_contenders
@@ -20,7 +19,6 @@ from bsgap_kernels.bench.cuda.clock import Clock, launches
 from bsgap_kernels.bench.cuda.contenders import (
     GPU_CONTENDERS,
     HOOK,
-    SVDVALS,
     GpuContender,
     gram32,
     stacked_eigenvalues,
@@ -107,13 +105,12 @@ def test_wrong_counts_and_failures_are_recorded_and_end_in_exit_code_1(
     assert broken["error"] == "RuntimeError: not on this device"
     assert honest["vs_best_peer"] == 1
     assert "WRONG: 3 of 3" in result["printed"]
-    module = importlib.import_module("bsgap_kernels.bench.cuda.run")
     for good, code in ((answering(1, "ours", True), 1), (answering(0, "ours", True), 0)):
 
         def instead(config: BenchConfig, good: GpuContender = good) -> dict[str, Any]:
             return run(config, cases=TINY[:1], contenders=(good,), out=lambda _: None, **ON_CPU)
 
-        monkeypatch.setattr(module, "run", instead)
+        monkeypatch.setattr(command, "run_on_gpu", instead)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert main(["--device", "cuda", "--rounds", "1"]) == code
 

@@ -36,7 +36,7 @@ def contender(name: str, ours: bool, median: float, **changes: Any) -> dict[str,
 def result() -> dict[str, Any]:
     wrong = {"equal": 0, "near_tau": 0, "wrong": 1, "proven": None, "verdict": "WRONG"}
     return {
-        "schema": 1,
+        "schema": 2,
         "complete": True,
         "date": "2025-01-02T03:04:05+00:00",
         "commit": "0123456789abcdef",
@@ -85,7 +85,10 @@ def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() 
     from bsgap_kernels.bench import CASES
 
     committed = json.loads(RESULTS.read_text(encoding="utf-8"))
-    assert [case["name"] for case in committed["cases"]] == [case.name for case in CASES]
+    rtols = committed["settings"]["rtol"]
+    assert [(case["name"], case["rtol"]) for case in committed["cases"]] == [
+        (case.name, rtol) for case in CASES for rtol in rtols
+    ]
     ours = [c for case in committed["cases"] for c in case["contenders"] if c["ours"]]
     assert not [c for c in ours if "error" in c or c["check"]["wrong"]]
 
@@ -101,6 +104,19 @@ def test_write_then_check(files: list[str]) -> None:
     assert text.endswith("\nafter\n")
     assert "| 30×20, small | 4.00 | - | - | 100 | 12.0 (slow peer) | 25×, 3.0× |" in text
     assert readme_table.main([*files, "--check"]) == 0
+
+
+def test_a_second_threshold_gets_a_compact_table(files: list[str], result: dict[str, Any]) -> None:
+    (first,) = result["cases"]
+    result["cases"].append({**first, "rtol": 0.001, "best_peer": "quick peer"})
+    Path(files[1]).write_text(json.dumps(result))
+    assert readme_table.main(files) == 0
+    text = Path(files[-1]).read_text()
+    assert "| 30×20, small | 4.00 | - | - | 100 | 12.0 (slow peer) | 25×, 3.0× |" in text
+    assert "At rtol 0.001:\n\n| matrix | `near_rank` | `near_rank_interval` | best peer |" in text
+    assert "| 30×20 | 4.00 | - | 1.00 † (quick peer) | 25×, 3.0× |" in text
+    assert "rtol 0.01, 0.001; counts checked" in text
+    assert "right of slow peer, quick peer." in text
 
 
 def test_a_changed_figure_or_a_hand_edit_is_noticed(files: list[str], result: dict[str, Any]) -> None:
@@ -122,7 +138,7 @@ def test_wrong_counts_and_a_busy_machine_show(files: list[str], result: dict[str
     assert readme_table.main(files) == 0
     text = Path(files[-1]).read_text()
     assert "4.00 †" in text
-    assert "quick peer counted 1 of 1 wrong on 30x20" in text
+    assert "quick peer counted 1 of 1 wrong on 30x20 at rtol 0.01" in text
     assert "busy machine" in text
 
 

@@ -5,6 +5,8 @@
 """
 
 from .cases import CASES, Case, select_cases
-from .run import SCHEMA, BenchConfig, main, run
+from .command import main
+from .config import BenchConfig
+from .run import SCHEMA, run
 
 __all__ = ["CASES", "SCHEMA", "BenchConfig", "Case", "main", "run", "select_cases"]

@@ -12,6 +12,8 @@ from torch import Tensor
 CONDITION = 1e-4
 """Last over first scale of the decay: half of the singular values lie above 1e-2 of the largest."""
 REFLECTIONS = 3
+COARSE_RTOL, FINE_RTOL = 1e-2, 1e-3
+"""The thresholds of a full run; the finer one is past what float32 sums resolve."""
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,17 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..dispatch import select_backend
 
 Result = Tensor | tuple[Tensor, Tensor]
 """Counts, or the lower and upper ends of intervals; one entry a matrix."""
 
+NEAR_RANK = "near_rank"
+INTERVAL = "near_rank_interval"
+PROBED = "near_rank_interval probed"
+RECORD = "record of the tracker"
 MATRIX_RANK = "torch.linalg.matrix_rank"
+SVDVALS = "torch.linalg.svdvals"
 MAX_COVARIANCE_SIDE = 4096
 """torch.cov is always features x features: past this a wide input pays more for it than for any peer."""
 
@@ -78,6 +84,11 @@ def torch_covariance(A: Tensor, rtol: float) -> Tensor:
     return count_squares(torch.linalg.eigvalsh(covariances), rtol).view(A.shape[:-2])
 
 
+def torch_gram64(A: Tensor, rtol: float) -> Tensor:
+    """As torch_gram in float64: right for the thresholds that float32 sums cannot resolve."""
+    return torch_gram(A.double(), rtol)
+
+
 def _numpy_gram(A: Tensor) -> Any:
     a = A.numpy()
     t = a.swapaxes(-1, -2)
@@ -92,6 +103,11 @@ def numpy_gram(A: Tensor, rtol: float) -> Tensor:
 def numpy_gram_torch_eigenvalues(A: Tensor, rtol: float) -> Tensor:
     """NumPy's Gram matrix and torch's eigenvalues: often the best of both."""
     return count_squares(torch.linalg.eigvalsh(torch.from_numpy(_numpy_gram(A))), rtol)
+
+
+def numpy_gram64_torch_eigenvalues(A: Tensor, rtol: float) -> Tensor:
+    """NumPy's Gram matrix in float64 and torch's eigenvalues."""
+    return numpy_gram_torch_eigenvalues(A.double(), rtol)
 
 
 def near_rank(A: Tensor, rtol: float) -> Tensor:
@@ -118,16 +134,18 @@ def record(A: Tensor, rtol: float) -> Tensor:
 
 
 CONTENDERS = (
-    Contender("near_rank", True, near_rank, lambda As, rtol: ops.near_rank_grouped(As, rtol=rtol)),
-    Contender("near_rank_interval", True, interval_rigorous),
-    Contender("near_rank_interval probed", True, interval_probed),
-    Contender("record of the tracker", True, record),
+    Contender(NEAR_RANK, True, near_rank, lambda As, rtol: ops.near_rank_grouped(As, rtol=rtol)),
+    Contender(INTERVAL, True, interval_rigorous),
+    Contender(PROBED, True, interval_probed),
+    Contender(RECORD, True, record),
     Contender(MATRIX_RANK, False, matrix_rank),
-    Contender("torch.linalg.svdvals", False, singular_values),
+    Contender(SVDVALS, False, singular_values),
     Contender("torch Gram + eigvalsh", False, torch_gram),
     Contender("torch.cov + eigvalsh", False, torch_covariance, centred=True),
     Contender("NumPy Gram + eigvalsh", False, numpy_gram),
     Contender("NumPy Gram + torch eigvalsh", False, numpy_gram_torch_eigenvalues),
+    Contender("torch float64 Gram + eigvalsh", False, torch_gram64),
+    Contender("NumPy float64 Gram + torch eigvalsh", False, numpy_gram64_torch_eigenvalues),
 )
 
 
@@ -141,9 +159,13 @@ class Phase:
     less: Callable[[Tensor, float], object] | None = None
 
 
-def _gram32(A: Tensor, rtol: float) -> object:
+GRAM_PHASE = "Gram matrix"
+
+
+def _gram_of_near_rank(A: Tensor, rtol: float) -> object:
+    float32 = select_backend(NEAR_RANK, A.dtype, *A.shape[-2:], rtol=rtol).gram == "float32"
     # No thresholds: the Gram matrix is formed and nothing is counted.
-    return torch.ops.bsgap._counts(A, torch.empty(1, 0, 2, dtype=torch.float64), 0.0, 0.0, False, True)
+    return torch.ops.bsgap._counts(A, torch.empty(1, 0, 2, dtype=torch.float64), 0.0, 0.0, False, float32)
 
 
 def _gram64(A: Tensor, rtol: float) -> object:
@@ -155,11 +177,11 @@ def _certified(A: Tensor, rtol: float) -> object:
 
 
 PHASES = (
-    Phase("near_rank", "Gram matrix (float32 products)", _gram32),
-    Phase("near_rank", "count", near_rank, _gram32),
-    Phase("near_rank_interval", "Gram matrix (float64)", _gram64),
-    Phase("near_rank_interval", "certified count", _certified, _gram64),
-    Phase("record of the tracker", "Gram matrix (float64)", _gram64),
-    Phase("record of the tracker", "certified count", _certified, _gram64),
-    Phase("record of the tracker", "eigenvalues and summary", record, _certified),
+    Phase(NEAR_RANK, GRAM_PHASE, _gram_of_near_rank),
+    Phase(NEAR_RANK, "count", near_rank, _gram_of_near_rank),
+    Phase(INTERVAL, GRAM_PHASE, _gram64),
+    Phase(INTERVAL, "certified count", _certified, _gram64),
+    Phase(RECORD, GRAM_PHASE, _gram64),
+    Phase(RECORD, "certified count", _certified, _gram64),
+    Phase(RECORD, "eigenvalues and summary", record, _certified),
 )

@@ -99,6 +99,10 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip()
 
 
+BUSY = 0.05
+"""Other processes above this share of the machine: figures are marked."""
+
+
 class OtherWork:
     """Share of the machine's cores that other processes used since this object was made (Linux)."""
 

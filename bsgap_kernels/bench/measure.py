@@ -30,6 +30,16 @@ class Samples:
         """Lower quartile, median, upper quartile (linear interpolation between the samples)."""
         return quartiles(self.times_ms)
 
+    def row(self) -> dict[str, float]:
+        """Rounds, median and quartiles as they go into a result."""
+        low, median, high = self.quartiles
+        return {
+            "rounds": len(self.times_ms),
+            "median_ms": round(median, 5),
+            "lower_quartile_ms": round(low, 5),
+            "upper_quartile_ms": round(high, 5),
+        }
+
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
     """Lower quartile, median, upper quartile, by linear interpolation; the value itself for a single one."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .contenders import MATRIX_RANK
+from .contenders import INTERVAL, MATRIX_RANK, NEAR_RANK, RECORD
+from .machine import BUSY
 
-BUSY = 0.05
-"""Other processes above this share of the machine: the figures are marked."""
-COLUMNS = (
-    ("near_rank", "`near_rank`"),
-    ("near_rank_interval", "`near_rank_interval`"),
-    ("record of the tracker", "all the tracker logs"),
-)
+COLUMNS = ((NEAR_RANK, "`near_rank`"), (INTERVAL, "`near_rank_interval`"), (RECORD, "all the tracker logs"))
+SPREAD = ("rounds", "lower_quartile_ms", "upper_quartile_ms")
+"""Fields of a measured row that a table leaves out."""
 
 
 def milliseconds(value: float) -> str:
@@ -29,37 +26,91 @@ def ratio(value: float | None) -> str:
     return f"{value:.{2 if value < 0.995 else 1 if value < 9.95 else 0}f}×"
 
 
-def text_table(case: dict[str, Any]) -> str:
-    """One case, one row a contender, with what its counts were worth."""
-    rows = [["", "median ms", "quartiles", "rounds", "vs matrix_rank", "vs best peer", "counts"]]
-    for c in case["contenders"]:
-        name = ("* " if c["ours"] else "  ") + c["name"]
-        if "error" in c:
-            rows.append([name, "-", "-", "0", "-", "-", f"FAILED ({c['error']})"])
-            continue
-        rows.append(
-            [
-                name,
-                milliseconds(c["median_ms"]),
-                f"{milliseconds(c['lower_quartile_ms'])} - {milliseconds(c['upper_quartile_ms'])}",
-                str(c["rounds"]),
-                ratio(c["vs_matrix_rank"]),
-                ratio(c["vs_best_peer"]),
-                verdict(c["check"], case["matrices"]),
-            ]
+def ceilings(found: dict[str, Any]) -> str:
+    """What the processor reached."""
+
+    def rates(suffix: str) -> str:
+        float32, float64, read = (
+            f"{found[name + suffix] / 1e9:.0f}" for name in ("fp32_flops", "fp64_flops", "read_bytes_per_s")
         )
+        return f"float32 {float32} and float64 {float64} GFLOP/s, read {read} GB/s"
+
+    return f"Measured on {found['threads']} threads: {rates('')}; on one: {rates('_per_core')}{_busy(found)}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, the first and the last column to the left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
+    return [
         "  ".join(
             cell.ljust(w) if i in (0, len(row) - 1) else cell.rjust(w)
             for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
-    head = f"{case['name']} ({case['about']}), rtol {case['rtol']:g}"
-    if (case["other_work"] or 0) > BUSY:
-        head += f"  [BUSY MACHINE: {case['other_work']:.0%} of it went to other processes]"
-    return "\n".join([head, *lines, *phase_lines(case)])
+
+
+def text_table(case: dict[str, Any]) -> str:
+    """One case, one row a contender, with what its counts were worth."""
+    heads = ["", "median ms", "quartiles", "rounds", "floor ms", "of floor", "vs matrix_rank"]
+    rows = [[*heads, "vs best peer", "counts"]]
+    for c in case["contenders"]:
+        name = ("* " if c["ours"] else "  ") + c["name"]
+        if "error" in c:
+            rows.append([name, "-", "-", "0", *["-"] * 4, f"FAILED ({c['error']})"])
+            continue
+        floor = case["floors_ms"].get(c["name"])
+        rows.append(
+            [
+                name,
+                milliseconds(c["median_ms"]),
+                f"{milliseconds(c['lower_quartile_ms'])} - {milliseconds(c['upper_quartile_ms'])}",
+                str(c["rounds"]),
+                milliseconds(floor["total"]) if floor else "-",
+                f"{c['fraction_of_floor']:.0%}" if floor else "-",
+                ratio(c["vs_matrix_rank"]),
+                ratio(c["vs_best_peer"]),
+                verdict(c["check"], case["matrices"]),
+            ]
+        )
+    head = f"{case['name']} ({case['about']}), rtol {case['rtol']:g}{_busy(case)}"
+    return "\n".join([head, *aligned(rows), *phase_lines(case)])
+
+
+def _busy(measured: dict[str, Any]) -> str:
+    share = measured["other_work"] or 0
+    return f"  [BUSY MACHINE: {share:.0%} of it went to other processes]" if share > BUSY else ""
+
+
+def measurement_table(name: str, found: dict[str, Any]) -> str:
+    """What was measured beside the cases, a row a row."""
+    head = f"{name}{_busy(found)}"
+    if "error" in found:
+        return f"{head}: FAILED ({found['error']})"
+    shown = [{k: v for k, v in row.items() if k not in SPREAD} for row in found["rows"]]
+    rows = [list(shown[0]), *([_field(k, v) for k, v in row.items()] for row in shown)] if shown else [[head]]
+    return "\n".join([head, *aligned(rows)])
+
+
+def _field(name: str, value: object) -> str:
+    if name.endswith("_ms") and isinstance(value, float):
+        return milliseconds(value)
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{value / 2**20:.1f} MiB"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def targets_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The targets and what was reached, and how many were not measured."""
+    lines = []
+    for row in rows:
+        if row["met"] is not None:
+            bound, unit = row["unit"].split(", ", 1)
+            word = "met" if row["met"] else "MISSED"
+            reached = f"{row['value']:.4g} ({bound} {row['limit']:.4g} {unit})"
+            lines.append(f"{word:>6}  {row['target']}: {reached}")
+    missing = len(rows) - len(lines)
+    return "\n".join([*lines, *([f"Targets that were not measured: {missing}"] if missing else [])])
 
 
 def phase_lines(case: dict[str, Any]) -> list[str]:
@@ -82,33 +133,37 @@ def verdict(check: dict[str, Any], matrices: int) -> str:
     return f"equal but {check['near_tau']}{of} near tau" if check["near_tau"] else "equal"
 
 
-def markdown_table(result: dict[str, Any]) -> str:
-    """The README's table: a row a case, medians in ms, the quickest peer with right counts, the ratios."""
-    heads = ["matrix", *(title for _, title in COLUMNS), "`matrix_rank`", "best peer", "`near_rank` vs both"]
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * len(COLUMNS) + "--:|---|---|"]
-    notes = []
-    for case in result["cases"]:
+def markdown_tables(result: dict[str, Any]) -> str:
+    """The README's tables: one of the first threshold with every column, a compact one of each further."""
+    cases = result["cases"]
+    first, *further = dict.fromkeys(case["rtol"] for case in cases)
+    parts = [_table([case for case in cases if case["rtol"] == first], COLUMNS, standard=True)]
+    for rtol in further:
+        parts.append(f"At rtol {rtol:g}:")
+        parts.append(_table([case for case in cases if case["rtol"] == rtol], COLUMNS[:2], standard=False))
+    return "\n\n".join([*parts, *_foot(result)])
+
+
+def _table(cases: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]], *, standard: bool) -> str:
+    """A row a case: medians in ms, the quickest peer with right counts, the ratios."""
+    heads = ["matrix", *(title for _, title in columns), *(["`matrix_rank`"] if standard else [])]
+    lines = [
+        "| " + " | ".join([*heads, "best peer", "`near_rank` vs both"]) + " |",
+        "|---|" + "--:|" * (len(heads) - 1) + "---|---|",
+    ]
+    for case in cases:
         by_name = {c["name"]: c for c in case["contenders"]}
         best = by_name.get(case["best_peer"] or "")
-        cells = [f"{case['name'].replace('x', '×')}, {case['about']}" if case["about"] else case["name"]]
-        cells += [_cell(by_name.get(name)) for name, _ in COLUMNS]
-        cells.append(_cell(by_name.get(MATRIX_RANK)))
+        ours = by_name.get(NEAR_RANK, {})
+        shape = case["name"].replace("x", "×")
+        cells = [f"{shape}, {case['about']}" if case["about"] and standard else shape]
+        cells += [_cell(by_name.get(name)) for name, _ in columns]
+        if standard:
+            cells.append(_cell(by_name.get(MATRIX_RANK)))
         cells.append(f"{_cell(best)} ({best['name']})" if best else "-")
-        ours = by_name.get("near_rank", {})
         cells.append(f"{ratio(ours.get('vs_matrix_rank'))}, {ratio(ours.get('vs_best_peer'))}")
         lines.append("| " + " | ".join(cells) + " |")
-        notes += [
-            f"{c['name']} counted {c['check']['wrong']} of {case['matrices']} wrong on {case['name']}"
-            for c in case["contenders"]
-            if "check" in c and c["check"]["wrong"]
-        ]
-    busy = [case["other_work"] for case in result["cases"] if (case["other_work"] or 0) > BUSY]
-    foot = _foot(result)
-    if notes:
-        foot.append("**Wrong counts (†):** " + "; ".join(notes) + ".")
-    if busy:
-        foot.append(f"**Taken on a busy machine:** other processes had up to {max(busy):.0%} of it.")
-    return "\n".join(lines) + "\n\n" + "\n\n".join(foot)
+    return "\n".join(lines)
 
 
 def _cell(contender: dict[str, Any] | None) -> str:
@@ -121,16 +176,33 @@ def _cell(contender: dict[str, Any] | None) -> str:
 
 def _foot(result: dict[str, Any]) -> list[str]:
     machine, versions, threads = result["machine"], result["versions"], result["threads"]
-    rtols: Sequence[str] = sorted({f"{case['rtol']:g}" for case in result["cases"]})
+    cases = result["cases"]
+    rtols = dict.fromkeys(f"{case['rtol']:g}" for case in cases)
     commit = (result["commit"] or "none")[:12] + (" with changes" if result["modified"] else "")
-    warm = [case["name"].replace("x", "×") for case in result["cases"] if case["cache"] == "warm"]
+    warm = dict.fromkeys(case["name"].replace("x", "×") for case in cases if case["cache"] == "warm")
     warm_note = f" ({', '.join(warm)}: warm)" if warm else ""
-    return [
+    peers = dict.fromkeys(
+        c["name"] for case in cases for c in case["contenders"] if not c["ours"] and c["name"] != MATRIX_RANK
+    )
+    foot = [
         f"Medians in ms of interleaved, cache-cold calls{warm_note}; "
         f"float32, rtol {', '.join(rtols)}; counts checked against float64 SVD in the same run. "
         f"{machine['cpu']}, {threads['torch']} thread(s), torch {versions['torch']} "
         f"({versions['torch_blas']}), NumPy {versions['numpy']}, commit {commit}, "
-        f"{result['date'][:10]}. Best peer: the quickest of torch's "
-        "or NumPy's Gram matrix + eigvalsh, svdvals and torch.cov + eigvalsh whose counts are right. "
+        f"{result['date'][:10]}. Both: `matrix_rank` and the best peer, the quickest whose counts are right "
+        f"of {', '.join(peers)}. "
         "`make bench` measures it again; see [benchmarks/NOTES.md](benchmarks/NOTES.md)."
     ]
+    wrong = [
+        f"{c['name']} counted {c['check']['wrong']} of {case['matrices']} wrong on {case['name']} "
+        f"at rtol {case['rtol']:g}"
+        for case in cases
+        for c in case["contenders"]
+        if "check" in c and c["check"]["wrong"]
+    ]
+    if wrong:
+        foot.append("**Wrong counts (†):** " + "; ".join(wrong) + ".")
+    busy = [case["other_work"] for case in cases if (case["other_work"] or 0) > BUSY]
+    if busy:
+        foot.append(f"**Taken on a busy machine:** other processes had up to {max(busy):.0%} of it.")
+    return foot

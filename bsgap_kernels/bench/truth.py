@@ -45,13 +45,17 @@ class Verdict:
 
 def truth(inputs: list[Tensor], rtol: float, *, centred: bool = False) -> Truth:
     """From float64 singular values of the input as it is (or less its column means)."""
+    return truth_at(singular_values(inputs, centred=centred), rtol)
+
+
+def singular_values(inputs: list[Tensor], *, centred: bool = False) -> list[Tensor]:
+    """float64 singular values of the input as it is (or less its column means), for `truth_at`."""
     doubles = (A.double() for A in inputs)
-    return _truth_of(
-        [torch.linalg.svdvals(X - X.mean(-2, keepdim=True) if centred else X) for X in doubles], rtol
-    )
+    return [torch.linalg.svdvals(X - X.mean(-2, keepdim=True) if centred else X) for X in doubles]
 
 
-def _truth_of(singular_values: list[Tensor], rtol: float) -> Truth:
+def truth_at(singular_values: list[Tensor], rtol: float) -> Truth:
+    """The truth about one threshold."""
     parts = []
     for sigma in singular_values:
         top = sigma[..., :1]
@@ -76,7 +80,7 @@ def truth_of_grams(inputs: list[Tensor], rtol: float, *, centred: bool = False) 
         gram = X.mT @ X if X.shape[-1] <= X.shape[-2] else X @ X.mT
         del X
         roots.append(torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt_().flip(-1).cpu())
-    return _truth_of(roots, rtol)
+    return truth_at(roots, rtol)
 
 
 def judge(result: Result, expected: Truth) -> Verdict:

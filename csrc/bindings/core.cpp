@@ -6,6 +6,7 @@
 
 #include <string>
 
+#include "core/ceilings.h"
 #include "core/counts.h"
 #include "core/probe.h"
 
@@ -178,6 +179,22 @@ double probe_bound(const Array& g, const Array& omega, const Array& y, double pr
   return bsgap::probe_bound(g.data(), n, omega.data(), y.data(), product_error, bsgap::serial_for);
 }
 
+double fma_rate(const std::string& dtype, double seconds) {
+  if (dtype != "float32" && dtype != "float64")
+    fail("dtype must be 'float32' or 'float64', got '" + dtype + "'");
+  const py::gil_scoped_release release;  // threads of Python measure the cores together
+  return dtype == "float32" ? bsgap::fma_rate<float>(seconds) : bsgap::fma_rate<double>(seconds);
+}
+
+double read_rate(const py::array& buffer, double seconds) {
+  if (!(buffer.flags() & py::array::c_style) || buffer.nbytes() == 0)
+    fail("buffer must be contiguous and not empty");
+  const char* data = static_cast<const char*>(buffer.data());
+  const int64_t bytes = buffer.nbytes();
+  const py::gil_scoped_release release;
+  return bsgap::read_rate(data, bytes, seconds);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, m) {
@@ -223,6 +240,11 @@ PYBIND11_MODULE(_core, m) {
   m.attr("PROBED_MIN_SIDE") = bsgap::kProbedMinSide;
   m.attr("PROBED_MIN_RTOL") = bsgap::kProbedMinRtol;
   m.attr("TRIDIAGONAL_SIDE") = bsgap::kTridiagonalSide;
+  m.def("fma_rate", &fma_rate, "dtype"_a, "seconds"_a,
+        "Floating-point operations a second that the calling thread reaches in registers, for so many "
+        "seconds; a multiply-add counts as two.");
+  m.def("read_rate", &read_rate, "buffer"_a, "seconds"_a,
+        "Bytes a second at which the calling thread reads a contiguous array, over and over.");
   m.def("instruction_set", &bsgap::instruction_set_name,
         "Vector instructions that the kernels use on this processor.");
 }

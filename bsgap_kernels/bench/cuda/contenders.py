@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ... import ops
 from ..cases import Case
-from ..contenders import CONTENDERS, MATRIX_RANK, Contender, Result, count_squares
+from ..contenders import CONTENDERS, MATRIX_RANK, SVDVALS, Contender, Result, count_squares
 from .hook import hook_path
 
-SVDVALS = "torch.linalg.svdvals"
 CUPY = "mm float32 Gram + CuPy eigvalsh"
 HOOK = "hook path"
 LATE_VALUES = 1 << 14

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from .. import machine, measure
 from ..cases import Case, select_cases
+from ..config import BenchConfig
 from ..contenders import Result
 from ..devices import Rates, device_of_driver, measured_rates
+from ..progress import Progress
+from ..result import compare, contender_row, write_result
 from ..roofline import floor_of_shapes
-from ..run import BenchConfig, Progress, compare, contender_row, settings_of, write_result
+from ..tables import targets_table
 from ..truth import Truth, Verdict, judge, truth_of_grams
 from . import tables
 from .cases import GPU_CASES
@@ -36,7 +39,6 @@ GRAPH = " [graph]"
 BUDGET_S = 2.0
 """Most seconds of timed rounds of a contender in a case; --budget asks for less."""
 HOST_CALLS = 20
-QUICK_ROUNDS = 5
 Calls = dict[str, Callable[[], Result]]
 
 
@@ -108,7 +110,7 @@ def run(
     result["seconds"] = round(time.monotonic() - started, 1)
     result["targets"] = targets(result)
     write_result(config.json, result)
-    out("\n" + tables.targets_table(result["targets"]))
+    out("\n" + targets_table(result["targets"]))
     if config.json is not None:
         out(f"\nWritten: {config.json}")
     return result
@@ -129,7 +131,7 @@ def measure_case(
     expected: dict[bool, Truth] = {}
     for centred in sorted({c.centred for c in now}):
         progress("float64 truth")
-        expected[centred] = truth_of_grams(inputs, config.rtol, centred=centred)
+        expected[centred] = truth_of_grams(inputs, _rtol(config), centred=centred)
     calls, rows = _prepare(case, config, now, inputs, clock, progress)
     verdicts: dict[str, Verdict] = {}
     centred_names = {c.name for c in now if c.centred}
@@ -140,7 +142,7 @@ def measure_case(
 
     samples = measure.interleave(
         dict(calls),
-        rounds=min(config.rounds, QUICK_ROUNDS) if config.quick else config.rounds,
+        rounds=config.most_rounds,
         budget_s=min(config.budget, BUDGET_S),
         flush=clock.flush,
         on_result=check,
@@ -156,7 +158,7 @@ def measure_case(
         "shapes": [list(shape) for shape in case.shapes],
         "matrices": case.matrices,
         "dtype": str(case.dtype).removeprefix("torch."),
-        "rtol": config.rtol,
+        "rtol": _rtol(config),
         "floor_ms": {k: round(v * 1e3, 6) for k, v in asdict(floor).items()} if floor else None,
         "contenders": [],
     }
@@ -189,7 +191,7 @@ def _prepare(
     for c in contenders:
         progress(f"prepare: {c.name}")
         try:
-            calls[c.name] = c.prepare(case, inputs, config.rtol)
+            calls[c.name] = c.prepare(case, inputs, _rtol(config))
         except Exception as error:  # what cannot be prepared is a result too
             failed[c.name] = {"name": c.name, "ours": c.ours, "error": _reason(error)}
             continue
@@ -250,10 +252,10 @@ def measure_late(case: Case, config: BenchConfig, contender: GpuContender, clock
     verdict: Verdict | None = None
     try:
         inputs = case.make(config.seed, clock.device)
-        expected = truth_of_grams(inputs, config.rtol, centred=contender.centred)
+        expected = truth_of_grams(inputs, _rtol(config), centred=contender.centred)
         small = Case("", "", tuple((64, 16) for _ in case.shapes[:2]), dtype=case.dtype)
-        contender.prepare(small, small.make(0, clock.device), config.rtol)()  # loads the library
-        call = contender.prepare(case, inputs, config.rtol)
+        contender.prepare(small, small.make(0, clock.device), _rtol(config))()  # loads the library
+        call = contender.prepare(case, inputs, _rtol(config))
         answers: list[Result] = []
         samples.times_ms.append(clock.seconds(lambda: answers.append(call())) * 1e3)
         verdict = judge(_on_host(answers[0]), expected)
@@ -280,7 +282,7 @@ def _head(config: BenchConfig, clock: Clock) -> dict[str, Any]:
         "complete": False,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **described,
-        "settings": settings_of(config),
+        "settings": {**config.recorded(), "rtol": _rtol(config)},
         "cases": [],
     }
 
@@ -303,6 +305,10 @@ def _version(module: str) -> str | None:
         except metadata.PackageNotFoundError:
             continue
     return None
+
+
+def _rtol(config: BenchConfig) -> float:
+    return config.thresholds[0]  # the only one that the configuration allows on a GPU
 
 
 def _rates(result: dict[str, Any]) -> Rates | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..tables import milliseconds, ratio, verdict
+from ..tables import aligned, milliseconds, ratio, verdict
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -46,14 +46,6 @@ def text_table(case: dict[str, Any]) -> str:
         "counts",
     ]
     rows = [heads, *(_row(c, case["matrices"]) for c in case["contenders"])]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i in (0, len(row) - 1) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     head = f"{case['name']} ({case['about']}), {case['dtype']}, rtol {case['rtol']:g}"
     floor = case["floor_ms"]
     if floor:
@@ -62,7 +54,7 @@ def text_table(case: dict[str, Any]) -> str:
             f"{milliseconds(floor['gram_math'])}, lambda_max {milliseconds(floor['lambda_max'])}, "
             f"LDLt {milliseconds(floor['ldlt'])})"
         )
-    return "\n".join([head, *lines, *_kernel_lines(case)])
+    return "\n".join([head, *aligned(rows), *_kernel_lines(case)])
 
 
 def _row(c: dict[str, Any], matrices: int) -> list[str]:
@@ -101,17 +93,3 @@ def late_line(case: str, row: dict[str, Any]) -> str:
     """One late contender."""
     said = row["error"] if "error" in row else f"{milliseconds(row['median_ms'])} ms, one call"
     return f"{case}: {row['name']}: {said}"
-
-
-def targets_table(rows: list[dict[str, Any]]) -> str:
-    """The targets and what was reached."""
-    words = {True: "met", False: "MISSED", None: "not measured"}
-    return "\n".join(
-        f"{words[row['met']]:>12}  {row['target']}: {_number(row['value'])} (limit {_number(row['limit'])}, "
-        f"{row['unit']})"
-        for row in rows
-    )
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

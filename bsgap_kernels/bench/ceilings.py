@@ -1,0 +1,57 @@
+"""What this processor reaches: multiply-adds in registers and reading of memory, measured before all else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import _core
+from .machine import OtherWork
+from .measure import last_level_cache_bytes
+
+REPEATS = 5
+SECONDS = 0.2
+"""Of one repeat of one measurement; six seconds in all."""
+LEAST_BYTES, MOST_BYTES = 1 << 30, 2 << 30
+CACHES = 4
+"""Memory that is read, as a multiple of the last-level cache, within the two limits."""
+
+
+def measure_ceilings(*, seconds: float = SECONDS, size: int | None = None) -> dict[str, Any]:
+    """FLOP/s (a multiply-add counts as two) and read bytes per second: one thread alone, and all of torch's.
+
+    Threads measure at the same time, in the instruction set that the kernels use; best of five repeats.
+    `size` is the memory that is read, in bytes.
+    """
+    threads = torch.get_num_threads()
+    if size is None:
+        size = min(max(CACHES * last_level_cache_bytes(), LEAST_BYTES), MOST_BYTES)
+    others = OtherWork()
+    memory = np.ones(size // 4, np.float32)  # written, so that every page is there
+    found: dict[str, Any] = {"threads": threads, "bytes": memory.nbytes}
+    for name, dtype in (("fp32_flops", "float32"), ("fp64_flops", "float64")):
+        rate = partial(_core.fma_rate, dtype, seconds)
+        found[name] = _together([rate] * threads)
+        found[f"{name}_per_core"] = _together([rate])
+    parts = np.array_split(memory, threads)
+    found["read_bytes_per_s"] = _together([partial(_core.read_rate, part, seconds) for part in parts])
+    found["read_bytes_per_s_per_core"] = _together([partial(_core.read_rate, memory, seconds)])
+    return {**found, "other_work": others.share()}
+
+
+def _together(rates: list[Callable[[], float]]) -> float:
+    """Sum of rates measured at the same time, one thread each; the best of the repeats."""
+    barrier = threading.Barrier(len(rates))
+
+    def started_together(rate: Callable[[], float]) -> float:
+        barrier.wait()
+        return rate()
+
+    with ThreadPoolExecutor(len(rates)) as pool:
+        return max(sum(pool.map(started_together, rates)) for _ in range(REPEATS))
