@@ -30,9 +30,13 @@ _PRIVATE = (
     # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
     "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
     " -> (Tensor counts, Tensor smallest_tau)",
+    # Matrices (*, n) of a list, leading dimensions rows, with one rtol and one kind of sums each.
+    "_grouped_counts(Tensor[] As, float atol, float[] rtol, bool center, bool[] float32_gram)"
+    " -> (Tensor counts, Tensor smallest_tau)",
     "_intervals(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
-    "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify)"
+    # all_rows: A is one matrix (*, n), leading dimensions rows.
+    "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify, bool all_rows=False)"
     " -> (Tensor gram, Tensor exponent, Tensor lower, Tensor upper)",
     "_summarize(Tensor eigenvalues, Tensor exponent, Tensor lower, Tensor upper, float atol, float rtol,"
     " int m, int n) -> (Tensor counts, Tensor summary)",

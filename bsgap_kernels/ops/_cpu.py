@@ -66,7 +66,52 @@ def count_grouped(
     op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool
 ) -> Tensor:
     """Near-rank (len(As),) of matrices (*, n_i), whose leading dimensions are all rows."""
-    return torch.stack([count_scalar(op, A.flatten(0, -2), atol, rtol, center) for A in As])
+    rows = [A.numel() // A.shape[-1] for A in As]
+    tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]
+    static = tolerances[0][0] == 0
+    plans = [
+        select_backend(op, A.dtype, m, A.shape[-1], rtol=relative if static else None)
+        for A, m, (_, relative) in zip(As, rows, tolerances, strict=True)
+    ]
+    from_grams = [i for i, plan in enumerate(plans) if plan.gram != "svd"]
+    others = [i for i, plan in enumerate(plans) if plan.gram == "svd"]
+    counts = torch.empty(len(As), dtype=torch.int64)
+    if from_grams:
+        found, smallest_tau = torch.ops.bsgap._grouped_counts(
+            [as_rows(As[i]) for i in from_grams],
+            tolerances[0][0],
+            [tolerances[i][1] for i in from_grams],
+            center,
+            [plans[i].gram == "float32" for i in from_grams],
+        )
+        counts[from_grams] = found
+        if not static:
+            others += [
+                i
+                for i, tau in zip(from_grams, smallest_tau.tolist(), strict=True)
+                if tau < FLOAT64_GRAM_MIN_RTOL
+            ]
+    for i in others:
+        counts[i] = count_scalar(op, As[i].flatten(0, -2), atol, rtol, center)
+    return counts
+
+
+def as_rows(A: Tensor) -> Tensor:
+    """A (*, n) in a form that the C++ ops read in place as one matrix: as it is, where its rows are regular.
+
+    Strides of at most two levels are: contiguous, channels_last, and NCHW with the channels moved last.
+    """
+    n, steps = A.shape[-1], []  # (size, stride) of the leading dimensions, regular ones taken together
+    for size, stride in zip(A.shape[:-1], A.stride()[:-1], strict=True):
+        if size == 1:
+            continue
+        if steps and steps[-1][1] == size * stride:
+            steps[-1] = (steps[-1][0] * size, stride)
+        else:
+            steps.append((size, stride))
+    if len(steps) <= 1 or (len(steps) == 2 and A.numel() >= n * n):
+        return A
+    return A.reshape(-1, n)
 
 
 def intervals(
@@ -93,32 +138,41 @@ def record(
     A: Tensor, atol: float | None, rtol: float | None, center: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
+    counts, lower, upper, columns = _spectra(A, A.shape[-2], atol, rtol, center, certify=True)
     batch = A.shape[:-2]
-    absolute, relative = effective_tolerances(A, atol, rtol)
-    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, absolute, relative, center, True)
-    counts, columns = torch.ops.bsgap._summarize(
-        torch.linalg.eigvalsh(gram), exponent, lower, upper, absolute, relative, *A.shape[-2:]
-    )
     return counts.view(batch), lower.view(batch), upper.view(batch), columns.view(*batch, -1)
+
+
+def _spectra(
+    A: Tensor,
+    m: int,
+    atol: float | None,
+    rtol: float | None,
+    center: bool,
+    *,
+    certify: bool,
+    all_rows: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Near-rank, bounds (-1 unless certified) and summary, flat over the batch."""
+    tolerances = effective_tolerances(A, atol, rtol, m)
+    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, *tolerances, center, certify, all_rows)
+    counts, columns = torch.ops.bsgap._summarize(
+        torch.linalg.eigvalsh(gram), exponent, lower, upper, *tolerances, m, A.shape[-1]
+    )
+    return counts, lower, upper, columns
 
 
 def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Tensor:
     """What a hook keeps of one activation (*, n), leading dimensions observations: see `site_records`."""
-    A = A.flatten(0, -2)
-    if certify:
-        numbers = record(A, atol, rtol, center)
-    else:
-        absolute, relative = effective_tolerances(A, atol, rtol)
-        gram, *rest = torch.ops.bsgap._small_gram(A, absolute, relative, center, False)
-        counts, columns = torch.ops.bsgap._summarize(
-            torch.linalg.eigvalsh(gram), *rest, absolute, relative, *A.shape
-        )
-        unknown = torch.full_like(counts, min(A.shape))
+    m, n = A.numel() // A.shape[-1], A.shape[-1]
+    counts, lower, upper, columns = _spectra(
+        as_rows(A), m, atol, rtol, center, certify=certify, all_rows=True
+    )
+    if not certify:
         lower = torch.where(counts < 0, counts, 0)
-        upper = torch.where(counts < 0, counts, unknown)
-        numbers = counts[0], lower[0], upper[0], columns[0]
+        upper = torch.where(counts < 0, counts, min(m, n))
     # Counts are exact in float64 below 2^53, so one tensor a site carries everything.
-    return torch.cat([torch.stack(numbers[:3]).to(torch.float64), numbers[3]])
+    return torch.cat([torch.cat([counts, lower, upper]).to(torch.float64), columns[0]])
 
 
 def site_records(sites: Sequence[Tensor]) -> Tensor:

@@ -239,7 +239,7 @@ PYBIND11_MODULE(_core, m) {
         "Bound of ||G - M||_2 from y = omega M, but for a probability of 1e-9.");
   m.attr("PROBED_MIN_SIDE") = bsgap::kProbedMinSide;
   m.attr("PROBED_MIN_RTOL") = bsgap::kProbedMinRtol;
-  m.attr("TRIDIAGONAL_SIDE") = bsgap::kTridiagonalSide;
+  m.attr("TRIDIAGONAL_SIDE") = bsgap::kLaneSide;
   m.def("fma_rate", &fma_rate, "dtype"_a, "seconds"_a,
         "Floating-point operations a second that the calling thread reaches in registers, for so many "
         "seconds; a multiply-add counts as two.");

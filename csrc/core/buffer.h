@@ -26,8 +26,8 @@ struct Block {
     Block block{nullptr, bytes};
     block.data = ::operator new(bytes, std::align_val_t{block.alignment()});
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-    // With pages of 4 KiB the first write to 4096 x 4096 doubles would be interrupted 32768 times. Refusal of the
-    // hint costs time only.
+    // With pages of 4 KiB the first write to 4096 x 4096 doubles would be interrupted 32768 times. Refusal of
+    // the hint costs time only.
     if (block.alignment() == kLargePage) madvise(block.data, bytes, MADV_HUGEPAGE);
 #endif
     return block;
@@ -35,8 +35,8 @@ struct Block {
   void release() const { ::operator delete(data, std::align_val_t{alignment()}); }
 };
 
-// Blocks that a thread has used and may use again. Fresh memory comes from the system a page at a time at the first
-// write, which took half of the time of a factorisation of side 100.
+// Blocks that a thread has used and may use again. Fresh memory comes from the system a page at a time at the
+// first write, which took half of the time of a factorisation of side 100.
 class BlockCache {
  public:
   ~BlockCache() {

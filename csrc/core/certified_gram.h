@@ -30,8 +30,10 @@ struct CertifiedGram {
 namespace detail {
 
 // A side of m or n features, whichever the caller chose; observations are always the rows of a.
-inline GramSource gram_source(const MatrixView& a, bool features_side, const CertifiedGram& r) {
+inline GramSource gram_source(const MatrixView& a, bool features_side, const CertifiedGram& r,
+                              Upcoming next = {}) {
   GramSource s;
+  s.next = next;
   s.x = features_side ? a : a.transposed();
   s.scale = std::ldexp(1.0, r.exponent);
   if (!r.mean.empty()) (features_side ? s.mean_by_side : s.mean_by_depth) = r.mean.data();
@@ -75,9 +77,11 @@ inline double trace(const CertifiedGram& r) {
 }  // namespace detail
 
 // features_side: G = A^T A (cols x cols), else A A^T (rows x rows); centred over the rows of a if asked.
+// next: memory that is read after this call.
 // kFloat32 falls back to kFloat64 by itself where float32 products would under- or overflow.
 inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, bool center,
-                                    GramPrecision precision, const ParallelFor& parallel) {
+                                    GramPrecision precision, const ParallelFor& parallel,
+                                    Upcoming next = {}) {
   ScopedIeee ieee;
   CertifiedGram r;
   r.side = features_side ? a.cols : a.rows;
@@ -86,7 +90,7 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
   const double side = static_cast<double>(r.side), cells = side * static_cast<double>(depth);
   if (precision == GramPrecision::kFloat32 && a.dtype != DType::kFloat64) {
     if (center) detail::set_mean(a, r);
-    gram_product<float>(detail::gram_source(a, features_side, r), r.g.data(), parallel);
+    gram_product<float>(detail::gram_source(a, features_side, r, next), r.g.data(), parallel);
     r.frobenius_sq = detail::trace(r);
     // Underflow costs at most 2^-150 a product: below 1e-12 of the trace it cannot be seen.
     if (std::isfinite(r.frobenius_sq) && r.frobenius_sq > cells * 0x1p-110) {
@@ -96,7 +100,7 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
   }
   for (int attempt = 0; attempt < 2; ++attempt) {
     if (center) detail::set_mean(a, r);
-    gram_product<double>(detail::gram_source(a, features_side, r), r.g.data(), parallel);
+    gram_product<double>(detail::gram_source(a, features_side, r, next), r.g.data(), parallel);
     const double trace = detail::trace(r);
     // Squares of entries of g must neither overflow nor lose digits to underflow in what follows.
     if (attempt == 1 || (trace > 0x1p-400 && trace < 0x1p400)) {

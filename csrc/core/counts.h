@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "certified_gram.h"
 #include "ldlt.h"
 #include "spectral_norm.h"
 #include "threshold.h"
@@ -132,46 +133,49 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
   }
 }
 
-// Sides up to this are tridiagonalised once and counted by Sturm sequences; above it every threshold
-// costs one LDL^T and sigma_max a Lanczos run checked by another.
-inline constexpr int64_t kTridiagonalSide = 64;
+// Sides up to this are tridiagonalised in vector lanes (lanes.h); above it every threshold costs one LDL^T
+// and sigma_max a Lanczos run checked by another.
+inline constexpr int64_t kLaneSide = 64;
+
+// Counts for content that needs no arithmetic: -1 for non-finite values; a zero matrix has only
+// singular values 0, above a negative threshold and no other.
+inline int64_t trivial_count(Content content, const Threshold& t, int64_t side) {
+  if (content == Content::kNonFinite || std::isnan(t.absolute) || std::isnan(t.relative)) return -1;
+  return std::max(t.absolute, t.relative) < 0 ? side : 0;
+}
+
+// Where eigenvalues have to be counted for a threshold, or the count if that needs no looking.
+struct CountAt {
+  bool known = false;
+  int64_t count = 0;
+  double tau_squared = 0;
+};
+
+// largest: the largest eigenvalue.
+inline CountAt count_at(const Threshold& t, int64_t side, double largest) {
+  if (std::isnan(t.absolute) || std::isnan(t.relative)) return {true, -1, 0};
+  if (std::max(t.absolute, t.relative) < 0) return {true, side, 0};
+  const double absolute = std::max(t.absolute, 0.0), relative = std::max(t.relative, 0.0);
+  const double tau_squared = std::max(absolute * absolute, relative * (relative * largest));
+  if (!(tau_squared < kInfinity)) return {true, 0, 0};
+  return {false, 0, tau_squared};
+}
 
 // Point counts without a certificate: right outside the band that rounding moves (docs/certificates.md).
 inline void point_counts(const double* g, int64_t n, const Threshold* thresholds, int64_t count, int64_t* out,
                          const ParallelFor& parallel) {
   ScopedIeee ieee;
-  const bool small = n <= kTridiagonalSide;
-  Buffer<double> work(small ? 0 : n * factor_stride(n));
-  const Tridiagonal t = small ? tridiagonalize(g, n) : Tridiagonal{};
+  Buffer<double> work(n * factor_stride(n));
   double top = -1;  // found when a relative threshold first asks for it
   for (int64_t i = 0; i < count; ++i) {
-    const double atol = thresholds[i].absolute, rtol = thresholds[i].relative;
-    if (std::isnan(atol) || std::isnan(rtol)) {
-      out[i] = -1;
+    if (thresholds[i].relative > 0 && top < 0)
+      top = std::max(largest_eigenvalue(g, n, work.data(), parallel).lower, 0.0);
+    const CountAt at = count_at(thresholds[i], n, std::max(top, 0.0));
+    if (at.known) {
+      out[i] = at.count;
       continue;
     }
-    if (std::max(atol, rtol) < 0) {
-      out[i] = n;
-      continue;
-    }
-    double tau_squared = std::max(atol, 0.0) * std::max(atol, 0.0);
-    if (rtol > 0) {
-      if (top < 0) {
-        const Bounds b = small ? Bounds{eigenvalue_by_bisection(t, 1), 0}
-                               : largest_eigenvalue(g, n, work.data(), parallel);
-        top = std::max(b.lower, 0.0);
-      }
-      tau_squared = std::max(tau_squared, rtol * (rtol * top));
-    }
-    if (!(tau_squared < kInfinity)) {
-      out[i] = 0;
-      continue;
-    }
-    if (small) {
-      out[i] = sturm_count_above(t, tau_squared);
-      continue;
-    }
-    double shift = tau_squared;
+    double shift = at.tau_squared;
     InertiaCount c = count_above(g, n, shift, work.data(), parallel);
     for (int nudge = 0; !c.valid && nudge < 8; ++nudge) {  // a pivot was exactly zero
       shift += kUnitRoundoff * std::max(shift, top > 0 ? top : shift) + kTiny;

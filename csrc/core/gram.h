@@ -46,13 +46,15 @@ struct PackedRows {
 // A strip of kTileCols columns of g stays in the second-level cache while the rows go by.
 template <class Acc>
 void add_block(const PackedRows<Acc>& x, const TileProduct<Acc>& product, double* g, int64_t side, int64_t i0,
-               int64_t i1, int64_t j0, int64_t j1) {
+               int64_t i1, int64_t j0, int64_t j1, Upcoming upcoming = {}) {
   constexpr int64_t kCols = kTileCols<Acc>;
   for (int64_t j = j0; j < j1; j += kCols)
     for (int64_t p = 0; p < x.rows; p += kSumRows<Acc>)
-      for (int64_t i = std::max(i0, j); i < i1; i += kTileRows)
-        product.lower_triangle(std::min(kSumRows<Acc>, x.rows - p), x.at(p, i), x.at(p, j),
-                               x.capacity * kPanelCols<Acc>, g, side, i, j, i1, side);
+      for (int64_t i = std::max(i0, j); i < i1; i += kTileRows) {
+        const int64_t depth = std::min(kSumRows<Acc>, x.rows - p);
+        product.lower_triangle(depth, x.at(p, i), x.at(p, j), x.capacity * kPanelCols<Acc>, g, side, i, j, i1,
+                               side, upcoming.take(depth));
+      }
 }
 
 // Up to this side every slab of rows has a Gram matrix of its own (2 MiB), past it blocks of one are shared.
@@ -78,7 +80,9 @@ void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
     const int64_t rows = std::min(capacity, end - p);
     for (int64_t panel = 0; panel < panels; ++panel)
       pack(s, p, rows, panel * kPanelCols<Acc>, packed.data() + panel * capacity * kPanelCols<Acc>);
-    add_block<Acc>({packed.data(), rows, capacity}, product, g, side, 0, side, 0, side);
+    const int64_t next = p + rows;
+    add_block<Acc>({packed.data(), rows, capacity}, product, g, side, 0, side, 0, side,
+                   next < end ? s.x.upcoming(next, std::min(capacity, end - next)) : s.next);
   }
 }
 
@@ -127,7 +131,8 @@ template <class Acc>
 void gram_product(const GramSource& s, double* g, const ParallelFor& parallel) {
   const int64_t side = s.x.cols, depth = s.x.rows, slabs = detail::slab_count(depth, side);
   if (slabs == 1) {
-    constexpr int64_t kRows = 64, kBeyond = kTileCols<Acc> + kTileRows;  // what tiles touch beyond the diagonal
+    constexpr int64_t kRows = 64,
+                      kBeyond = kTileCols<Acc> + kTileRows;  // what tiles touch beyond the diagonal
     balanced_for((side + kRows - 1) / kRows, parallel, [&](int64_t block) {
       for (int64_t i = block * kRows; i < std::min(side, (block + 1) * kRows); ++i)
         std::fill(g + i * side, g + i * side + std::min(side, i + kBeyond), 0.0);

@@ -28,8 +28,8 @@ struct InertiaCount {
 
 namespace detail {
 
-// Two levels: blocks of kBlock columns are factored one after the other; only when kStrip columns are done is the
-// rest of the matrix updated, in one read and write.
+// Two levels: blocks of kBlock columns are factored one after the other; only when kStrip columns are done is
+// the rest of the matrix updated, in one read and write.
 inline constexpr int64_t kBlock = 64, kStrip = 256;
 inline constexpr int64_t kGroup = kPanelCols<double>;  // rows that share a packed panel
 static_assert(kGroup == kTileRows && kBlock % kGroup == 0 && kStrip % kBlock == 0);
@@ -38,19 +38,22 @@ static_assert(kGroup == kTileRows && kBlock % kGroup == 0 && kStrip % kBlock == 
 // at (row / kGroup * columns + k) * kGroup + row % kGroup.
 class PackedFactor {
  public:
-  PackedFactor(int64_t n, int64_t columns) : columns_(columns), data_((n + kGroup - 1) / kGroup * kGroup * columns) {}
-  double* at(int64_t row, int64_t k) { return data_.data() + (row / kGroup * columns_ + k) * kGroup + row % kGroup; }
+  PackedFactor(int64_t n, int64_t columns)
+      : columns_(columns), data_((n + kGroup - 1) / kGroup * kGroup * columns) {}
+  double* at(int64_t row, int64_t k) {
+    return data_.data() + (row / kGroup * columns_ + k) * kGroup + row % kGroup;
+  }
 
  private:
   int64_t columns_;
   Buffer<double> data_;
 };
 
-// The block on the diagonal, kBlock columns at most, factored column by column. l: its unit lower factor in panels
-// of kGroup rows, entry (i, k) at (i / kGroup * kBlock + k) * kGroup + i % kGroup. Returns the growth sum of the block
-// below and on the diagonal, NaN if a pivot was zero or not finite.
-[[gnu::always_inline]] inline double factor_block_body(double* a, int64_t ld, int64_t width, double* l, double* d,
-                                                       int64_t* positive) {
+// The block on the diagonal, kBlock columns at most, factored column by column. l: its unit lower factor in
+// panels of kGroup rows, entry (i, k) at (i / kGroup * kBlock + k) * kGroup + i % kGroup. Returns the growth
+// sum of the block below and on the diagonal, NaN if a pivot was zero or not finite.
+[[gnu::always_inline]] inline double factor_block_body(double* a, int64_t ld, int64_t width, double* l,
+                                                       double* d, int64_t* positive) {
   double growth = 0, column[kBlock];
   for (int64_t k = 0; k < width; ++k) {
     const double dk = a[k * ld + k];
@@ -123,7 +126,8 @@ inline void over_rows(int64_t first, int64_t n, int64_t step, const ParallelFor&
 
 }  // namespace detail
 
-// Leading dimension of the matrix that is factored: rows a power of two apart would share the sets of a cache.
+// Leading dimension of the matrix that is factored: rows a power of two apart would share the sets of a
+// cache.
 inline int64_t factor_stride(int64_t n) { return n + (n % 64 == 0 ? detail::kGroup : 0); }
 
 // g: n x n row-major with leading dimension n, of which the lower triangle is read.
@@ -144,7 +148,8 @@ inline InertiaCount count_above(const double* g, int64_t n, double shift, double
   for (int64_t i = 0; i < n; ++i) largest_diagonal = std::max(largest_diagonal, std::abs(work[i * ld + i]));
 
   const auto product = TileProduct<double>::select<true>();
-  const int64_t columns = n > kBlock ? std::min(kStrip, (n - 1) / kBlock * kBlock) : 0;  // the last block needs none
+  const int64_t columns =
+      n > kBlock ? std::min(kStrip, (n - 1) / kBlock * kBlock) : 0;  // the last block needs none
   detail::PackedFactor l(n, columns), w(n, columns);
   Buffer<double> group_growth((n + kGroup - 1) / kGroup);
   double block[kBlock * kBlock], d[kBlock];
@@ -153,7 +158,8 @@ inline InertiaCount count_above(const double* g, int64_t n, double shift, double
     detail::over_rows(first, n, step, parallel, [&](int64_t begin, int64_t end) {
       for (int64_t j = first; j < std::min(end, columns_end); j += kTileCols<double>)
         for (int64_t i = std::max(begin, j); i < end; i += kTileRows)
-          product.lower_triangle(depth, l.at(i, k), w.at(j, k), columns * kGroup, work, ld, i, j, end, columns_end);
+          product.lower_triangle(depth, l.at(i, k), w.at(j, k), columns * kGroup, work, ld, i, j, end,
+                                 columns_end);
     });
   };
   for (int64_t strip = 0; strip < n; strip += kStrip) {

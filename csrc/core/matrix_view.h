@@ -25,8 +25,9 @@ inline float load(const BFloat16Bits* p) {
   std::memcpy(&value, &wide, sizeof value);
   return value;
 }
-// Without branches, so that loops over it can be vectorised: as a float of exponent - 112 the value is right but
-// for that factor, which the product restores, also of subnormals; infinity and NaN get their exponent back.
+// Without branches, so that loops over it can be vectorised: as a float of exponent - 112 the value is right
+// but for that factor, which the product restores, also of subnormals; infinity and NaN get their exponent
+// back.
 inline float load(const Float16Bits* p) {
   const uint32_t magnitude = static_cast<uint32_t>(p->bits & 0x7FFFu) << 13;
   float value;
@@ -38,6 +39,21 @@ inline float load(const Float16Bits* p) {
   std::memcpy(&value, &bits, sizeof value);
   return value;
 }
+
+// A stretch of memory that will be read soon, to be asked for while there is something else to do.
+struct Upcoming {
+  const char* data = nullptr;
+  int64_t bytes = 0;
+
+  // The next `lines` cache lines of it; null when all have been asked for.
+  const char* take(int64_t lines) {
+    if (bytes <= 0) return nullptr;
+    const char* first = data;
+    data += lines * 64;
+    bytes -= lines * 64;
+    return first;
+  }
+};
 
 // Element (i, j) stands at data + row_offset(i) + j * col_stride, strides in elements, any sign. Rows come in
 // groups of `group` rows with strides of their own, as the pixels of the images of a batch (NCHW) do; one
@@ -51,6 +67,15 @@ struct MatrixView {
 
   int64_t row_offset(int64_t i) const { return i / group * group_stride + i % group * row_stride; }
   int64_t rows_to_next_group(int64_t i) const { return group - i % group; }
+  int64_t item_bytes() const { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+  // Memory of some rows, if they stand close together.
+  Upcoming upcoming(int64_t row, int64_t count) const {
+    if (col_stride != 1 || row_stride < cols || row_stride > 2 * cols || row + count > rows ||
+        count > rows_to_next_group(row))
+      return {};
+    return {static_cast<const char*>(data) + row_offset(row) * item_bytes(),
+            count * row_stride * item_bytes()};
+  }
   // Of a matrix whose rows form one group.
   MatrixView transposed() const { return {data, dtype, cols, rows, col_stride, row_stride}; }
 };

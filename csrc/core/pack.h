@@ -17,6 +17,7 @@ struct GramSource {
   const double* mean_by_side = nullptr;   // subtracted per column of x (features on the side), or
   const double* mean_by_depth = nullptr;  // subtracted per row of x (features along the depth)
   double scale = 1.0;                     // a power of two
+  Upcoming next;                          // what the caller reads after this matrix
 };
 
 namespace detail {
@@ -47,7 +48,8 @@ BSGAP_PER_ISA_TEMPLATE((class Acc, class In), void, pack_plain,
                        (const In* in, int64_t rs, int64_t cs, int64_t depth, int64_t cols, Acc* out),
                        (in, rs, cs, depth, cols, out))
 
-// The same of in * scale - mean, formed in double. mean: one by column or by row of the panel, strides 0 or 1.
+// The same of in * scale - mean, formed in double. mean: one by column or by row of the panel, strides 0
+// or 1.
 template <class Acc, class In>
 [[gnu::always_inline]] inline void pack_shifted_body(const In* in, int64_t rs, int64_t cs, int64_t depth,
                                                      int64_t cols, double scale, const double* mean,
@@ -80,7 +82,9 @@ void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, Acc* out) 
       if (s.scale == 1.0 && !s.mean_by_side && !s.mean_by_depth) {
         pack_plain(in, s.x.row_stride, cs, rows, cols, to);
       } else {
-        const double* mean = s.mean_by_side ? s.mean_by_side + j0 : s.mean_by_depth ? s.mean_by_depth + p : &kZero;
+        const double* mean = s.mean_by_side    ? s.mean_by_side + j0
+                             : s.mean_by_depth ? s.mean_by_depth + p
+                                               : &kZero;
         pack_shifted(in, s.x.row_stride, cs, rows, cols, s.scale, mean, s.mean_by_depth ? 1 : 0,
                      s.mean_by_side ? 1 : 0, to);
       }

@@ -68,11 +68,12 @@ struct ProbeProduct {
 
 namespace detail {
 
-// Adds sum_i x_i (x_i . omega_r) to out_r for every probe, x_i one of kRows rows, `ld` apart; returns the sum of
-// all squares of x. Blocks of kRows rows x 3 probes: each number read serves three or more products.
+// Adds sum_i x_i (x_i . omega_r) to out_r for every probe, x_i one of kRows rows, `ld` apart; returns the sum
+// of all squares of x. Blocks of kRows rows x 3 probes: each number read serves three or more products.
 template <int kRows>
-[[gnu::always_inline]] inline double probe_rows_body(std::integral_constant<int, kRows>, const double* x, int64_t ld, const double* omega,
-                                                     int64_t side, double* out) {
+[[gnu::always_inline]] inline double probe_rows_body(std::integral_constant<int, kRows>, const double* x,
+                                                     int64_t ld, const double* omega, int64_t side,
+                                                     double* out) {
   static_assert(kProbes % 3 == 0);
   for (int r = 0; r < kProbes; r += 3) {
     const double *w0 = omega + r * side, *w1 = w0 + side, *w2 = w1 + side;
@@ -107,7 +108,8 @@ template <int kRows>
   return squares;
 }
 BSGAP_PER_ISA_TEMPLATE((int kRows), double, probe_rows,
-                       (std::integral_constant<int, kRows> rows, const double* x, int64_t ld, const double* omega, int64_t side, double* out),
+                       (std::integral_constant<int, kRows> rows, const double* x, int64_t ld,
+                        const double* omega, int64_t side, double* out),
                        (rows, x, ld, omega, side, out))
 
 }  // namespace detail
@@ -131,9 +133,11 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
       double chunk_squares = 0;
       int64_t p = 0;
       for (; p + kRows <= rows; p += kRows)
-        chunk_squares += detail::probe_rows(std::integral_constant<int, kRows>(), x.data() + p * side, side, omega, side, chunk.data());
+        chunk_squares += detail::probe_rows(std::integral_constant<int, kRows>(), x.data() + p * side, side,
+                                            omega, side, chunk.data());
       for (; p < rows; ++p)
-        chunk_squares += detail::probe_rows(std::integral_constant<int, 1>(), x.data() + p * side, side, omega, side, chunk.data());
+        chunk_squares += detail::probe_rows(std::integral_constant<int, 1>(), x.data() + p * side, side,
+                                            omega, side, chunk.data());
       for (int64_t i = 0; i < kProbes * side; ++i) total[i] += chunk[i];
       squares[slab] += chunk_squares;
     }
@@ -145,8 +149,8 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
   double sum = 0;
   for (const double q : squares) sum += q;
   const double chunks = std::ceil(static_cast<double>(slab_rows) / static_cast<double>(kChunkRows));
-  const double c = static_cast<double>(side) + static_cast<double>(kChunkRows) + chunks +
-                   static_cast<double>(slabs) + 8;
+  const double c =
+      static_cast<double>(side) + static_cast<double>(kChunkRows) + chunks + static_cast<double>(slabs) + 8;
   result.frobenius_sq = round_up(sum * (1 + gamma(c)));
   result.error = gamma(c) * result.frobenius_sq * (1 + 1e-10);
   return result;

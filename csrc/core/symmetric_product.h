@@ -16,8 +16,8 @@ namespace detail {
 
 // Rows [i, i + kRows) of G, as rows and as columns: y += G x but for what other rows bring.
 template <int kRows>
-[[gnu::always_inline]] inline void symmetric_rows_body(std::integral_constant<int, kRows>, const double* g, int64_t n, int64_t i, const double* x,
-                                                       double* y) {
+[[gnu::always_inline]] inline void symmetric_rows_body(std::integral_constant<int, kRows>, const double* g,
+                                                       int64_t n, int64_t i, const double* x, double* y) {
   const double* row[kRows];
   double xi[kRows], sum[kRows] = {};
   for (int r = 0; r < kRows; ++r) {
@@ -53,14 +53,18 @@ template <int kRows>
   }
 }
 BSGAP_PER_ISA_TEMPLATE((int kRows), void, symmetric_rows,
-                       (std::integral_constant<int, kRows> rows, const double* g, int64_t n, int64_t i, const double* x, double* y), (rows, g, n, i, x, y))
+                       (std::integral_constant<int, kRows> rows, const double* g, int64_t n, int64_t i,
+                        const double* x, double* y),
+                       (rows, g, n, i, x, y))
 
 }  // namespace detail
 
-// Roundings that a term of an entry of y goes through: its product, n additions at most, and the joining of shares.
+// Roundings that a term of an entry of y goes through: its product, n additions at most, and the joining of
+// shares.
 inline double symmetric_product_roundings(double n) { return n + 20; }
 
-inline void symmetric_product(const double* g, int64_t n, const double* x, double* y, const ParallelFor& parallel) {
+inline void symmetric_product(const double* g, int64_t n, const double* x, double* y,
+                              const ParallelFor& parallel) {
   constexpr int64_t kShares = 16, kRows = 4;
   const int64_t shares = n < 512 ? 1 : kShares;  // by the size only: the same result on any number of threads
   Buffer<double> partial(shares * n);
@@ -72,7 +76,8 @@ inline void symmetric_product(const double* g, int64_t n, const double* x, doubl
       if (i + kRows <= n) {
         detail::symmetric_rows(std::integral_constant<int, kRows>(), g, n, i, x, out);
       } else {
-        for (int64_t r = i; r < n; ++r) detail::symmetric_rows(std::integral_constant<int, 1>(), g, n, r, x, out);
+        for (int64_t r = i; r < n; ++r)
+          detail::symmetric_rows(std::integral_constant<int, 1>(), g, n, r, x, out);
       }
     }
   });

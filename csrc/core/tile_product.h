@@ -21,21 +21,23 @@ namespace bsgap {
 // results, the same up to the use of fused multiply-add.
 inline constexpr int kTileRows = 8;
 inline constexpr int kTilePanels = 3;
+inline constexpr int kPanelBytes = 64;
 template <class T>
-inline constexpr int kPanelCols = static_cast<int>(64 / sizeof(T));
+inline constexpr int kPanelCols = static_cast<int>(kPanelBytes / sizeof(T));
 template <class T>
 inline constexpr int kTileCols = kTilePanels * kPanelCols<T>;
 
 template <class T>
 struct TileOperands {
   int64_t depth;
-  const T* a;        // rows i of the tile: a[p * kPanelCols + i]
-  const T* b;        // panels side by side: b[v * b_stride + p * kPanelCols + c]
-  int64_t b_stride;  // between panels
-  double* c;         // corner of the tile
-  int64_t ld;        // leading dimension of c
-  int64_t rows;      // of the tile that belong to C: all of them if there are more
-  int64_t cols;      // likewise
+  const T* a;                   // rows i of the tile: a[p * kPanelCols + i]
+  const T* b;                   // panels side by side: b[v * b_stride + p * kPanelCols + c]
+  int64_t b_stride;             // between panels
+  double* c;                    // corner of the tile
+  int64_t ld;                   // leading dimension of c
+  int64_t rows;                 // of the tile that belong to C: all of them if there are more
+  int64_t cols;                 // likewise
+  const char* ahead = nullptr;  // depth cache lines that will be read later, asked for meanwhile; or none
 };
 
 namespace detail {
@@ -57,9 +59,14 @@ template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
   const int rows = static_cast<int>(std::min<int64_t>(kRows, t.rows - row));
   // C comes from memory while the products are formed; without this the end of a tile waits for it.
   for (int i = 0; i < rows; ++i)
-    for (int j = 0; j < kCols; j += kPanelCols<double>) __builtin_prefetch(t.c + (row + i) * t.ld + col + j, 1);
+    for (int j = 0; j < kCols; j += kPanelCols<double>)
+      __builtin_prefetch(t.c + (row + i) * t.ld + col + j, 1);
+  const char* ahead = t.ahead ? t.ahead : reinterpret_cast<const char*>(t.b);
+  const int64_t ahead_step = t.ahead ? kPanelBytes : 0;
   Vector sum[kRows][kVectors] = {};
   for (int64_t p = 0; p < t.depth * kWidth; p += kWidth) {
+    __builtin_prefetch(ahead);
+    ahead += ahead_step;
     Vector bv[kVectors];
     for (int v = 0; v < kVectors; ++v) std::memcpy(&bv[v], b[v] + p, kVectorBytes);
     for (int i = 0; i < kRows; ++i) {
@@ -82,7 +89,8 @@ template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
       std::memcpy(out + j, &old, sizeof old);
     }
     for (int j = whole; j < cols; ++j)
-      out[j] = kSubtract ? out[j] - static_cast<double>(sums[i][j]) : out[j] + static_cast<double>(sums[i][j]);
+      out[j] =
+          kSubtract ? out[j] - static_cast<double>(sums[i][j]) : out[j] + static_cast<double>(sums[i][j]);
   }
 }
 
@@ -142,11 +150,11 @@ class TileProduct {
   // Panels up to the last row's diagonal are worked on, and all columns of them below `width`: what lands
   // above the diagonal is nobody's.
   void lower_triangle(int64_t depth, const T* a, const T* b, int64_t b_stride, double* c, int64_t ld,
-                      int64_t i0, int64_t j0, int64_t end, int64_t width) const {
+                      int64_t i0, int64_t j0, int64_t end, int64_t width, const char* ahead = nullptr) const {
     constexpr int64_t kWidth = kPanelCols<T>;
     const int64_t rows = std::min<int64_t>(kTileRows, end - i0), cols = i0 + rows - j0;
     const int64_t panels = std::min<int64_t>((cols + kWidth - 1) / kWidth, kTilePanels);
-    by_panels_[panels - 1]({depth, a, b, b_stride, c + i0 * ld + j0, ld, rows, width - j0});
+    by_panels_[panels - 1]({depth, a, b, b_stride, c + i0 * ld + j0, ld, rows, width - j0, ahead});
   }
 
   // One whole tile of one panel.

@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "core/counts.h"
+#include "core/count_many.h"
 #include "core/probe.h"
 #include "core/summary.h"
 
@@ -40,39 +40,69 @@ bsgap::DType dtype_of(const Tensor& a) {
   }
 }
 
-// A batch of matrices read in place, whatever the strides.
+// A tensor (*, n) as one matrix, leading dimensions observations, read in place where their strides have at
+// most two levels (contiguous, channels_last, NCHW with the channels moved last); else the tensor has to be
+// copied first.
+MatrixView rows_view(const Tensor& a) {
+  const int64_t dims = a.dim(), n = a.size(dims - 1);
+  MatrixView view{a.const_data_ptr(), dtype_of(a), 1, n, 0, a.stride(dims - 1)};
+  int levels = 0;
+  for (int64_t d = dims - 2; d >= 0; --d) {
+    const int64_t size = a.size(d), stride = a.stride(d);
+    if (size == 1) continue;
+    if (levels == 0) {
+      view.rows = size;
+      view.row_stride = stride;
+      levels = 1;
+    } else if (levels == 1 && stride == view.rows * view.row_stride) {
+      view.rows *= size;
+    } else if (levels == 1) {
+      view.group = view.rows;
+      view.group_stride = stride;
+      view.rows *= size;
+      levels = 2;
+    } else {
+      STD_TORCH_CHECK(stride == view.rows / view.group * view.group_stride,
+                      "bsgap: the leading dimensions of A have more than two levels of strides");
+      view.rows *= size;
+    }
+  }
+  STD_TORCH_CHECK(levels < 2 || view.rows >= n, "bsgap: fewer rows than features need one level of strides");
+  return view;
+}
+
+// Matrices read in place, whatever the strides: a batch (*, m, n), or one (*, n) whose leading dimensions are
+// rows.
 class Batch {
  public:
-  explicit Batch(const Tensor& a) : tensor_(a), dtype_(dtype_of(a)), dims_(a.dim()) {
-    STD_TORCH_CHECK(dims_ >= 2, "bsgap: A must have at least 2 dimensions");
-    for (int64_t d = 0; d + 2 < dims_; ++d) size_ *= a.size(d);
+  explicit Batch(const Tensor& a, bool all_rows = false) : tensor_(a) {
+    STD_TORCH_CHECK(a.dim() >= 2, "bsgap: A must have at least 2 dimensions");
+    const int64_t dims = a.dim();
+    first_ = all_rows ? rows_view(a) : MatrixView{a.const_data_ptr(), dtype_of(a),        a.size(dims - 2),
+                                                  a.size(dims - 1),   a.stride(dims - 2), a.stride(dims - 1)};
+    for (int64_t d = 0; d + 2 < dims && !all_rows; ++d) size_ *= a.size(d);
   }
 
   int64_t size() const { return size_; }
-  int64_t rows() const { return tensor_.size(dims_ - 2); }
-  int64_t cols() const { return tensor_.size(dims_ - 1); }
-  int64_t side() const { return std::min(rows(), cols()); }
+  int64_t cols() const { return first_.cols; }
+  int64_t side() const { return std::min(first_.rows, first_.cols); }
+  int64_t cells() const { return first_.rows * first_.cols; }
 
   MatrixView operator[](int64_t index) const {
     int64_t offset = 0;
-    for (int64_t d = dims_ - 3; d >= 0; --d) {
+    for (int64_t d = size_ > 1 ? tensor_.dim() - 3 : -1; d >= 0; --d) {
       offset += index % tensor_.size(d) * tensor_.stride(d);
       index /= tensor_.size(d);
     }
     static constexpr std::array<int64_t, 4> kBytes = {8, 4, 2, 2};
-    const char* base = static_cast<const char*>(tensor_.const_data_ptr());
-    return {base + offset * kBytes[static_cast<size_t>(dtype_)],
-            dtype_,
-            rows(),
-            cols(),
-            tensor_.stride(dims_ - 2),
-            tensor_.stride(dims_ - 1)};
+    MatrixView view = first_;
+    view.data = static_cast<const char*>(first_.data) + offset * kBytes[static_cast<size_t>(first_.dtype)];
+    return view;
   }
 
  private:
   Tensor tensor_;
-  bsgap::DType dtype_;
-  int64_t dims_;
+  MatrixView first_;
   int64_t size_ = 1;
 };
 
@@ -87,7 +117,7 @@ template <class F>
 void for_each_matrix(const Batch& batch, const F& f) {
   if (batch.size() > 1) {
     // Small matrices in groups, so that a range costs more than starting it.
-    const int64_t cells = std::max<int64_t>(1, batch.rows() * batch.cols());
+    const int64_t cells = std::max<int64_t>(1, batch.cells());
     const int64_t grain = std::clamp<int64_t>(8192 / cells, 1, 64);
     torch::stable::parallel_for(0, batch.size(), grain, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) f(i, ParallelFor(bsgap::serial_for));
@@ -101,34 +131,34 @@ void for_each_matrix(const Batch& batch, const F& f) {
 class Thresholds {
  public:
   Thresholds(const std::optional<Tensor>& pairs, double atol, double rtol, int64_t batch)
-      : pairs_(pairs), one_{atol, rtol} {
-    if (!pairs_) return;
-    STD_TORCH_CHECK(pairs_->dim() == 3 && pairs_->size(2) == 2 && pairs_->is_contiguous() &&
-                        pairs_->scalar_type() == ScalarType::Double,
+      : values_{{atol, rtol}} {
+    if (!pairs) return;
+    STD_TORCH_CHECK(pairs->dim() == 3 && pairs->size(2) == 2 && pairs->is_contiguous() &&
+                        pairs->scalar_type() == ScalarType::Double,
                     "bsgap: thresholds must be a contiguous float64 tensor (B, t, 2)");
-    STD_TORCH_CHECK(pairs_->size(0) == 1 || pairs_->size(0) == batch,
+    STD_TORCH_CHECK(pairs->size(0) == 1 || pairs->size(0) == batch,
                     "bsgap: thresholds do not match the batch");
-    count_ = pairs_->size(1);
-    shared_ = pairs_->size(0) == 1;
+    count_ = pairs->size(1);
+    shared_ = pairs->size(0) == 1;
+    values_.resize(pairs->size(0) * count_);
+    const double* p = static_cast<const double*>(pairs->const_data_ptr());
+    for (size_t j = 0; j < values_.size(); ++j) values_[j] = {p[2 * j], p[2 * j + 1]};
   }
 
   int64_t count() const { return count_; }
-  // Thresholds of matrix i for A * 2^exponent.
+  // Those of matrix i.
+  const Threshold* of(int64_t i) const { return values_.data() + (shared_ ? 0 : i * count_); }
+  // The same for A * 2^exponent.
   std::vector<Threshold> at(int64_t i, int exponent) const {
-    std::vector<Threshold> result(count_, one_);
-    if (pairs_) {
-      const double* p = static_cast<const double*>(pairs_->const_data_ptr()) + (shared_ ? 0 : i * count_ * 2);
-      for (int64_t j = 0; j < count_; ++j) result[j] = {p[2 * j], p[2 * j + 1]};
-    }
+    std::vector<Threshold> result(of(i), of(i) + count_);
     for (Threshold& t : result) t = bsgap::scaled(t, exponent);
     return result;
   }
 
  private:
-  std::optional<Tensor> pairs_;
-  Threshold one_;
+  std::vector<Threshold> values_;
   int64_t count_ = 1;
-  bool shared_ = false;
+  bool shared_ = true;
 };
 
 Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) { return torch::stable::empty(sizes, dtype); }
@@ -138,42 +168,44 @@ T* data(Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-// Counts for content that needs no arithmetic: -1 for non-finite values; a zero matrix has only
-// singular values 0, above a negative threshold and no other.
-int64_t trivial_count(Content content, const Threshold& t, int64_t side) {
-  if (content == Content::kNonFinite || std::isnan(t.absolute) || std::isnan(t.relative)) return -1;
-  return std::max(t.absolute, t.relative) < 0 ? side : 0;
+GramPrecision precision_of(bool float32_gram) {
+  return float32_gram ? GramPrecision::kFloat32 : GramPrecision::kFloat64;
 }
 
-// Point counts and, per matrix, the smallest tau^2 / ||A||_F^2: below what the Gram matrix resolves the
-// caller has to take singular values instead.
+// Point counts and, per matrix, a lower bound of the smallest tau / sigma_max: below what the Gram matrix
+// resolves the caller has to take singular values instead.
 std::tuple<Tensor, Tensor> counts(const Tensor a, const std::optional<Tensor> pairs, double atol, double rtol,
                                   bool center, bool float32_gram) {
   const Batch batch(a);
   const Thresholds thresholds(pairs, atol, rtol, batch.size());
-  Tensor result = empty({batch.size(), thresholds.count()}, ScalarType::Long);
+  const int64_t t = thresholds.count();
+  Tensor result = empty({batch.size(), t}, ScalarType::Long);
   Tensor relative = empty({batch.size()}, ScalarType::Double);
-  int64_t* out = data<int64_t>(result);
-  double* out_relative = data<double>(relative);
-  for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
-    const MatrixView view = batch[i];
-    const CertifiedGram r =
-        bsgap::certified_gram(view, view.cols <= view.rows, center,
-                              float32_gram ? GramPrecision::kFloat32 : GramPrecision::kFloat64, parallel);
-    const std::vector<Threshold> t = thresholds.at(i, r.exponent);
-    int64_t* row = out + i * thresholds.count();
-    out_relative[i] = bsgap::kInfinity;
-    if (r.content != Content::kFinite) {
-      for (int64_t j = 0; j < thresholds.count(); ++j) row[j] = trivial_count(r.content, t[j], r.side);
-      return;
-    }
-    bsgap::point_counts(r.g.data(), r.side, t.data(), thresholds.count(), row, parallel);
-    for (const Threshold& x : t) {
-      const double tau =
-          std::max(x.absolute, x.relative * std::sqrt(r.frobenius_sq / static_cast<double>(r.side)));
-      if (tau >= 0) out_relative[i] = std::min(out_relative[i], tau / std::sqrt(r.frobenius_sq));
-    }
-  });
+  std::vector<bsgap::CountJob> jobs(batch.size());
+  for (int64_t i = 0; i < batch.size(); ++i)
+    jobs[i] = {batch[i], precision_of(float32_gram),    thresholds.of(i),
+               t,        data<int64_t>(result) + i * t, data<double>(relative) + i};
+  bsgap::count_many(jobs, center, torch_parallel);
+  return {result, relative};
+}
+
+// One count for each matrix (*, n) of a list, whose leading dimensions are all rows; rtol and float32_gram
+// have an entry for each.
+std::tuple<Tensor, Tensor> grouped_counts(const std::vector<Tensor> as, double atol,
+                                          const std::vector<double> rtol, bool center,
+                                          const std::vector<bool> float32_gram) {
+  const int64_t size = static_cast<int64_t>(as.size());
+  STD_TORCH_CHECK(rtol.size() == as.size() && float32_gram.size() == as.size(),
+                  "bsgap: rtol and float32_gram need one entry per matrix");
+  Tensor result = empty({size}, ScalarType::Long), relative = empty({size}, ScalarType::Double);
+  std::vector<Threshold> thresholds(size);
+  std::vector<bsgap::CountJob> jobs(size);
+  for (int64_t i = 0; i < size; ++i) {
+    thresholds[i] = {atol, rtol[i]};
+    jobs[i] = {rows_view(as[i]),          precision_of(float32_gram[i]), &thresholds[i], 1,
+               data<int64_t>(result) + i, data<double>(relative) + i};
+  }
+  bsgap::count_many(jobs, center, torch_parallel);
   return {result, relative};
 }
 
@@ -192,7 +224,7 @@ Certified certify(const MatrixView& view, const Thresholds& thresholds, int64_t 
   c.intervals.resize(thresholds.count());
   if (c.gram.content != Content::kFinite) {
     for (int64_t j = 0; j < thresholds.count(); ++j) {
-      const int64_t n = trivial_count(c.gram.content, t[j], c.gram.side);
+      const int64_t n = bsgap::trivial_count(c.gram.content, t[j], c.gram.side);
       c.intervals[j] = {n, n};
     }
     return c;
@@ -227,8 +259,8 @@ constexpr int32_t kNonFiniteMark = std::numeric_limits<int32_t>::min();
 
 // The smaller Gram matrix of A * 2^exponent, its exponent, and certified intervals from the same read.
 std::tuple<Tensor, Tensor, Tensor, Tensor> small_gram(const Tensor a, double atol, double rtol, bool center,
-                                                      bool certify_counts) {
-  const Batch batch(a);
+                                                      bool certify_counts, bool all_rows) {
+  const Batch batch(a, all_rows);
   const Thresholds thresholds(std::nullopt, atol, rtol, batch.size());
   const int64_t side = batch.side();
   Tensor gram = empty({batch.size(), side, side}, ScalarType::Double);
@@ -326,6 +358,7 @@ std::tuple<Tensor, Tensor> shifted_gram(const Tensor a, const Tensor shift) {
 
 STABLE_TORCH_LIBRARY_IMPL(bsgap, CPU, m) {
   m.impl("_counts", TORCH_BOX(&counts));
+  m.impl("_grouped_counts", TORCH_BOX(&grouped_counts));
   m.impl("_intervals", TORCH_BOX(&intervals));
   m.impl("_small_gram", TORCH_BOX(&small_gram));
   m.impl("_summarize", TORCH_BOX(&summarize));

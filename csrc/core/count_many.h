@@ -1,0 +1,185 @@
+// Point counts of many matrices of any shapes in one call: large ones take all threads in turn, small ones
+// are shared out, and those of one small side are counted side by side in vector lanes.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <map>
+#include <vector>
+
+#include "certified_gram.h"
+#include "counts.h"
+#include "lanes.h"
+#include "parallel.h"
+
+namespace bsgap {
+
+struct CountJob {
+  MatrixView a;
+  GramPrecision precision = GramPrecision::kFloat64;
+  const Threshold* thresholds = nullptr;
+  int64_t count = 0;  // of thresholds
+  int64_t* counts = nullptr;
+  // At most the smallest tau / sigma_max: a caller takes singular values where the Gram matrix does not
+  // resolve it.
+  double* smallest_tau = nullptr;
+};
+
+namespace detail {
+
+// A matrix with more arithmetic than this (about a millisecond) gets all threads for itself.
+inline constexpr double kSharedWork = 64e6;
+
+inline double work_of(const CountJob& job) {
+  const double m = static_cast<double>(job.a.rows), n = static_cast<double>(job.a.cols), k = std::min(m, n);
+  return m * n * k + 2 * k * k * k;
+}
+
+inline CertifiedGram gram_of(const CountJob& job, bool center, const ParallelFor& parallel,
+                             Upcoming next = {}) {
+  return certified_gram(job.a, job.a.cols <= job.a.rows, center, job.precision, parallel, next);
+}
+
+// Thresholds of A * 2^exponent.
+inline std::vector<Threshold> thresholds_of(const CountJob& job, const CertifiedGram& r) {
+  std::vector<Threshold> result(job.thresholds, job.thresholds + job.count);
+  for (Threshold& t : result) t = scaled(t, r.exponent);
+  return result;
+}
+
+// Whether there is an eigenvalue to look at; fills in what is known without.
+inline bool begin_count(const CountJob& job, const CertifiedGram& r,
+                        const std::vector<Threshold>& thresholds) {
+  *job.smallest_tau = kInfinity;
+  for (int64_t t = 0; t < job.count; ++t) {
+    if (r.content != Content::kFinite) {
+      job.counts[t] = trivial_count(r.content, thresholds[t], r.side);
+      continue;
+    }
+    const double sigma = std::sqrt(r.frobenius_sq / static_cast<double>(r.side));  // at most sigma_max
+    const double tau = std::max(thresholds[t].absolute, thresholds[t].relative * sigma);
+    if (tau >= 0) *job.smallest_tau = std::min(*job.smallest_tau, tau / std::sqrt(r.frobenius_sq));
+  }
+  return r.content == Content::kFinite && job.count > 0;
+}
+
+inline void count_alone(const CountJob& job, const CertifiedGram& r, const ParallelFor& parallel) {
+  const std::vector<Threshold> thresholds = thresholds_of(job, r);
+  if (begin_count(job, r, thresholds))
+    point_counts(r.g.data(), r.side, thresholds.data(), job.count, job.counts, parallel);
+}
+
+// Up to kLanes matrices of one side.
+inline void count_in_lanes(const CountJob* const* jobs, const CertifiedGram* grams, int number) {
+  ScopedIeee ieee;
+  const CountJob* with_work[kLanes];
+  const double* g[kLanes];
+  std::vector<Threshold> thresholds[kLanes];
+  int lanes = 0;
+  int64_t most = 0;
+  for (int i = 0; i < number; ++i) {
+    thresholds[lanes] = thresholds_of(*jobs[i], grams[i]);
+    if (!begin_count(*jobs[i], grams[i], thresholds[lanes])) continue;
+    with_work[lanes] = jobs[i];
+    g[lanes++] = grams[i].g.data();
+    most = std::max(most, jobs[i]->count);
+  }
+  if (lanes == 0) return;
+  const int64_t side = grams[0].side;
+  LaneSpectra spectra(g, lanes, side);
+  const Lanes top = spectra.largest();
+  for (int64_t t = 0; t < most; ++t) {
+    Lanes shift{};
+    CountAt at[kLanes];
+    for (int l = 0; l < lanes; ++l)
+      if (t < with_work[l]->count) {
+        at[l] = count_at(thresholds[l][t], side, std::max(top[l], 0.0));
+        if (!at[l].known) shift[l] = at[l].tau_squared;
+      }
+    const Lanes counts = spectra.count_above(shift);
+    for (int l = 0; l < lanes; ++l)
+      if (t < with_work[l]->count)
+        with_work[l]->counts[t] = at[l].known ? at[l].count : static_cast<int64_t>(counts[l]);
+  }
+}
+
+// Matrices of one small side that are counted together, and single ones of a larger side.
+struct CountGroup {
+  const CountJob* jobs[kLanes];
+  CertifiedGram grams[kLanes];
+  int number = 0;
+
+  void form_gram(int i, bool center) {
+    Upcoming next;
+    if (i + 1 < number) next = jobs[i + 1]->a.upcoming(0, std::min<int64_t>(jobs[i + 1]->a.rows, kChunk));
+    grams[i] = gram_of(*jobs[i], center, serial_for, next);
+  }
+  void count() {
+    if (grams[0].side > kLaneSide) return count_alone(*jobs[0], grams[0], serial_for);
+    count_in_lanes(jobs, grams, number);
+    for (int i = 0; i < number; ++i) grams[i] = {};
+  }
+};
+
+inline std::vector<CountGroup> groups_of(const std::vector<const CountJob*>& jobs) {
+  std::vector<CountGroup> groups;
+  groups.reserve(jobs.size());
+  std::map<int64_t, size_t> open;  // by side, the group that still has lanes
+  for (const CountJob* job : jobs) {
+    const int64_t side = std::min(job->a.rows, job->a.cols);
+    const auto found = open.find(side);
+    if (side > kLaneSide || found == open.end() || groups[found->second].number == kLanes) {
+      open[side] = groups.size();
+      groups.emplace_back();
+    }
+    CountGroup& group = groups[open[side]];
+    group.jobs[group.number++] = job;
+  }
+  return groups;
+}
+
+// From here on a group is one piece of work; of fewer matrices every Gram matrix is one, so that all threads
+// have some.
+inline constexpr size_t kManyMatrices = 128;
+
+inline void count_shared(const std::vector<const CountJob*>& jobs, bool center, const ParallelFor& parallel) {
+  std::vector<CountGroup> groups = groups_of(jobs);
+  const int64_t number = static_cast<int64_t>(groups.size());
+  const bool many = jobs.size() >= kManyMatrices;
+  if (!many) {
+    std::vector<std::pair<CountGroup*, int>> members;
+    for (CountGroup& group : groups)
+      for (int i = 0; i < group.number; ++i) members.emplace_back(&group, i);
+    balanced_for(static_cast<int64_t>(members.size()), parallel,
+                 [&](int64_t i) { members[i].first->form_gram(members[i].second, center); });
+  }
+  balanced_for(number, parallel, [&](int64_t i) {
+    if (many)
+      for (int member = 0; member < groups[i].number; ++member) groups[i].form_gram(member, center);
+    groups[i].count();
+  });
+}
+
+}  // namespace detail
+
+// Counts of all jobs; the result of each depends on itself alone, not on its company or the number of
+// threads.
+inline void count_many(const std::vector<CountJob>& jobs, bool center, const ParallelFor& parallel) {
+  std::vector<const CountJob*> shared;
+  for (const CountJob& job : jobs) {
+    if (jobs.size() > 1 && detail::work_of(job) <= detail::kSharedWork) {
+      shared.push_back(&job);
+      continue;
+    }
+    const CertifiedGram r = detail::gram_of(job, center, parallel);
+    const CountJob* alone = &job;
+    if (r.side <= kLaneSide) {
+      detail::count_in_lanes(&alone, &r, 1);
+    } else {
+      detail::count_alone(job, r, parallel);
+    }
+  }
+  if (!shared.empty()) detail::count_shared(shared, center, parallel);
+}
+
+}  // namespace bsgap
