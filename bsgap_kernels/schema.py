@@ -27,6 +27,7 @@ _PRIVATE = (
     # Near-rank, its interval and the summary of one matrix from one Gram matrix: what a tracker logs.
     "_spectral_record(Tensor A, *, float? atol=None, float? rtol=None, bool center=False)"
     " -> (Tensor near_rank, Tensor lower, Tensor upper, Tensor summary)",
+    "_near_rank(Tensor A, float rtol, bool center, bool float32_gram) -> Tensor",
     # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
     "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
     " -> (Tensor counts, Tensor smallest_tau)",

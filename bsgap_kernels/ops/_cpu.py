@@ -16,15 +16,16 @@ from ._tolerances import effective_tolerances, svd_counts
 
 def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool) -> Tensor:
     """Near-rank (*,) for one pair of tolerances."""
-    batch = A.shape[:-2]
     absolute, relative = effective_tolerances(A, atol, rtol)
     static = absolute == 0  # then sigma_max does not matter: tau_rel is rtol
-    plan = select_backend(op, A.dtype, A.shape[-2], A.shape[-1], rtol=relative if static else None)
+    *batch, m, n = A.shape
+    plan = select_backend(op, A.dtype, m, n, rtol=relative if static else None)
+    if plan.gram != "svd" and static:
+        counts: Tensor = torch.ops.bsgap._near_rank.default(A, relative, center, plan.gram == "float32")
+        return counts
     if plan.gram != "svd":
-        counts, smallest_tau = torch.ops.bsgap._counts(
-            A, None, absolute, relative, center, plan.gram == "float32"
-        )
-        if static or bool((smallest_tau >= FLOAT64_GRAM_MIN_RTOL).all()):
+        counts, smallest_tau = torch.ops.bsgap._counts(A, None, absolute, relative, center, False)
+        if bool((smallest_tau >= FLOAT64_GRAM_MIN_RTOL).all()):
             return counts.view(batch)
     pair = torch.tensor([[absolute, relative]], dtype=torch.float64)
     return svd_counts(A, pair, center)[..., 0]

@@ -50,7 +50,7 @@ inline std::vector<Threshold> thresholds_of(const CountJob& job, const Certified
 // Whether there is an eigenvalue to look at; fills in what is known without.
 inline bool begin_count(const CountJob& job, const CertifiedGram& r,
                         const std::vector<Threshold>& thresholds) {
-  *job.smallest_tau = kInfinity;
+  double smallest_tau = kInfinity;
   for (int64_t t = 0; t < job.count; ++t) {
     if (r.content != Content::kFinite) {
       job.counts[t] = trivial_count(r.content, thresholds[t], r.side);
@@ -58,8 +58,9 @@ inline bool begin_count(const CountJob& job, const CertifiedGram& r,
     }
     const double sigma = std::sqrt(r.frobenius_sq / static_cast<double>(r.side));  // at most sigma_max
     const double tau = std::max(thresholds[t].absolute, thresholds[t].relative * sigma);
-    if (tau >= 0) *job.smallest_tau = std::min(*job.smallest_tau, tau / std::sqrt(r.frobenius_sq));
+    if (tau >= 0) smallest_tau = std::min(smallest_tau, tau / std::sqrt(r.frobenius_sq));
   }
+  if (job.smallest_tau) *job.smallest_tau = smallest_tau;
   return r.content == Content::kFinite && job.count > 0;
 }
 

@@ -189,6 +189,18 @@ std::tuple<Tensor, Tensor> counts(const Tensor a, const std::optional<Tensor> pa
   return {result, relative};
 }
 
+// Near-rank (*) of a batch at one rtol which the Gram matrix is known to resolve.
+Tensor near_rank(const Tensor a, double rtol, bool center, bool float32_gram) {
+  const Batch batch(a);
+  Tensor result = empty({a.sizes().begin(), a.sizes().end() - 2}, ScalarType::Long);
+  const Threshold threshold{0.0, rtol};
+  std::vector<bsgap::CountJob> jobs(batch.size());
+  for (int64_t i = 0; i < batch.size(); ++i)
+    jobs[i] = {batch[i], precision_of(float32_gram), &threshold, 1, data<int64_t>(result) + i, nullptr};
+  bsgap::count_many(jobs, center, torch_parallel);
+  return result;
+}
+
 // One count for each matrix (*, n) of a list, whose leading dimensions are all rows; rtol and float32_gram
 // have an entry for each.
 std::tuple<Tensor, Tensor> grouped_counts(const std::vector<Tensor> as, double atol,
@@ -358,6 +370,7 @@ std::tuple<Tensor, Tensor> shifted_gram(const Tensor a, const Tensor shift) {
 
 STABLE_TORCH_LIBRARY_IMPL(bsgap, CPU, m) {
   m.impl("_counts", TORCH_BOX(&counts));
+  m.impl("_near_rank", TORCH_BOX(&near_rank));
   m.impl("_grouped_counts", TORCH_BOX(&grouped_counts));
   m.impl("_intervals", TORCH_BOX(&intervals));
   m.impl("_small_gram", TORCH_BOX(&small_gram));
