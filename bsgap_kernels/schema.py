@@ -41,7 +41,7 @@ _PRIVATE = (
     " -> (Tensor gram, Tensor exponent, Tensor lower, Tensor upper)",
     "_summarize(Tensor eigenvalues, Tensor exponent, Tensor lower, Tensor upper, float atol, float rtol,"
     " int m, int n) -> (Tensor counts, Tensor summary)",
-    "_feature_gram(Tensor A, bool center) -> Tensor",
+    "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
     # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
     # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.

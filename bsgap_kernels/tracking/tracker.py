@@ -67,7 +67,7 @@ class RankTracker:
         rtol, atol: the threshold is max(atol, rtol·σ_max).
         center: subtract the column means first.
         certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and a GPU may sum in
-            float32 with float64 promotion (from rtol 5e-3 on; singular values below about 1e-3·σ_max are
+            float32 with float64 promotion (from rtol 7e-3 on; singular values below about 1e-3·σ_max are
             then rounding in the summary).
 
     Raises:

@@ -90,7 +90,13 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
   const double side = static_cast<double>(r.side), cells = side * static_cast<double>(depth);
   if (precision == GramPrecision::kFloat32 && a.dtype != DType::kFloat64) {
     if (center) detail::set_mean(a, r);
-    gram_product<float>(detail::gram_source(a, features_side, r, next), r.g.data(), parallel);
+    const GramSource source = detail::gram_source(a, features_side, r, next);
+    if (a.dtype == DType::kBFloat16 && source.plain() && source.x.rows <= source.x.group &&
+        has_bfloat16_products()) {
+      gram_product<BFloat16Pair>(source, r.g.data(), parallel);
+    } else {
+      gram_product<float>(source, r.g.data(), parallel);
+    }
     r.frobenius_sq = detail::trace(r);
     // Underflow costs at most 2^-150 a product: below 1e-12 of the trace it cannot be seen.
     if (std::isfinite(r.frobenius_sq) && r.frobenius_sq > cells * 0x1p-110) {

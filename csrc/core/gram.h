@@ -1,6 +1,7 @@
 // Gram matrices with an error bound: G = X^T X, X one side of the activation matrix.
 //
-// Products are summed in registers in Acc (double, or float for the cheap path) over kSumRows<Acc> rows of X;
+// X is packed as numbers T (double, or float or pairs of bfloat16 for the cheap path). Products are summed in
+// registers over kSumRows<T> rows;
 // these sums are added in float64. Every entry therefore goes through at most kSumRows + sums + slabs
 // roundings, in an order that depends on the shape only: results do not change with the number of threads.
 #pragma once
@@ -26,34 +27,41 @@ namespace detail {
 inline constexpr int64_t kChunk = 256;  // rows of X packed at a time, and summed in column sums
 // Rows of X in one register sum. Shorter float sums round less; adding them up in double costs the time of
 // about 5 more rows.
-template <class Acc>
-inline constexpr int64_t kSumRows = sizeof(Acc) == 4 ? 128 : kChunk;
+template <class T>
+inline constexpr int64_t kSumRows = sizeof(T) == 4 ? 128 : kChunk;
+
+// Numbers of a panel for so many rows.
+template <class T>
+int64_t panel_numbers(int64_t rows) {
+  constexpr int64_t kRows = PackedNumber<T>::kRows;
+  return (rows + kRows - 1) / kRows * kPanelCols<T>;
+}
 
 // X packed: panel j holds columns [j kPanelCols, ...) of `rows` rows.
-template <class Acc>
+template <class T>
 struct PackedRows {
-  const Acc* panels;
+  const T* panels;
   int64_t rows;
-  int64_t capacity;  // rows that a panel has room for
+  int64_t panel_size;  // numbers from one panel to the next
 
-  const Acc* at(int64_t row, int64_t column) const {
-    constexpr int64_t kWidth = kPanelCols<Acc>;
-    return panels + (column / kWidth * capacity + row) * kWidth + column % kWidth;
+  const T* at(int64_t row, int64_t column) const {
+    constexpr int64_t kWidth = kPanelCols<T>;
+    return panels + column / kWidth * panel_size + row / PackedNumber<T>::kRows * kWidth + column % kWidth;
   }
 };
 
 // Adds the products of packed rows to entries [i0, i1) x [j0, j1) of the lower triangle of g (side x side).
 // A strip of kTileCols columns of g stays in the second-level cache while the rows go by.
-template <class Acc>
-void add_block(const PackedRows<Acc>& x, const TileProduct<Acc>& product, double* g, int64_t side, int64_t i0,
+template <class T>
+void add_block(const PackedRows<T>& x, const TileProduct<T>& product, double* g, int64_t side, int64_t i0,
                int64_t i1, int64_t j0, int64_t j1, Upcoming upcoming = {}) {
-  constexpr int64_t kCols = kTileCols<Acc>;
+  constexpr int64_t kCols = kTileCols<T>;
   for (int64_t j = j0; j < j1; j += kCols)
-    for (int64_t p = 0; p < x.rows; p += kSumRows<Acc>)
+    for (int64_t p = 0; p < x.rows; p += kSumRows<T>)
       for (int64_t i = std::max(i0, j); i < i1; i += kTileRows) {
-        const int64_t depth = std::min(kSumRows<Acc>, x.rows - p);
-        product.lower_triangle(depth, x.at(p, i), x.at(p, j), x.capacity * kPanelCols<Acc>, g, side, i, j, i1,
-                               side, upcoming.take(depth));
+        const int64_t depth = panel_numbers<T>(std::min(kSumRows<T>, x.rows - p)) / kPanelCols<T>;
+        product.lower_triangle(depth, x.at(p, i), x.at(p, j), x.panel_size, g, side, i, j, i1, side,
+                               upcoming.take(depth));
       }
 }
 
@@ -69,20 +77,20 @@ inline int64_t slab_count(int64_t depth, int64_t side) {
 }
 
 // Adds rows [begin, end) of X to the lower triangle of g, on one thread.
-template <class Acc>
+template <class T>
 void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
   ScopedIeee ieee;
-  const int64_t side = s.x.cols, panels = (side + kPanelCols<Acc> - 1) / kPanelCols<Acc>;
-  const int64_t capacity = std::min(kChunk, end - begin);
-  Buffer<Acc> packed(panels * kPanelCols<Acc> * capacity);
-  const auto product = TileProduct<Acc>::template select<false>();
+  const int64_t side = s.x.cols, panels = (side + kPanelCols<T> - 1) / kPanelCols<T>;
+  const int64_t capacity = std::min(kChunk, end - begin), panel_size = panel_numbers<T>(capacity);
+  Buffer<T> packed(panels * panel_size);
+  const auto product = TileProduct<T>::template select<false>();
   for (int64_t p = begin; p < end; p += capacity) {
     const int64_t rows = std::min(capacity, end - p);
     for (int64_t panel = 0; panel < panels; ++panel)
-      pack(s, p, rows, panel * kPanelCols<Acc>, packed.data() + panel * capacity * kPanelCols<Acc>);
+      pack(s, p, rows, panel * kPanelCols<T>, packed.data() + panel * panel_size);
     const int64_t next = p + rows;
-    add_block<Acc>({packed.data(), rows, capacity}, product, g, side, 0, side, 0, side,
-                   next < end ? s.x.upcoming(next, std::min(capacity, end - next)) : s.next);
+    add_block<T>({packed.data(), rows, panel_size}, product, g, side, 0, side, 0, side,
+                 next < end ? s.x.upcoming(next, std::min(capacity, end - next)) : s.next);
   }
 }
 
@@ -90,29 +98,30 @@ void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
 inline constexpr int64_t kPackedBytes = int64_t{16} << 20;
 
 // Adds all of X^T X to the lower triangle of g. Rows are packed once, then the blocks of g are worked on.
-template <class Acc>
+template <class T>
 void add_blocks(const GramSource& s, double* g, const ParallelFor& parallel) {
-  constexpr int64_t kWidth = kPanelCols<Acc>;
+  constexpr int64_t kWidth = kPanelCols<T>;
   const int64_t side = s.x.cols, depth = s.x.rows, panels = (side + kWidth - 1) / kWidth;
-  const int64_t fitting = kPackedBytes / (panels * kWidth * static_cast<int64_t>(sizeof(Acc)));
+  const int64_t fitting = kPackedBytes / (panels * kWidth * static_cast<int64_t>(sizeof(T)));
   const int64_t capacity = std::min(std::max(fitting / kChunk, int64_t{1}) * kChunk, depth);
   // A multiple of every tile; small enough that there is work for all threads.
   const int64_t block = side < 2048 ? 96 : 192;
   const int64_t blocks = (side + block - 1) / block, pairs = blocks * (blocks + 1) / 2;
-  const auto product = TileProduct<Acc>::template select<false>();
-  Buffer<Acc> packed(panels * kWidth * capacity);
+  const auto product = TileProduct<T>::template select<false>();
+  const int64_t panel_size = panel_numbers<T>(capacity);
+  Buffer<T> packed(panels * panel_size);
   for (int64_t p = 0; p < depth; p += capacity) {
     const int64_t rows = std::min(capacity, depth - p);
     balanced_for(panels, parallel, [&](int64_t panel) {
       ScopedIeee ieee;
-      pack(s, p, rows, panel * kWidth, packed.data() + panel * capacity * kWidth);
+      pack(s, p, rows, panel * kWidth, packed.data() + panel * panel_size);
     });
     balanced_for(pairs, parallel, [&](int64_t pair) {
       ScopedIeee ieee;
       int64_t i = 0;
       while (pair > i) pair -= ++i;
-      add_block<Acc>({packed.data(), rows, capacity}, product, g, side, i * block,
-                     std::min(side, (i + 1) * block), pair * block, std::min(side, (pair + 1) * block));
+      add_block<T>({packed.data(), rows, panel_size}, product, g, side, i * block,
+                   std::min(side, (i + 1) * block), pair * block, std::min(side, (pair + 1) * block));
     });
   }
 }
@@ -127,20 +136,20 @@ inline double gram_roundings(int64_t depth, int64_t side) {
 }
 
 // g: side x side, lower triangle overwritten; nothing is said of what stands above the diagonal.
-template <class Acc>
+template <class T>
 void gram_product(const GramSource& s, double* g, const ParallelFor& parallel) {
   const int64_t side = s.x.cols, depth = s.x.rows, slabs = detail::slab_count(depth, side);
   if (slabs == 1) {
     constexpr int64_t kRows = 64,
-                      kBeyond = kTileCols<Acc> + kTileRows;  // what tiles touch beyond the diagonal
+                      kBeyond = kTileCols<T> + kTileRows;  // what tiles touch beyond the diagonal
     balanced_for((side + kRows - 1) / kRows, parallel, [&](int64_t block) {
       for (int64_t i = block * kRows; i < std::min(side, (block + 1) * kRows); ++i)
         std::fill(g + i * side, g + i * side + std::min(side, i + kBeyond), 0.0);
     });
     if (side <= 128) {
-      detail::add_slab<Acc>(s, 0, depth, g);
+      detail::add_slab<T>(s, 0, depth, g);
     } else {
-      detail::add_blocks<Acc>(s, g, parallel);
+      detail::add_blocks<T>(s, g, parallel);
     }
     return;
   }
@@ -149,7 +158,7 @@ void gram_product(const GramSource& s, double* g, const ParallelFor& parallel) {
   balanced_for(slabs, parallel, [&](int64_t slab) {
     double* out = partial.data() + slab * side * side;
     std::fill(out, out + side * side, 0.0);
-    detail::add_slab<Acc>(s, slab * slab_rows, std::min(depth, (slab + 1) * slab_rows), out);
+    detail::add_slab<T>(s, slab * slab_rows, std::min(depth, (slab + 1) * slab_rows), out);
   });
   balanced_for((side + 31) / 32, parallel, [&](int64_t block) {
     ScopedIeee ieee;

@@ -110,7 +110,7 @@ BSGAP_PER_ISA(double, divide_columns, (const double* w, const double* d, int64_t
               (w, d, width, l))
 
 // Work below this many rows is not worth waking other threads for.
-inline constexpr int64_t kSerialRows = 192;
+inline constexpr int64_t kSerialRows = 384;
 
 inline void over_rows(int64_t first, int64_t n, int64_t step, const ParallelFor& parallel,
                       const std::function<void(int64_t, int64_t)>& body) {

@@ -6,6 +6,7 @@
 
 #include "isa.h"
 #include "matrix_view.h"
+#include "tile_bfloat16.h"
 #include "tile_product.h"
 
 namespace bsgap {
@@ -18,6 +19,9 @@ struct GramSource {
   const double* mean_by_depth = nullptr;  // subtracted per row of x (features along the depth)
   double scale = 1.0;                     // a power of two
   Upcoming next;                          // what the caller reads after this matrix
+
+  // Whether values are taken as they are.
+  bool plain() const { return scale == 1.0 && !mean_by_side && !mean_by_depth; }
 };
 
 namespace detail {
@@ -79,7 +83,7 @@ void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, Acc* out) 
       const int64_t rows = std::min(p0 + depth - p, s.x.rows_to_next_group(p));
       auto* in = base + s.x.row_offset(p) + j0 * cs;
       Acc* to = out + (p - p0) * kWidth;
-      if (s.scale == 1.0 && !s.mean_by_side && !s.mean_by_depth) {
+      if (s.plain()) {
         pack_plain(in, s.x.row_stride, cs, rows, cols, to);
       } else {
         const double* mean = s.mean_by_side    ? s.mean_by_side + j0
@@ -91,6 +95,35 @@ void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, Acc* out) 
       p += rows;
     }
   });
+}
+
+// Pairs of rows of bfloat16 values, `depth` rows; an odd last one stands beside zeros.
+[[gnu::always_inline]] inline void pack_pairs_body(const BFloat16Bits* in, int64_t rs, int64_t cs,
+                                                   int64_t depth, int64_t cols, BFloat16Pair* out) {
+  constexpr int64_t kWidth = kPanelCols<BFloat16Pair>;
+  for (int64_t p = 0; p < depth; p += 2, out += kWidth) {
+    const BFloat16Bits *first = in + p * rs, *second = first + rs;
+    if (p + 1 < depth && cs == 1 && cols == kWidth) {
+      for (int64_t c = 0; c < kWidth; ++c)
+        out[c].bits = first[c].bits | static_cast<uint32_t>(second[c].bits) << 16;
+      continue;
+    }
+    for (int64_t c = 0; c < kWidth; ++c) {
+      out[c].bits = c < cols ? first[c * cs].bits : 0;
+      if (c < cols && p + 1 < depth) out[c].bits |= static_cast<uint32_t>(second[c * cs].bits) << 16;
+    }
+  }
+}
+BSGAP_PER_ISA(void, pack_pairs,
+              (const BFloat16Bits* in, int64_t rs, int64_t cs, int64_t depth, int64_t cols,
+               BFloat16Pair* out),
+              (in, rs, cs, depth, cols, out))
+
+// Rows [p0, p0 + depth) of a plain source whose rows form one group; depth is even but at the end.
+inline void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, BFloat16Pair* out) {
+  const int64_t cols = std::min<int64_t>(kPanelCols<BFloat16Pair>, s.x.cols - j0), cs = s.x.col_stride;
+  const auto* base = static_cast<const BFloat16Bits*>(s.x.data);
+  pack_pairs(base + p0 * s.x.row_stride + j0 * cs, s.x.row_stride, cs, depth, cols, out);
 }
 
 // Rows [p0, p0 + depth) of the source in double, one after the other.

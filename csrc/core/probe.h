@@ -18,10 +18,11 @@
 
 namespace bsgap {
 
-// Where a float32 Gram matrix with probes beats a float64 one: on smaller sides nine probe products cost
-// more than it saves, below this rtol the probes' factor of about 100 blurs the threshold.
-inline constexpr int64_t kProbedMinSide = 73;
-inline constexpr double kProbedMinRtol = 5e-3;
+// Where a float32 Gram matrix with probes beats a float64 one: on smaller sides nine probe products cost more
+// than it saves (benchmarks/results/crossovers.json), below this rtol the probes' factor of about 100 blurs
+// the threshold.
+inline constexpr int64_t kProbedMinSide = 288;
+inline constexpr double kProbedMinRtol = 7e-3;
 
 inline constexpr int kProbes = 9;
 inline constexpr double kProbeFactor = 7.978845608028655;  // 10 sqrt(2/pi), rounded up

@@ -42,14 +42,38 @@ struct TileOperands {
 
 namespace detail {
 
+// C += sums or -= in double, for the rows and columns of a block that belong to C.
+template <int kVectorBytes, bool kSubtract, class Sum, int kRows, int kCols>
+[[gnu::always_inline]] inline void add_sums(const Sum (&sums)[kRows][kCols], double* c, int64_t ld,
+                                            int64_t rows_of_c, int64_t cols_of_c) {
+  constexpr int kWideLanes = kVectorBytes / static_cast<int>(sizeof(double));
+  typedef Sum Narrow __attribute__((vector_size(kWideLanes * sizeof(Sum))));
+  typedef double Wide __attribute__((vector_size(kVectorBytes)));
+  const int rows = static_cast<int>(std::min<int64_t>(kRows, rows_of_c));
+  const int cols = static_cast<int>(std::min<int64_t>(kCols, cols_of_c)), whole = cols - cols % kWideLanes;
+  for (int i = 0; i < rows; ++i) {
+    double* out = c + i * ld;
+    for (int j = 0; j < whole; j += kWideLanes) {
+      Narrow narrow;
+      Wide old;
+      std::memcpy(&narrow, &sums[i][j], sizeof narrow);
+      std::memcpy(&old, out + j, sizeof old);
+      const Wide wide = __builtin_convertvector(narrow, Wide);
+      old = kSubtract ? old - wide : old + wide;
+      std::memcpy(out + j, &old, sizeof old);
+    }
+    for (int j = whole; j < cols; ++j)
+      out[j] =
+          kSubtract ? out[j] - static_cast<double>(sums[i][j]) : out[j] + static_cast<double>(sums[i][j]);
+  }
+}
+
 // Adds (or subtracts) the sums of kRows rows x kVectors vectors to C. row, col: of the block within the tile.
 template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
 [[gnu::always_inline]] inline void tile_block(const TileOperands<T>& t, int row, int col) {
   constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T)), kWidth = kPanelCols<T>;
-  constexpr int kWideLanes = kVectorBytes / static_cast<int>(sizeof(double)), kCols = kVectors * kLanes;
+  constexpr int kCols = kVectors * kLanes;
   typedef T Vector __attribute__((vector_size(kVectorBytes)));
-  typedef T Narrow __attribute__((vector_size(kWideLanes * sizeof(T))));
-  typedef double Wide __attribute__((vector_size(kVectorBytes)));
   const T* b[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int first = col + v * kLanes;
@@ -76,22 +100,7 @@ template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
   }
   T sums[kRows][kCols];
   std::memcpy(sums, sum, sizeof sums);
-  const int cols = static_cast<int>(std::min<int64_t>(kCols, t.cols - col)), whole = cols - cols % kWideLanes;
-  for (int i = 0; i < rows; ++i) {
-    double* out = t.c + (row + i) * t.ld + col;
-    for (int j = 0; j < whole; j += kWideLanes) {
-      Narrow narrow;
-      Wide old;
-      std::memcpy(&narrow, &sums[i][j], sizeof narrow);
-      std::memcpy(&old, out + j, sizeof old);
-      const Wide wide = __builtin_convertvector(narrow, Wide);
-      old = kSubtract ? old - wide : old + wide;
-      std::memcpy(out + j, &old, sizeof old);
-    }
-    for (int j = whole; j < cols; ++j)
-      out[j] =
-          kSubtract ? out[j] - static_cast<double>(sums[i][j]) : out[j] + static_cast<double>(sums[i][j]);
-  }
+  add_sums<kVectorBytes, kSubtract>(sums, t.c + row * t.ld + col, t.ld, t.rows - row, t.cols - col);
 }
 
 // The whole tile of kPanels panels, cut into register blocks.
@@ -120,6 +129,13 @@ inline void tile_generic(const TileOperands<T>& t) {
 }
 
 }  // namespace detail
+
+// What a packed number means: the type of its sums, and how many rows of X it holds.
+template <class T>
+struct PackedNumber {
+  using Sum = T;
+  static constexpr int64_t kRows = 1;
+};
 
 // The tile kernels of this processor, by the number of panels.
 template <class T>
@@ -169,7 +185,7 @@ class TileProduct {
     by_panels_[1] = two;
     by_panels_[2] = three;
   }
-  Kernel by_panels_[kTilePanels];
+  Kernel by_panels_[kTilePanels] = {};
 };
 
 }  // namespace bsgap

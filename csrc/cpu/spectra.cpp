@@ -327,14 +327,14 @@ std::tuple<Tensor, Tensor> summarize(const Tensor eigenvalues, const Tensor expo
   return {counts, summary};
 }
 
-// A^T A in float64, about the column means if centred. Values beyond float64's range become infinite.
-Tensor feature_gram(const Tensor a, bool center) {
+// A^T A, about the column means if centred. Values beyond float64's range become infinite.
+Tensor feature_gram(const Tensor a, bool center, bool float32_gram) {
   const Batch batch(a);
   const int64_t n = batch.cols();
   Tensor gram = empty({batch.size(), n, n}, ScalarType::Double);
   double* g = data<double>(gram);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
-    CertifiedGram r = bsgap::certified_gram(batch[i], true, center, GramPrecision::kFloat64, parallel);
+    CertifiedGram r = bsgap::certified_gram(batch[i], true, center, precision_of(float32_gram), parallel);
     bsgap::mirror(r.g.data(), n, parallel);
     double* out = g + i * n * n;
     if (r.content == Content::kNonFinite) {
