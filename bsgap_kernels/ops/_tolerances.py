@@ -46,8 +46,12 @@ def threshold_pairs(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> Tens
 
 def svd_counts(A: Tensor, pairs: Tensor, center: bool) -> Tensor:
     """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast."""
-    finite = torch.isfinite(A).all(-1).all(-1)
-    wide = torch.where(finite[..., None, None], A.double(), torch.zeros((), dtype=torch.float64))
+    wide = A.double()
+    # A sum is finite only if every entry is; that of huge ones may overflow all the same.
+    finite = torch.isfinite(wide.sum((-2, -1)))
+    if A.device.type != "cpu" or not bool(finite.all()):
+        finite = torch.isfinite(wide).all(-1).all(-1)
+        wide = torch.where(finite[..., None, None], wide, torch.zeros((), dtype=torch.float64))
     if center:
         wide = wide - wide.mean(-2, keepdim=True)
     sigma = torch.linalg.svdvals(wide)
