@@ -2,9 +2,9 @@
 
 python benchmarks/gram_error.py     # about two minutes; writes benchmarks/results/gram_error.json
 
-eta = ||G - exact||_2 / lambda_max for float32 input (`float32`: float32 sums, `float64`: float64 sums) and for
-its rounding to bfloat16 (`bfloat16`: float32 sums), the exact Gram matrix in extended precision (64-bit
-significand, so its own error is some 2000 times below that of a float64 sum).
+eta = ||G - exact||_2 / lambda_max of float32 input (`float32`: float32 sums, `float64`: float64 sums) and of
+its rounding to bfloat16 (`bfloat16`: float32 sums). The exact Gram matrix is in extended precision: a 64-bit
+significand, so its own error is some 2000 times below that of a float64 sum.
 """
 
 from __future__ import annotations
@@ -89,10 +89,9 @@ def main() -> None:
     for m, n in SHAPES:
         for family in FAMILIES:
             rows.append({"m": m, "n": n, "family": family.__name__, **measure(family(rng, m, n))})
+            row = rows[-1]
             print(
-                "{m}x{n} {family}: float32 {float32:.1e}, bfloat16 {bfloat16:.1e}, float64 {float64:.1e}".format(
-                    **rows[-1]
-                ),
+                f"{m}x{n} {row['family']}: " + ", ".join(f"{name} {row[name]:.1e}" for name in SUMS),
                 flush=True,
             )
     worst = {name: max(row[name] for row in rows) for name in SUMS}

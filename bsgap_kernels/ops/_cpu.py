@@ -102,7 +102,8 @@ def as_rows(A: Tensor) -> Tensor:
 
     Strides of at most two levels are: contiguous, channels_last, and NCHW with the channels moved last.
     """
-    n, steps = A.shape[-1], []  # (size, stride) of the leading dimensions, regular ones taken together
+    n = A.shape[-1]
+    steps: list[tuple[int, int]] = []  # (size, stride) of the leading dimensions, regular ones taken together
     for size, stride in zip(A.shape[:-1], A.stride()[:-1], strict=True):
         if size == 1:
             continue

@@ -41,12 +41,46 @@ namespace detail {
 
 inline constexpr int kMaxLanczosSteps = 160;
 
+// y = G x for the proposal, of which nothing is believed: from a float32 copy of a large matrix, half the
+// bytes a step. Scaled by a power of two, because float32 has less range.
+class ProposalProduct {
+ public:
+  ProposalProduct(const double* g, int64_t n, const ParallelFor& parallel)
+      : g_(g), n_(n), parallel_(parallel) {
+    if (n < kCopySide) return;
+    double largest = 0;
+    for (int64_t i = 0; i < n; ++i) largest = std::max(largest, g[i * n + i]);
+    const double scale = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1000, 1000)) : 1.0;
+    copy_ = Buffer<float>(n * n);
+    x_ = Buffer<float>(n);
+    y_ = Buffer<float>(n);
+    balanced_for((n + 63) / 64, parallel, [&](int64_t block) {
+      for (int64_t i = block * 64; i < std::min(n, (block + 1) * 64); ++i)
+        for (int64_t j = 0; j <= i; ++j) copy_[i * n + j] = static_cast<float>(g[i * n + j] * scale);
+    });
+  }
+  void operator()(const double* x, double* y) {
+    if (n_ < kCopySide) return symmetric_product(g_, n_, x, y, parallel_);
+    std::copy(x, x + n_, x_.data());
+    symmetric_product(copy_.data(), n_, x_.data(), y_.data(), parallel_);
+    std::copy(y_.data(), y_.data() + n_, y);
+  }
+
+ private:
+  static constexpr int64_t kCopySide = 512;
+  const double* g_;
+  int64_t n_;
+  const ParallelFor& parallel_;
+  Buffer<float> copy_, x_, y_;
+};
+
 // A unit vector whose Rayleigh quotient is close to the largest eigenvalue. Lanczos with full
 // reorthogonalisation, stopped when four steps gained less than 1e-6 of the value: what is missing is then
 // far less.
 inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std::vector<double>& start,
                                            const ParallelFor& parallel) {
   const int64_t max_steps = std::min<int64_t>(n, kMaxLanczosSteps);
+  ProposalProduct product(g, n, parallel);
   std::vector<std::vector<double>> basis;
   Tridiagonal t;
   std::vector<double> q = start, y(n);
@@ -55,7 +89,7 @@ inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std
   double previous = 0, theta = 0;
   for (int64_t step = 0; step < max_steps; ++step) {
     basis.push_back(q);
-    symmetric_product(g, n, q.data(), y.data(), parallel);
+    product(q.data(), y.data());
     t.diagonal.push_back(dot(q.data(), y.data(), n));
     for (int pass = 0; pass < 2; ++pass)
       for (const auto& b : basis) {

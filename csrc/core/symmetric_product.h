@@ -15,17 +15,17 @@ namespace bsgap {
 namespace detail {
 
 // Rows [i, i + kRows) of G, as rows and as columns: y += G x but for what other rows bring.
-template <int kRows>
-[[gnu::always_inline]] inline void symmetric_rows_body(std::integral_constant<int, kRows>, const double* g,
-                                                       int64_t n, int64_t i, const double* x, double* y) {
-  const double* row[kRows];
-  double xi[kRows], sum[kRows] = {};
+template <class T, int kRows>
+[[gnu::always_inline]] inline void symmetric_rows_body(std::integral_constant<int, kRows>, const T* g,
+                                                       int64_t n, int64_t i, const T* x, T* y) {
+  const T* row[kRows];
+  T xi[kRows], sum[kRows] = {};
   for (int r = 0; r < kRows; ++r) {
     row[r] = g + (i + r) * n;
     xi[r] = x[i + r];
   }
   if constexpr (kRows == 4) {
-    double s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+    T s0 = 0, s1 = 0, s2 = 0, s3 = 0;
 #pragma omp simd reduction(+ : s0, s1, s2, s3)
     for (int64_t j = 0; j < i; ++j) {
       s0 += row[0][j] * x[j];
@@ -36,7 +36,7 @@ template <int kRows>
     }
     sum[0] = s0, sum[1] = s1, sum[2] = s2, sum[3] = s3;
   } else {
-    double s0 = 0;
+    T s0 = 0;
 #pragma omp simd reduction(+ : s0)
     for (int64_t j = 0; j < i; ++j) {
       s0 += row[0][j] * x[j];
@@ -52,9 +52,9 @@ template <int kRows>
     y[i + r] += sum[r] + row[r][i + r] * xi[r];
   }
 }
-BSGAP_PER_ISA_TEMPLATE((int kRows), void, symmetric_rows,
-                       (std::integral_constant<int, kRows> rows, const double* g, int64_t n, int64_t i,
-                        const double* x, double* y),
+BSGAP_PER_ISA_TEMPLATE((class T, int kRows), void, symmetric_rows,
+                       (std::integral_constant<int, kRows> rows, const T* g, int64_t n, int64_t i, const T* x,
+                        T* y),
                        (rows, g, n, i, x, y))
 
 }  // namespace detail
@@ -63,15 +63,15 @@ BSGAP_PER_ISA_TEMPLATE((int kRows), void, symmetric_rows,
 // shares.
 inline double symmetric_product_roundings(double n) { return n + 20; }
 
-inline void symmetric_product(const double* g, int64_t n, const double* x, double* y,
-                              const ParallelFor& parallel) {
+template <class T>
+void symmetric_product(const T* g, int64_t n, const T* x, T* y, const ParallelFor& parallel) {
   constexpr int64_t kShares = 16, kRows = 4;
   const int64_t shares = n < 512 ? 1 : kShares;  // by the size only: the same result on any number of threads
-  Buffer<double> partial(shares * n);
+  Buffer<T> partial(shares * n);
   balanced_for(shares, parallel, [&](int64_t share) {
     ScopedIeee ieee;
-    double* out = partial.data() + share * n;
-    std::fill(out, out + n, 0.0);
+    T* out = partial.data() + share * n;
+    std::fill(out, out + n, T(0));
     for (int64_t i = share * kRows; i < n; i += shares * kRows) {
       if (i + kRows <= n) {
         detail::symmetric_rows(std::integral_constant<int, kRows>(), g, n, i, x, out);
