@@ -199,6 +199,7 @@ double read_rate(const py::array& buffer, double seconds) {
 
 PYBIND11_MODULE(_core, m) {
   using namespace pybind11::literals;
+  bsgap::instruction_set();  // a wrong BSGAP_ISA is an error of the import, not of some later count
   m.doc() = "Certified singular-value counts of NumPy arrays (float64, float32, float16), without torch.";
   m.def("near_rank_interval", &near_rank_interval, "A"_a, py::kw_only(), "atol"_a = 0.0, "rtol"_a = 1e-2,
         "center"_a = false, "mode"_a = "rigorous", "seed"_a = 0,
