@@ -1,6 +1,7 @@
 """Loads the compiled kernels: `_cpu` always, `_cuda` where it was built and torch has CUDA.
 
-A library that is there and does not load raises: never a silent fallback.
+A library that is there and does not load raises: never a silent fallback. `BSGAP_ISA=generic`, `avx2` or
+`avx512` keeps the CPU kernels from using more than that (csrc/core/isa.h); `bsgap info` prints what they use.
 """
 
 from __future__ import annotations

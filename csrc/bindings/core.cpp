@@ -138,6 +138,15 @@ py::dict certified_count(const Array& g, double atol, double rtol, double gram_e
   return result;
 }
 
+py::array_t<int64_t> point_counts(const Array& g, const std::vector<double>& rtols) {
+  const int64_t n = square_side(g), count = static_cast<int64_t>(rtols.size());
+  std::vector<bsgap::Threshold> thresholds;
+  for (const double rtol : rtols) thresholds.push_back(threshold(0.0, rtol));
+  py::array_t<int64_t> counts(count);
+  bsgap::point_counts(g.data(), n, thresholds.data(), count, counts.mutable_data(), bsgap::serial_for);
+  return counts;
+}
+
 py::dict inertia(const Array& g, double shift) {
   const int64_t n = square_side(g);
   bsgap::Buffer<double> work(n * bsgap::factor_stride(n));
@@ -199,6 +208,7 @@ double read_rate(const py::array& buffer, double seconds) {
 
 PYBIND11_MODULE(_core, m) {
   using namespace pybind11::literals;
+  bsgap::instruction_set();  // a wrong BSGAP_ISA is an error of the import, not of some later count
   m.doc() = "Certified singular-value counts of NumPy arrays (float64, float32, float16), without torch.";
   m.def("near_rank_interval", &near_rank_interval, "A"_a, py::kw_only(), "atol"_a = 0.0, "rtol"_a = 1e-2,
         "center"_a = false, "mode"_a = "rigorous", "seed"_a = 0,
@@ -217,6 +227,9 @@ PYBIND11_MODULE(_core, m) {
         "gram_error.\n\n"
         "without: error terms to leave out, which makes the result unproven; start: Lanczos start vector. "
         "For tests.");
+  m.def("point_counts", &point_counts, "G"_a, "rtols"_a,
+        "Numbers of eigenvalues of G above rtol^2 lambda_max by LDL^T, without a certificate: how sides past "
+        "TRIDIAGONAL_SIDE are counted. The lower triangle of G is read.");
   m.def("inertia", &inertia, "G"_a, "shift"_a,
         "Positive pivots of LDL^T of G - shift I with the bounds of its error.");
   m.def("tridiagonalize", &tridiagonalize, "G"_a, "Householder tridiagonal form: (diagonal, off_diagonal).");

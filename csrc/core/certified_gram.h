@@ -98,8 +98,9 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
       gram_product<float>(source, r.g.data(), parallel);
     }
     r.frobenius_sq = detail::trace(r);
-    // Underflow costs at most 2^-150 a product: below 1e-12 of the trace it cannot be seen.
-    if (std::isfinite(r.frobenius_sq) && r.frobenius_sq > cells * 0x1p-110) {
+    // Underflow costs at most 2^-150 a product: below 1e-12 of the trace it cannot be seen. No float sum of
+    // any entry exceeds the trace, so below 2^126 none has overflowed beside a diagonal that did not.
+    if (r.frobenius_sq < 0x1p126 && r.frobenius_sq > cells * 0x1p-110) {
       r.rounding_error = kInfinity;  // unknown: the probes of `probed` bound it, nothing else does
       return r;
     }

@@ -116,9 +116,12 @@ struct CountGroup {
     grams[i] = gram_of(*jobs[i], center, serial_for, next);
   }
   void count() {
-    if (grams[0].side > kLaneSide) return count_alone(*jobs[0], grams[0], serial_for);
-    count_in_lanes(jobs, grams, number);
-    for (int i = 0; i < number; ++i) grams[i] = {};
+    if (grams[0].side > kLaneSide) {
+      count_alone(*jobs[0], grams[0], serial_for);
+    } else {
+      count_in_lanes(jobs, grams, number);
+    }
+    for (int i = 0; i < number; ++i) grams[i] = {};  // or the memory of all would be held to the end
   }
 };
 

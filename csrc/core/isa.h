@@ -1,5 +1,13 @@
 // One source, compiled for several instruction sets, chosen at run time.
+//
+// BSGAP_ISA=generic, avx2 or avx512 keeps from using more than that, so that one machine tests all tiles; it
+// is read once.
 #pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
 
 // -DBSGAP_PORTABLE leaves the code of processors that are no x86, which is how the tests reach it.
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && !defined(BSGAP_PORTABLE)
@@ -13,8 +21,11 @@
 namespace bsgap {
 
 enum class Isa { kGeneric, kAvx2, kAvx512 };
+inline constexpr const char* kIsaNames[] = {"generic", "avx2", "avx512"};
 
-inline Isa instruction_set() {
+namespace detail {
+
+inline Isa best_instruction_set() {
 #if BSGAP_X86_DISPATCH
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")) return Isa::kAvx512;
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::kAvx2;
@@ -22,10 +33,23 @@ inline Isa instruction_set() {
   return Isa::kGeneric;
 }
 
-inline const char* instruction_set_name() {
-  const Isa isa = instruction_set();
-  return isa == Isa::kAvx512 ? "avx512" : isa == Isa::kAvx2 ? "avx2" : "generic";
+// The most that the environment allows; throws for a word it does not know.
+inline Isa allowed_instruction_set() {
+  const char* word = std::getenv("BSGAP_ISA");
+  if (!word || !*word) return Isa::kAvx512;
+  for (const Isa isa : {Isa::kGeneric, Isa::kAvx2, Isa::kAvx512})
+    if (std::string(word) == kIsaNames[static_cast<int>(isa)]) return isa;
+  throw std::invalid_argument("BSGAP_ISA must be generic, avx2 or avx512, got '" + std::string(word) + "'");
 }
+
+}  // namespace detail
+
+inline Isa instruction_set() {
+  static const Isa isa = std::min(detail::allowed_instruction_set(), detail::best_instruction_set());
+  return isa;
+}
+
+inline const char* instruction_set_name() { return kIsaNames[static_cast<int>(instruction_set())]; }
 
 }  // namespace bsgap
 

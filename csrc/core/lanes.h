@@ -72,6 +72,10 @@ template <int kRows>
     for (int q = 0; q <= r; ++q) row[r][i + q] = row[r][i + q] - vi[r] * pi[q] - pi[r] * vi[q];
 }
 
+// Of matrices whose largest entry is about 1: entries below 1e-140 are dropped, because reciprocals of their
+// squares overflow and one NaN would make a wrong count of the lane. No eigenvalue moves by more.
+inline constexpr double kNegligibleSquares = 1e-280;
+
 // a: lower triangles, row after row, overwritten. Golub & Van Loan, Matrix Computations, section 8.3.1.
 // scratch: 2 n.
 [[gnu::always_inline]] inline void lanes_tridiagonalize_body(Lanes* a, int64_t n, Lanes* diagonal,
@@ -86,9 +90,10 @@ template <int kRows>
     Lanes alpha = head * head + tail, zero{};
     for (int l = 0; l < kLanes; ++l) alpha[l] = std::sqrt(alpha[l]);
     alpha = head > 0 ? -alpha : alpha;
-    alpha = tail == 0 ? head : alpha;  // nothing to eliminate: v and the factor are then 0
+    const auto nothing = tail < kNegligibleSquares;
+    alpha = nothing ? head : alpha;  // nothing to eliminate: the factor is then 0
     v[first] = head - alpha;
-    const Lanes beta = tail == 0 ? zero : 2.0 / (tail + v[first] * v[first]);
+    const Lanes beta = nothing ? zero : 2.0 / (tail + v[first] * v[first]);
     for (int64_t i = first; i < n; ++i) p[i] = zero;
     int64_t i = first;
     for (; i + 4 <= n; i += 4) lanes_multiply<4>(a, i, first, v, p);

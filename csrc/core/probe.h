@@ -152,7 +152,8 @@ inline ProbeProduct probe_product(const GramSource& s, const double* omega, cons
   const double chunks = std::ceil(static_cast<double>(slab_rows) / static_cast<double>(kChunkRows));
   const double c =
       static_cast<double>(side) + static_cast<double>(kChunkRows) + chunks + static_cast<double>(slabs) + 8;
-  result.frobenius_sq = round_up(sum * (1 + gamma(c)));
+  // The squares of kRows rows are added one after the other.
+  result.frobenius_sq = round_up(sum * (1 + gamma(c + (kRows - 1) * static_cast<double>(side))));
   result.error = gamma(c) * result.frobenius_sq * (1 + 1e-10);
   return result;
 }
