@@ -85,7 +85,7 @@ def certificates(m: int, n: int) -> dict[str, Any]:
     A = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
 
     def run(probed: bool) -> Callable[[], object]:
-        return lambda: torch.ops.bsgap._intervals(A, None, 0.0, RTOL, False, probed, 0)
+        return lambda: torch.ops.bsgap._intervals(A, 0.0, RTOL, False, probed, 0)
 
     return {"m": m, "side": n, **median_us({"probed": run(True), "rigorous": run(False)}, 9)}
 

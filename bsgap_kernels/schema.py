@@ -34,7 +34,7 @@ _PRIVATE = (
     # Matrices (*, n) of a list, leading dimensions rows, with one rtol and one kind of sums each.
     "_grouped_counts(Tensor[] As, float atol, float[] rtol, bool center, bool[] float32_gram)"
     " -> (Tensor counts, Tensor smallest_tau)",
-    "_intervals(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool probed, int seed)"
+    "_intervals(Tensor A, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
     # all_rows: A is one matrix (*, n), leading dimensions rows.
     "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify, bool all_rows=False)"

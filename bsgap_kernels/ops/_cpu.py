@@ -123,10 +123,10 @@ def intervals(
     absolute, relative = effective_tolerances(A, atol, rtol)
     known = relative if absolute == 0 else None
     plan = select_backend(op, A.dtype, A.shape[-2], A.shape[-1], rtol=known, mode=mode)
-    lower, upper = torch.ops.bsgap._intervals(
-        A, None, absolute, relative, center, plan.certificate == "probed", seed
+    bounds: tuple[Tensor, Tensor] = torch.ops.bsgap._intervals.default(
+        A, absolute, relative, center, plan.certificate == "probed", seed
     )
-    return lower.view(A.shape[:-2]), upper.view(A.shape[:-2])
+    return bounds
 
 
 def summary(A: Tensor, center: bool) -> Tensor:

@@ -116,7 +116,7 @@ struct CountGroup {
     grams[i] = gram_of(*jobs[i], center, serial_for, next);
   }
   void count() {
-    if (grams[0].side > kLaneSide) {
+    if (number == 1 && grams[0].side > kLaneSideAlone) {
       count_alone(*jobs[0], grams[0], serial_for);
     } else {
       count_in_lanes(jobs, grams, number);
@@ -177,7 +177,7 @@ inline void count_many(const std::vector<CountJob>& jobs, bool center, const Par
     }
     const CertifiedGram r = detail::gram_of(job, center, parallel);
     const CountJob* alone = &job;
-    if (r.side <= kLaneSide) {
+    if (r.side <= kLaneSideAlone) {
       detail::count_in_lanes(&alone, &r, 1);
     } else {
       detail::count_alone(job, r, parallel);

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "lanes.h"
 #include "ldlt.h"
 #include "parallel.h"
 #include "philox.h"
@@ -74,6 +75,23 @@ class ProposalProduct {
   Buffer<float> copy_, x_, y_;
 };
 
+// Largest eigenvalue of a tridiagonal matrix without negative ones, in every lane the same: six steps of
+// Laguerre's iteration where bisection takes fifty.
+inline double largest_of_tridiagonal(const Tridiagonal& t) {
+  const int64_t k = static_cast<int64_t>(t.diagonal.size());
+  double largest = 0;
+  for (const double x : t.diagonal) largest = std::max(largest, x);
+  const double scale = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1000, 1000)) : 1.0;
+  Buffer<Lanes> lanes(2 * k);
+  for (int64_t i = 0; i < k; ++i) {
+    lanes[i] = Lanes{} + t.diagonal[i] * scale;
+    lanes[k + i] = Lanes{} + (i + 1 < k ? t.off_diagonal[i] * scale : 0.0);
+  }
+  Lanes result;
+  lanes_largest(lanes.data(), lanes.data() + k, k, &result);
+  return result[0] / scale;
+}
+
 // A unit vector whose Rayleigh quotient is close to the largest eigenvalue. Lanczos with full
 // reorthogonalisation, stopped when four steps gained less than 1e-6 of the value: what is missing is then
 // far less.
@@ -98,7 +116,7 @@ inline std::vector<double> top_ritz_vector(const double* g, int64_t n, const std
     const double beta = std::sqrt(dot(y.data(), y.data(), n));
     const bool last = step + 1 == max_steps || !(beta > 1e-14 * std::abs(theta));
     if (step % 4 == 3 || last) {
-      theta = eigenvalue_by_bisection(t, 1);
+      theta = largest_of_tridiagonal(t);
       if (last || theta - previous <= 1e-6 * theta) break;
       previous = theta;
     }

@@ -163,6 +163,8 @@ class Thresholds {
 
 Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) { return torch::stable::empty(sizes, dtype); }
 
+std::vector<int64_t> batch_shape(const Tensor& a) { return {a.sizes().begin(), a.sizes().end() - 2}; }
+
 template <class T>
 T* data(Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
@@ -192,7 +194,7 @@ std::tuple<Tensor, Tensor> counts(const Tensor a, const std::optional<Tensor> pa
 // Near-rank (*) of a batch at one rtol which the Gram matrix is known to resolve.
 Tensor near_rank(const Tensor a, double rtol, bool center, bool float32_gram) {
   const Batch batch(a);
-  Tensor result = empty({a.sizes().begin(), a.sizes().end() - 2}, ScalarType::Long);
+  Tensor result = empty(batch_shape(a), ScalarType::Long);
   const Threshold threshold{0.0, rtol};
   std::vector<bsgap::CountJob> jobs(batch.size());
   for (int64_t i = 0; i < batch.size(); ++i)
@@ -247,20 +249,17 @@ Certified certify(const MatrixView& view, const Thresholds& thresholds, int64_t 
   return c;
 }
 
-std::tuple<Tensor, Tensor> intervals(const Tensor a, const std::optional<Tensor> pairs, double atol,
-                                     double rtol, bool center, bool probed, int64_t seed) {
+std::tuple<Tensor, Tensor> intervals(const Tensor a, double atol, double rtol, bool center, bool probed,
+                                     int64_t seed) {
   const Batch batch(a);
-  const Thresholds thresholds(pairs, atol, rtol, batch.size());
-  Tensor lower = empty({batch.size(), thresholds.count()}, ScalarType::Long);
-  Tensor upper = empty({batch.size(), thresholds.count()}, ScalarType::Long);
+  const Thresholds thresholds(std::nullopt, atol, rtol, batch.size());
+  Tensor lower = empty(batch_shape(a), ScalarType::Long), upper = empty(batch_shape(a), ScalarType::Long);
   int64_t *low = data<int64_t>(lower), *high = data<int64_t>(upper);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
     const Certified c = certify(batch[i], thresholds, i, center, probed,
                                 static_cast<uint64_t>(seed) + static_cast<uint64_t>(i), parallel);
-    for (int64_t j = 0; j < thresholds.count(); ++j) {
-      low[i * thresholds.count() + j] = c.intervals[j].lower;
-      high[i * thresholds.count() + j] = c.intervals[j].upper;
-    }
+    low[i] = c.intervals[0].lower;
+    high[i] = c.intervals[0].upper;
   });
   return {lower, upper};
 }
