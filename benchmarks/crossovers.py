@@ -2,8 +2,8 @@
 
 python benchmarks/crossovers.py     # about two minutes; writes benchmarks/results/crossovers.json
 
-On one thread: a matrix alone and eight together in vector lanes against LDL^T; LDL^T at several thresholds against
-`eigvalsh`. On all threads: the two certificates.
+On one thread: a matrix alone and eight together in vector lanes against LDL^T; LDL^T at several thresholds
+against `eigvalsh`. On all threads: the two certificates.
 """
 
 from __future__ import annotations
