@@ -129,7 +129,8 @@ def test_counts_are_the_oracles(case: Case, layout: str, center: bool, least: fl
     x = LAYOUTS[layout](A)
     assert bsgap.near_rank(x, rtol=rtol, center=center).item() == count
     assert bsgap.near_rank_grouped([x], rtol=rtol, center=center).tolist() == [count]
-    assert bsgap.singular_value_counts(x, torch.tensor([rtol]).double(), center=center).tolist() == [count]
+    thresholds = torch.tensor([2.0, rtol], dtype=torch.float64)
+    assert bsgap.singular_value_counts(x, thresholds, center=center).tolist() == [0, count]
     assert bsgap.near_rank_interval(x, rtol=rtol, center=center) == (count, count)
     lower, upper = bsgap.near_rank_interval(x, rtol=rtol, center=center, mode="probed")
     assert lower <= count <= upper
