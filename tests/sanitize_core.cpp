@@ -2,9 +2,11 @@
 // AddressSanitizer + UBSan and under ThreadSanitizer. Fails on a wrong count as well as on a report.
 #include <cstdio>
 #include <cstdlib>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "core/count_many.h"
 #include "core/counts.h"
 #include "core/probe.h"
 
@@ -57,6 +59,105 @@ void run(int64_t rows, int64_t cols, const bsgap::ParallelFor& parallel) {
     }
 }
 
+// Entries as each dtype stores them; those of an activation matrix above its noise are powers of two.
+void store(double value, bsgap::DType dtype, char* to) {
+  const float narrow = static_cast<float>(value);
+  uint32_t bits;
+  std::memcpy(&bits, &narrow, sizeof bits);
+  if (dtype == bsgap::DType::kFloat64) {
+    std::memcpy(to, &value, sizeof value);
+  } else if (dtype == bsgap::DType::kFloat32) {
+    std::memcpy(to, &narrow, sizeof narrow);
+  } else if (dtype == bsgap::DType::kBFloat16) {
+    const uint16_t half = static_cast<uint16_t>(bits >> 16);
+    std::memcpy(to, &half, sizeof half);
+  } else {
+    const int exponent = static_cast<int>(bits >> 23 & 0xFF) - 112;  // below 1: too small, here 0
+    uint32_t half = exponent < 1 ? 0 : std::min(exponent, 31) << 10 | (bits >> 13 & 0x3FF);
+    const uint16_t stored = static_cast<uint16_t>(half | (bits >> 16 & 0x8000));
+    std::memcpy(to, &stored, sizeof stored);
+  }
+}
+
+enum class Layout { kRows, kColumns, kPadded, kImages };
+
+// An activation matrix in memory of its own, not a byte longer than it reaches.
+struct Matrix {
+  std::vector<char> data;
+  bsgap::MatrixView view;
+  int64_t expected = 0;  // values above 0.2; -1 with a NaN
+
+  Matrix(int64_t rows, int64_t cols, bsgap::DType dtype, Layout layout, bool spoiled) {
+    view = {nullptr, dtype, rows, cols, cols, 1};
+    if (layout == Layout::kColumns) view.row_stride = 1, view.col_stride = rows;
+    if (layout == Layout::kPadded) view.row_stride = 2 * cols + 3, view.col_stride = 2;
+    if (layout == Layout::kImages && rows % 4 == 0 && rows >= cols) {  // four images, channels are columns
+      view.group = rows / 4;
+      view.row_stride = 1, view.col_stride = view.group, view.group_stride = view.group * cols;
+    }
+    const auto offset = [&](int64_t i, int64_t j) { return view.row_offset(i) + j * view.col_stride; };
+    data.resize((offset(rows - 1, cols - 1) + 1) * view.item_bytes());
+    const std::vector<float> values = activation_matrix(rows, cols);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < cols; ++j)
+        store(values[i * cols + j], dtype, data.data() + offset(i, j) * view.item_bytes());
+    expected = std::min<int64_t>(std::min(rows, cols), 3);
+    if (spoiled) {
+      store(std::nan(""), dtype, data.data() + offset(rows - 1, cols - 1) * view.item_bytes());
+      expected = -1;
+    }
+    view.data = data.data();
+  }
+};
+
+// Counts at 0.2 and at 10, all in one call.
+void count_all(const std::vector<Matrix>& matrices, const bsgap::ParallelFor& parallel) {
+  const bsgap::Threshold thresholds[] = {{0.2, 0.0}, {10.0, 0.1}};
+  for (const bool center : {false, true}) {
+    std::vector<bsgap::CountJob> jobs;
+    std::vector<int64_t> counts(2 * matrices.size(), -7);
+    std::vector<double> smallest(matrices.size());
+    for (size_t i = 0; i < matrices.size(); ++i) {
+      const auto precision = i % 3 == 0 ? bsgap::GramPrecision::kFloat64 : bsgap::GramPrecision::kFloat32;
+      const int64_t number = 1 + static_cast<int64_t>(i % 2);
+      jobs.push_back({matrices[i].view, precision, thresholds, number, &counts[2 * i], &smallest[i]});
+    }
+    bsgap::count_many(jobs, center, parallel);
+    for (size_t i = 0; i < matrices.size(); ++i) {
+      const int64_t expected = matrices[i].expected, where = static_cast<int64_t>(i);
+      check(center ? (counts[2 * i] == -1) == (expected == -1) : counts[2 * i] == expected, "count of a list",
+            where);
+      check(counts[2 * i + 1] == (i % 2 == 0 ? -7 : std::min<int64_t>(expected, 0)), "second threshold",
+            where);
+    }
+  }
+}
+
+// Lists of every side, dtype and layout, with lanes partly filled and NaN among the members; from 128
+// matrices on a group is one piece of work.
+void run_lists(const bsgap::ParallelFor& parallel) {
+  const bsgap::DType dtypes[] = {bsgap::DType::kFloat64, bsgap::DType::kFloat32, bsgap::DType::kBFloat16,
+                                 bsgap::DType::kFloat16};
+  const auto matrix = [&](int64_t i, int64_t rows, int64_t cols) {
+    return Matrix(rows, cols, dtypes[i % 4], static_cast<Layout>(i / 4 % 4), i % 5 == 3);
+  };
+  const int64_t sides[] = {1, 2, 7, 8, 9, 24, 63, 64, 65, 97};
+  std::vector<Matrix> mixed, many, one;
+  int64_t i = 0;
+  for (const int64_t side : sides) {
+    mixed.push_back(matrix(++i, 4 * side, side));
+    mixed.push_back(matrix(++i, side, 40));
+  }
+  count_all(mixed, parallel);
+  for (i = 0; i < 131; ++i) many.push_back(matrix(i, 20 + 4 * (i % 3), i % 7 == 6 ? 66 : 1 + i % 20));
+  count_all(many, parallel);
+  for (const int64_t side : {20, 80}) {
+    one.clear();
+    one.push_back(matrix(0, 2 * side, side));
+    count_all(one, parallel);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -67,6 +168,7 @@ int main(int argc, char** argv) {
   if (argc > 1 && std::string(argv[1]) == "threads") {
     run(700, 530, threaded_for);   // more than one block of G, parallel panels and products
     run(20000, 30, threaded_for);  // row slabs
+    run_lists(threaded_for);
     return 0;
   }
   for (const int64_t n : {1, 2, 7, 8, 9, 23, 24, 25, 63, 64, 65, 95, 96, 97, 200}) {
@@ -74,5 +176,9 @@ int main(int argc, char** argv) {
     run(n, 257, bsgap::serial_for);
     run(300, n, bsgap::serial_for);
   }
+  run(4300, 130, bsgap::serial_for);  // slabs
+  run(530, 520, bsgap::serial_for);   // blocks of G, three strips of the factorisation, shares of the product
+  run(300, 260, bsgap::serial_for);   // two strips
+  run_lists(bsgap::serial_for);
   return 0;
 }

@@ -125,19 +125,6 @@ def test_gram_error_over_chunks_and_slabs(rows: int, center: bool) -> None:
 
 
 @QUICK
-@given(st.integers(1, 60), st.integers(0, 10**6), st.floats(0, 14), st.integers(-200, 200))
-def test_tridiagonal_keeps_the_eigenvalues(n: int, seed: int, decades: float, exponent: int) -> None:
-    G = gaussian_symmetric(n, seed, decades) * 2.0**exponent
-    d, e = _core.tridiagonalize(G)
-    T = np.diag(d) + np.diag(e, 1) + np.diag(e, -1)
-    values = np.linalg.eigvalsh(G)
-    margin = 1e-14 * n * np.abs(values).max()
-    assert np.abs(np.linalg.eigvalsh(T) - values).max() <= margin
-    rank = 1 + seed % n
-    assert abs(_core.tridiagonal_eigenvalue(d, e, rank) - values[n - rank]) <= margin
-
-
-@QUICK
 @given(st.integers(1, 40), st.integers(0, 10**6), st.floats(-2, 2), st.booleans())
 def test_sturm_counts_against_eigvalsh(n: int, seed: int, x: float, graded: bool) -> None:
     rng = np.random.default_rng(seed)

@@ -78,9 +78,10 @@ def true_counts(G: Tensor, rtol: float) -> Tensor:
 
 def core_count(G: Tensor, *, atol: float = 0.0, rtol: float = 0.0) -> int:
     """Point count by csrc/core's tridiagonal form, whatever the side."""
-    d, e = _core.tridiagonalize(G.numpy())
-    tau_squared = max(atol * atol, rtol * (rtol * max(_core.tridiagonal_eigenvalue(d, e, 1), 0.0)))
-    return _core.sturm_count_above(d, e, tau_squared)
+    alone = G.numpy()[None]
+    top = float(_core.lane_spectra(alone)["largest"][0, 0])
+    tau_squared = max(atol * atol, rtol * (rtol * max(top, 0.0)))
+    return int(_core.lane_spectra(alone, [[tau_squared]])["counts"][0, 0])
 
 
 @pytest.mark.parametrize("k", SIDES)

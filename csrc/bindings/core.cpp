@@ -8,6 +8,7 @@
 
 #include "core/ceilings.h"
 #include "core/counts.h"
+#include "core/lanes.h"
 #include "core/probe.h"
 
 namespace py = pybind11;
@@ -160,10 +161,39 @@ py::dict inertia(const Array& g, double shift) {
   return result;
 }
 
-py::tuple tridiagonalize(const Array& g) {
-  const bsgap::Tridiagonal t = bsgap::tridiagonalize(g.data(), square_side(g));
-  return py::make_tuple(py::array_t<double>(t.diagonal.size(), t.diagonal.data()),
-                        py::array_t<double>(t.off_diagonal.size(), t.off_diagonal.data()));
+// A vector of lanes after the other as rows of a matrix, a lane each.
+py::array_t<double> rows_of_lanes(const bsgap::Lanes* lanes, int64_t count, int64_t length) {
+  py::array_t<double> result({count, length});
+  for (int64_t l = 0; l < count; ++l)
+    for (int64_t i = 0; i < length; ++i) result.mutable_data()[l * length + i] = lanes[i][l];
+  return result;
+}
+
+py::dict lane_spectra(const Array& g, const std::optional<Array>& x) {
+  if (g.ndim() != 3 || g.shape(1) != g.shape(2) || g.shape(1) == 0)
+    fail("G must be a stack of square matrices, got " + std::to_string(g.ndim()) + " dimensions");
+  const int64_t count = g.shape(0), n = g.shape(1), shifts = x && x->ndim() == 2 ? x->shape(1) : 0;
+  if (count < 1 || count > bsgap::kLanes)
+    fail("G must hold 1 ... " + std::to_string(bsgap::kLanes) + " matrices, got " + std::to_string(count));
+  if (x && (x->ndim() != 2 || x->shape(0) != count)) fail("x must have one row per matrix of G");
+  const double* matrices[bsgap::kLanes];
+  for (int64_t l = 0; l < count; ++l) matrices[l] = g.data() + l * n * n;
+  const bsgap::ScopedIeee ieee;
+  const bsgap::LaneSpectra spectra(matrices, static_cast<int>(count), n);
+  std::vector<bsgap::Lanes> counts(shifts);
+  for (int64_t t = 0; t < shifts; ++t) {
+    bsgap::Lanes at{};
+    for (int64_t l = 0; l < count; ++l) at[l] = x->data()[l * shifts + t];
+    counts[t] = spectra.count_above(at);
+  }
+  const bsgap::Lanes largest = spectra.largest(), scale = spectra.scale();
+  py::dict result;
+  result["diagonal"] = rows_of_lanes(spectra.diagonal(), count, n);
+  result["off_diagonal"] = rows_of_lanes(spectra.off_diagonal(), count, n - 1);
+  result["scale"] = rows_of_lanes(&scale, count, 1);
+  result["largest"] = rows_of_lanes(&largest, count, 1);
+  result["counts"] = rows_of_lanes(counts.data(), count, shifts);
+  return result;
 }
 
 bsgap::Tridiagonal tridiagonal(const Array& diagonal, const Array& off_diagonal) {
@@ -232,7 +262,12 @@ PYBIND11_MODULE(_core, m) {
         "TRIDIAGONAL_SIDE are counted. The lower triangle of G is read.");
   m.def("inertia", &inertia, "G"_a, "shift"_a,
         "Positive pivots of LDL^T of G - shift I with the bounds of its error.");
-  m.def("tridiagonalize", &tridiagonalize, "G"_a, "Householder tridiagonal form: (diagonal, off_diagonal).");
+  m.def(
+      "lane_spectra", &lane_spectra, "G"_a, "x"_a = py::none(),
+      "What point counts of small sides stand on: of 1 ... 8 positive semidefinite matrices (b, n, n), side "
+      "by "
+      "side,\nthe tridiagonal form times scale, the largest eigenvalue and the numbers of eigenvalues above "
+      "x (b, t).");
   m.def(
       "sturm_count_above",
       [](const Array& d, const Array& e, double x) { return bsgap::sturm_count_above(tridiagonal(d, e), x); },

@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <cstring>
 #include <new>
 #include <utility>
 
@@ -44,6 +45,13 @@ class BlockCache {
       if (block.data) block.release();
   }
   Block take(size_t bytes) {
+#if defined(BSGAP_CHECK_BUFFERS)
+    // For the sanitizers: what is read before it is written is NaN, and no block is longer than was asked
+    // for.
+    const Block fresh = Block::allocate(bytes);
+    std::memset(fresh.data, 0xFF, bytes);
+    return fresh;
+#endif
     for (Block& block : kept_)
       if (block.bytes >= bytes && block.bytes <= 2 * bytes) return std::exchange(block, {});
     return Block::allocate(bytes);

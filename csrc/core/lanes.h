@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "buffer.h"
 #include "isa.h"
@@ -201,22 +202,27 @@ class LaneSpectra {
       for (int64_t i = 0; i < n; ++i) largest = std::max(largest, g[l][i * n + i]);
       scale_[l] = largest > 0 ? std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1000, 1000)) : 1.0;
     }
-    Lanes* a = storage_.data() + 2 * n;
+    Lanes *diagonal = storage_.data(), *off_diagonal = diagonal + n, *a = off_diagonal + n;
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j <= i; ++j) {
         Lanes entry{};
         for (int l = 0; l < count; ++l) entry[l] = g[l][i * n + j];
         a[detail::triangle(i) + j] = entry * scale_;
       }
-    detail::lanes_tridiagonalize(a, n, diagonal(), off_diagonal(), a + detail::triangle(n));
+    detail::lanes_tridiagonalize(a, n, diagonal, off_diagonal, a + detail::triangle(n));
   }
 
-  Lanes largest() {
+  // Of the matrices times scale().
+  const Lanes* diagonal() const { return storage_.data(); }           // n
+  const Lanes* off_diagonal() const { return storage_.data() + n_; }  // n - 1
+  Lanes scale() const { return scale_; }
+
+  Lanes largest() const {
     Lanes result;
     detail::lanes_largest(diagonal(), off_diagonal(), n_, &result);
     return result / scale_;
   }
-  Lanes count_above(const Lanes& x) {
+  Lanes count_above(const Lanes& x) const {
     const Lanes scaled = x * scale_;
     Lanes count;
     detail::lanes_sturm(diagonal(), off_diagonal(), n_, &scaled, &count);
@@ -224,9 +230,6 @@ class LaneSpectra {
   }
 
  private:
-  Lanes* diagonal() { return storage_.data(); }
-  Lanes* off_diagonal() { return storage_.data() + n_; }
-
   int64_t n_;
   Lanes scale_ = Lanes{} + 1.0;
   Buffer<Lanes> storage_;

@@ -1,16 +1,15 @@
-// Householder tridiagonalisation of a symmetric matrix and Sturm counts on the result, float64.
+// Eigenvalues of one symmetric tridiagonal matrix, as Lanczos leaves it: Sturm counts and bisection, float64.
 //
-// Point counts only: no backward-error theorem with constants stands behind them, so no certificate
-// is built on them (interval ends come from ldlt.h).
+// No backward-error theorem with constants stands behind them, so no certificate is built on them.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 #include "rounding.h"
-#include "vector_ops.h"
 
 namespace bsgap {
 
@@ -18,49 +17,6 @@ struct Tridiagonal {
   std::vector<double> diagonal;      // n
   std::vector<double> off_diagonal;  // n - 1
 };
-
-// g: n x n row-major, lower triangle read. Golub & Van Loan, Matrix Computations, section 8.3.1.
-inline Tridiagonal tridiagonalize(const double* g, int64_t n) {
-  ScopedIeee ieee;
-  Tridiagonal t;
-  t.diagonal.resize(n);
-  t.off_diagonal.resize(n > 0 ? n - 1 : 0);
-  std::vector<double> a(n * n), v(n), p(n);
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t j = 0; j <= i; ++j) a[i * n + j] = a[j * n + i] = g[i * n + j];
-  for (int64_t k = 0; k + 2 < n; ++k) {
-    const int64_t first = k + 1;
-    double* column = a.data() + k * n;  // row k equals column k
-    double tail = 0;
-    for (int64_t j = first + 1; j < n; ++j) tail += column[j] * column[j];
-    if (tail == 0) {
-      t.off_diagonal[k] = column[first];
-      continue;
-    }
-    const double norm = std::sqrt(column[first] * column[first] + tail);
-    const double alpha = column[first] > 0 ? -norm : norm;
-    for (int64_t j = first; j < n; ++j) v[j] = column[j];
-    v[first] -= alpha;
-    const double beta = 2.0 / (tail + v[first] * v[first]);
-    double vp = 0;
-    for (int64_t i = first; i < n; ++i) {
-      const double* row = a.data() + i * n;
-      p[i] = beta * dot(row + first, v.data() + first, n - first);
-      vp += v[i] * p[i];
-    }
-    const double half = 0.5 * beta * vp;
-    for (int64_t i = first; i < n; ++i) p[i] -= half * v[i];
-    for (int64_t i = first; i < n; ++i) {
-      double* row = a.data() + i * n;
-      add_multiple(-v[i], p.data() + first, row + first, n - first);
-      add_multiple(-p[i], v.data() + first, row + first, n - first);
-    }
-    t.off_diagonal[k] = alpha;
-  }
-  for (int64_t k = 0; k < n; ++k) t.diagonal[k] = a[k * n + k];
-  if (n > 1) t.off_diagonal[n - 2] = a[(n - 1) * n + n - 2];
-  return t;
-}
 
 // #{eigenvalues of T above x}: positive pivots of T - x I. A vanishing pivot is replaced by a tiny
 // negative one, as in LAPACK's dstebz, so that an eigenvalue equal to x is not counted.
