@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, FLOAT64_GRAM_MIN_RTOL
+from bsgap_kernels.dispatch import (
+    FLOAT32_GRAM_MIN_RTOL,
+    FLOAT64_GRAM_MIN_RTOL,
+    MAX_FACTORISATIONS,
+    PROBED_MIN_SIDE,
+    TRIDIAGONAL_SIDE,
+)
 
-RESULT = Path(__file__).resolve().parents[1] / "benchmarks" / "results" / "gram_error.json"
+RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
+RESULT, CROSSOVERS = RESULTS / "gram_error.json", RESULTS / "crossovers.json"
 
 
 def test_the_band_around_the_threshold_stays_under_one_percent() -> None:
@@ -19,6 +26,27 @@ def test_the_band_around_the_threshold_stays_under_one_percent() -> None:
     for name, limit in limits.items():
         worst = max(row[name] for row in measured["rows"])
         assert worst / (2 * limit**2) < 0.01
+
+
+def test_the_constants_stand_on_the_measured_crossovers() -> None:
+    measured = json.loads(CROSSOVERS.read_text(encoding="utf-8"))
+    assert measured["constants"] == {
+        "TRIDIAGONAL_SIDE": TRIDIAGONAL_SIDE,
+        "MAX_FACTORISATIONS": MAX_FACTORISATIONS,
+        "PROBED_MIN_SIDE": PROBED_MIN_SIDE,
+    }
+    noise = 1.1
+    for row in measured["lanes"]:
+        if row["side"] <= TRIDIAGONAL_SIDE:
+            assert row["eight in lanes"] <= noise * row["eight by ldlt"], row
+    for row in measured["thresholds"]:
+        assert row[f"ldlt at {MAX_FACTORISATIONS}"] <= noise * row["eigvalsh"], row
+        assert row[f"ldlt at {2 * MAX_FACTORISATIONS}"] >= row["eigvalsh"] / noise, row
+    for row in measured["certificates"]:
+        pays = row["side"] >= PROBED_MIN_SIDE
+        assert (
+            row["probed"] <= noise * row["rigorous"] if pays else row["rigorous"] <= noise * row["probed"]
+        ), row
 
 
 def test_the_accumulations_are_as_good_as_measured() -> None:

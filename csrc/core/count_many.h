@@ -116,10 +116,10 @@ struct CountGroup {
     grams[i] = gram_of(*jobs[i], center, serial_for, next);
   }
   void count() {
-    if (number == 1 && grams[0].side > kLaneSideAlone) {
-      count_alone(*jobs[0], grams[0], serial_for);
-    } else {
+    if (lanes_pay(grams[0].side, number)) {
       count_in_lanes(jobs, grams, number);
+    } else {
+      for (int i = 0; i < number; ++i) count_alone(*jobs[i], grams[i], serial_for);
     }
     for (int i = 0; i < number; ++i) grams[i] = {};  // or the memory of all would be held to the end
   }
@@ -177,7 +177,7 @@ inline void count_many(const std::vector<CountJob>& jobs, bool center, const Par
     }
     const CertifiedGram r = detail::gram_of(job, center, parallel);
     const CountJob* alone = &job;
-    if (r.side <= kLaneSideAlone) {
+    if (lanes_pay(r.side, 1)) {
       detail::count_in_lanes(&alone, &r, 1);
     } else {
       detail::count_alone(job, r, parallel);

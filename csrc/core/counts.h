@@ -136,8 +136,11 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
 // Sides up to this are tridiagonalised in vector lanes (lanes.h); above it every threshold costs one LDL^T
 // and sigma_max a Lanczos run checked by another.
 inline constexpr int64_t kLaneSide = 64;
-// The same for a matrix that would have the lanes to itself.
-inline constexpr int64_t kLaneSideAlone = 32;
+// Lanes take as long for one matrix as for eight: they pay up to this side for each that is there.
+inline constexpr int64_t kLaneSidePerMatrix = 24;
+inline bool lanes_pay(int64_t side, int64_t matrices) {
+  return side <= kLaneSide && side <= matrices * kLaneSidePerMatrix;
+}
 
 // Counts for content that needs no arithmetic: -1 for non-finite values; a zero matrix has only
 // singular values 0, above a negative threshold and no other.
