@@ -57,7 +57,7 @@ def checked_tolerances(
     )
     if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
         return as_tensor(atol, A), as_tensor(rtol, A)
-    if not torch.compiler.is_compiling() and A.numel() > 0:
+    if (rtol is None or rtol >= 1) and not torch.compiler.is_compiling() and A.numel() > 0:
         relative = effective_tolerances(A, atol, rtol, m)[1]
         if relative >= 1:
             warnings.warn(

@@ -166,8 +166,8 @@ inline void count_shared(const std::vector<const CountJob*>& jobs, bool center, 
 
 }  // namespace detail
 
-// Counts of all jobs; the result of each depends on itself alone, not on its company or the number of
-// threads.
+// Counts of all jobs. Results do not depend on the number of threads. Whether a matrix is counted in lanes
+// depends on its company: where rounding decides, its count may differ from that of the matrix alone.
 inline void count_many(const std::vector<CountJob>& jobs, bool center, const ParallelFor& parallel) {
   std::vector<const CountJob*> shared;
   for (const CountJob& job : jobs) {

@@ -26,7 +26,7 @@ namespace detail {
 
 inline constexpr int64_t kChunk = 256;  // rows of X packed at a time, and summed in column sums
 // Rows of X in one register sum. Shorter float sums round less; adding them up in double costs the time of
-// about 5 more rows.
+// about 8 more rows.
 template <class T>
 inline constexpr int64_t kSumRows = sizeof(T) == 4 ? 128 : kChunk;
 
