@@ -370,14 +370,13 @@ def test_columns_whose_squares_underflow() -> None:
         assert bsgap.near_rank(torch.block_diag(A, A.mT), rtol=0.3).item() == 4
 
 
-@pytest.mark.parametrize("n", [25, 40, 64])
-def test_repeated_columns(n: int) -> None:
-    # What elimination leaves of them shrinks by 1e-16 again and again, down to such entries: every other matrix
-    # of side 64 with half of its columns equal has some.
+def test_repeated_columns() -> None:
+    # What elimination leaves of them shrinks by 1e-16 again and again, down to such entries, in about half of
+    # these matrices. NaN there left sigma_max at an upper bound, and the count too low.
     for seed in range(30):
-        A = Case(2 * n, n, torch.float64, "low rank", seed).matrix()
-        sigma = reference.singular_values(A)
-        assert bsgap.near_rank(A, rtol=1e-3).item() == int((sigma > 1e-3 * sigma[0]).sum()) == n // 2 + 1
+        A = Case(128, 64, torch.float64, "low rank", seed).matrix()
+        for rtol in (0.07, 0.1, 0.15):
+            assert bsgap.near_rank(A, rtol=rtol).item() == int(reference.near_rank(A, rtol=rtol))
 
 
 def test_sums_that_overflow_off_the_diagonal_only() -> None:
