@@ -370,6 +370,15 @@ def test_columns_whose_squares_underflow() -> None:
         assert bsgap.near_rank(torch.block_diag(A, A.mT), rtol=0.3).item() == 4
 
 
+def test_repeated_columns() -> None:
+    # What elimination leaves of them shrinks by 1e-16 again and again, down to such entries, in about half of
+    # these matrices. NaN there left sigma_max at an upper bound, and the count too low.
+    for seed in range(30):
+        A = Case(128, 64, torch.float64, "low rank", seed).matrix()
+        for rtol in (0.07, 0.1, 0.15):
+            assert bsgap.near_rank(A, rtol=rtol).item() == int(reference.near_rank(A, rtol=rtol))
+
+
 def test_sums_that_overflow_off_the_diagonal_only() -> None:
     # Rounded sums of squares stay below float32's range, the sum of products between them does not.
     x, y = ("0x1.0fa018p+63", "0x1.b20242p+63"), ("0x1.0fa01ap+63", "0x1.b2024p+63")
@@ -380,15 +389,16 @@ def test_sums_that_overflow_off_the_diagonal_only() -> None:
 
 
 def test_counted_matrices_leave_no_memory_behind() -> None:
-    # 150 matrices take 69 MB of Gram matrices, of which two are alive at a time; the input takes 0.5 MB.
+    # 700 matrices have 320 MB of Gram matrices, of which two are alive at a time; the input takes 0.2 MB. The
+    # peak of importing hides some of what is used after.
     code = """
 import resource, torch, bsgap_kernels
 torch.set_num_threads(2)
 x = torch.randn(240, 240)
 bsgap_kernels.near_rank(x.expand(2, 240, 240), rtol=0.02)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-bsgap_kernels.near_rank(x.expand(150, 240, 240), rtol=0.02)
+bsgap_kernels.near_rank(x.expand(700, 240, 240), rtol=0.02)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 30_000, "KiB"
+    assert int(done.stdout) < 50_000, "KiB"

@@ -228,6 +228,17 @@ def test_zero_pivots() -> None:
     assert counts.item() == 1
 
 
+def test_columns_whose_squares_underflow() -> None:
+    # The Householder factor is a reciprocal of squares, which overflows for entries near 1e-160.
+    n, tiny = 130, [1e-130, 1e-135, 1e-140, 1e-145, 1e-150, 1e-155, 1e-160, 1e-163]
+    g = torch.diag(torch.linspace(0.5, 1.0, n, dtype=torch.float64)).repeat(len(tiny), 1, 1)
+    g[:, 0, 5] = g[:, 5, 0] = torch.tensor(tiny, dtype=torch.float64)
+    counts, _, _, values = run([g], rtol=0.9, spectrum=True)
+    expected = torch.linalg.eigvalsh(g)
+    assert float((values[0] - expected).abs().max()) <= 1e-14 * n
+    assert counts.flatten().tolist() == (expected > 0.81).sum(-1).tolist()
+
+
 def test_content_without_arithmetic() -> None:
     n = 140
     good = with_count(n, 30)

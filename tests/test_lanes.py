@@ -42,6 +42,13 @@ def multiplicities(n: int, rng: np.random.Generator) -> Matrix:
     return rotated(rng.choice([0.0, 0.25, 1.0], n), rng)
 
 
+def repeated_columns(n: int, rng: np.random.Generator) -> Matrix:
+    """What elimination leaves of them shrinks by 1e-16 again and again, down to squares that underflow."""
+    A = rng.standard_normal((2 * n, n))
+    A[:, n // 2 :] = A[:, :1]
+    return A.T @ A
+
+
 def sparse(n: int, rng: np.random.Generator) -> Matrix:
     """Columns that are zero, or zero but for one entry of any size: nothing to eliminate, or too little."""
     A = np.diag(rng.uniform(0.5, 2, n))
@@ -59,6 +66,7 @@ KINDS: dict[str, Callable[[int, np.random.Generator], Matrix]] = {
     "equal": lambda n, _: np.eye(n),
     "graded": lambda n, rng: graded(n, 10, rng),
     "graded, 300 decades": lambda n, rng: graded(n, 150, rng),
+    "repeated columns": repeated_columns,
     "sparse": sparse,
     "tiny": lambda n, rng: gram(n, n, rng) * 2.0**-390,
     "huge": lambda n, rng: gram(n, n, rng) * 2.0**390,

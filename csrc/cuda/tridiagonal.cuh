@@ -1,6 +1,5 @@
 // Householder tridiagonalisation of a matrix of at most Group::kSize rows by the threads of a group, in
-// shared memory, and Sturm counts on the result, float64: csrc/core/tridiagonal.h in parallel. Point counts
-// only.
+// shared memory, and Sturm counts on the result, float64. Point counts only.
 //
 // The lower triangle is packed by rows. Row i starts at i(i + 1) / 2, and 16 consecutive triangular numbers
 // take every value modulo 16 once: threads that walk down 16 rows in step, as all loops here do, hit 16

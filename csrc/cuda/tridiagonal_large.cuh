@@ -1,5 +1,5 @@
 // Whole spectra for sides above kSmallSide: Householder tridiagonalisation over the grid, then bisection with
-// Sturm counts, as csrc/core/tridiagonal.h. Point counts only; no certificate stands on it.
+// Sturm counts, as csrc/core/lanes.h. Point counts only; no certificate stands on it.
 //
 // One launch per column for all matrices together: blocks of rows apply the rank-2 update of the last column
 // and multiply by the present vector in the same sweep; the block that arrives last forms w, the next column
@@ -12,6 +12,7 @@
 
 #include "lanczos.cuh"
 #include "large_plan.cuh"
+#include "tridiagonal.cuh"
 
 namespace bsgap::cuda {
 
@@ -133,12 +134,12 @@ __global__ void __launch_bounds__(kLargeThreads, 2) householder_kernel(LargeBatc
   tail = group.sum(tail);
   const double head = first + 1 < n ? next[first + 1] : 0, diagonal = next[first];
   group.sync();  // both have been read
-  if (tail == 0) {
+  if (tail < kNegligible) {
     for (int64_t i = first + threadIdx.x; i < n; i += kLargeThreads) next[i] = 0;
   }
   if (threadIdx.x != 0) return;
   r.diagonal[first] = diagonal;
-  if (tail == 0) {
+  if (tail < kNegligible) {
     r.off_diagonal[first] = head;
     m.reflector = 0;
     return;
