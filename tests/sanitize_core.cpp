@@ -59,6 +59,23 @@ void run(int64_t rows, int64_t cols, const bsgap::ParallelFor& parallel) {
     }
 }
 
+// The matrix of the sine transform: dense, symmetric and orthogonal, so its eigenvalues are 1 and -1 and the
+// trace tells how many of each. A part of the factorisation that is left out shows in the count.
+void run_factorisation(int64_t n, const bsgap::ParallelFor& parallel) {
+  std::vector<double> g(n * n), work(n * bsgap::factor_stride(n));
+  const double step = std::acos(-1.0) / static_cast<double>(n + 1);
+  double trace = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < n; ++j)
+      g[i * n + j] = std::sqrt(2.0 / static_cast<double>(n + 1)) *
+                     std::sin(static_cast<double>((i + 1) * (j + 1) % (2 * n + 2)) * step);
+    trace += g[i * n + i];
+  }
+  const bsgap::InertiaCount c = bsgap::count_above(g.data(), n, 0.1, work.data(), parallel);
+  check(c.valid && c.factor_error < 0.5, "factorisation", n);
+  check(c.positive == std::lround((static_cast<double>(n) + trace) / 2), "inertia", n);
+}
+
 // Entries as each dtype stores them; those of an activation matrix above its noise are powers of two.
 void store(double value, bsgap::DType dtype, char* to) {
   const float narrow = static_cast<float>(value);
@@ -168,6 +185,7 @@ int main(int argc, char** argv) {
   if (argc > 1 && std::string(argv[1]) == "threads") {
     run(700, 530, threaded_for);   // more than one block of G, parallel panels and products
     run(20000, 30, threaded_for);  // row slabs
+    run_factorisation(530, threaded_for);
     run_lists(threaded_for);
     return 0;
   }
@@ -177,8 +195,9 @@ int main(int argc, char** argv) {
     run(300, n, bsgap::serial_for);
   }
   run(4300, 130, bsgap::serial_for);  // slabs
-  run(530, 520, bsgap::serial_for);   // blocks of G, three strips of the factorisation, shares of the product
-  run(300, 260, bsgap::serial_for);   // two strips
+  run(530, 520, bsgap::serial_for);   // blocks of G, shares of the product
+  for (const int64_t n : {1, 8, 63, 64, 65, 130, 256, 257, 300, 330, 513, 530})  // strips of 256 columns
+    run_factorisation(n, bsgap::serial_for);
   run_lists(bsgap::serial_for);
   return 0;
 }
