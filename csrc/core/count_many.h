@@ -116,10 +116,10 @@ struct CountGroup {
     grams[i] = gram_of(*jobs[i], center, serial_for, next);
   }
   void count() {
-    if (lanes_pay(grams[0].side, number)) {
+    if (grams[0].side <= kLaneSide) {
       count_in_lanes(jobs, grams, number);
     } else {
-      for (int i = 0; i < number; ++i) count_alone(*jobs[i], grams[i], serial_for);
+      count_alone(*jobs[0], grams[0], serial_for);
     }
     for (int i = 0; i < number; ++i) grams[i] = {};  // or the memory of all would be held to the end
   }
@@ -166,8 +166,8 @@ inline void count_shared(const std::vector<const CountJob*>& jobs, bool center, 
 
 }  // namespace detail
 
-// Counts of all jobs. Results do not depend on the number of threads. Whether a matrix is counted in lanes
-// depends on its company: where rounding decides, its count may differ from that of the matrix alone.
+// Counts of all jobs; the result of each depends on itself alone, not on its company or the number of
+// threads.
 inline void count_many(const std::vector<CountJob>& jobs, bool center, const ParallelFor& parallel) {
   std::vector<const CountJob*> shared;
   for (const CountJob& job : jobs) {
@@ -177,7 +177,7 @@ inline void count_many(const std::vector<CountJob>& jobs, bool center, const Par
     }
     const CertifiedGram r = detail::gram_of(job, center, parallel);
     const CountJob* alone = &job;
-    if (lanes_pay(r.side, 1)) {
+    if (r.side <= kLaneSide) {
       detail::count_in_lanes(&alone, &r, 1);
     } else {
       detail::count_alone(job, r, parallel);

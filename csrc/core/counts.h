@@ -133,15 +133,10 @@ inline void certified_counts(const double* g, int64_t n, double gram_error, cons
   }
 }
 
-// Sides up to this are tridiagonalised in vector lanes (lanes.h); above it every threshold costs one LDL^T
-// and sigma_max a Lanczos run checked by another.
+// Sides up to this are tridiagonalised in vector lanes (lanes.h), which take as long for one matrix as for
+// eight: where one alone loses about what each of eight gains. Above it every threshold costs one LDL^T and
+// sigma_max a Lanczos run checked by another.
 inline constexpr int64_t kLaneSide = 64;
-// Lanes take as long for one matrix as for eight: they pay up to this side for each that is there.
-inline constexpr int64_t kLaneSidePerMatrix = 24;
-inline bool lanes_pay(int64_t side, int64_t matrices) {
-  return side <= kLaneSide && side <= matrices * kLaneSidePerMatrix;
-}
-
 // Counts for content that needs no arithmetic: -1 for non-finite values; a zero matrix has only
 // singular values 0, above a negative threshold and no other.
 inline int64_t trivial_count(Content content, const Threshold& t, int64_t side) {
