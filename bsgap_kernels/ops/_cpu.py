@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import FLOAT64_GRAM_MIN_RTOL, select_backend
+from ..strides import joined_dimensions
 from ._tolerances import effective_tolerances, svd_counts
 
 
@@ -100,17 +101,11 @@ def count_grouped(
 def as_rows(A: Tensor) -> Tensor:
     """A (*, n) in a form that the C++ ops read in place as one matrix: as it is, where its rows are regular.
 
-    Strides of at most two levels are: contiguous, channels_last, and NCHW with the channels moved last.
+    Strides of at most two levels are: contiguous, channels_last, and NCHW with the channels moved last. Two
+    levels are copied where there are fewer rows than features, because the rows are then a side.
     """
     n = A.shape[-1]
-    steps: list[tuple[int, int]] = []  # (size, stride) of the leading dimensions, regular ones taken together
-    for size, stride in zip(A.shape[:-1], A.stride()[:-1], strict=True):
-        if size == 1:
-            continue
-        if steps and steps[-1][1] == size * stride:
-            steps[-1] = (steps[-1][0] * size, stride)
-        else:
-            steps.append((size, stride))
+    steps = joined_dimensions(list(zip(A.shape[:-1], A.stride()[:-1], strict=True)))
     if len(steps) <= 1 or (len(steps) == 2 and A.numel() >= n * n):
         return A
     return A.reshape(-1, n)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..strides import joined_dimensions
+
 COLUMNS = (
     "first_item",  # prefix sum of Gram work items within the row's launch group
     "first_matrix",  # prefix sum of matrices, table order
@@ -89,19 +91,6 @@ class Orientation:
         return self.outer * self.inner
 
 
-def _merged(dimensions: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Dimensions (size, stride), outermost first, with those joined that one stride describes."""
-    merged: list[tuple[int, int]] = []
-    for size, stride in dimensions:
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = (merged[-1][0] * size, stride)
-        else:
-            merged.append((size, stride))
-    return merged
-
-
 def describe(A: Tensor, *, batch: bool, features_side: bool = False) -> MatrixView | None:
     """The matrices of A (*, m, n), n features last: leading dimensions count matrices, or observations.
 
@@ -113,9 +102,9 @@ def describe(A: Tensor, *, batch: bool, features_side: bool = False) -> MatrixVi
     sizes, strides = list(A.shape), list(A.stride())
     n, stride_column = sizes[-1], strides[-1]
     split = len(sizes) - 2 if batch else 0
-    matrices = _merged(list(zip(sizes[:split], strides[:split], strict=True)))
+    matrices = joined_dimensions(list(zip(sizes[:split], strides[:split], strict=True)))
     rows = list(zip(sizes[split:-1], strides[split:-1], strict=True))
-    rows = _merged(sorted(rows, key=lambda row: -row[1]))
+    rows = joined_dimensions(sorted(rows, key=lambda row: -row[1]))
     m = 1
     for size, _ in rows:
         m *= size
