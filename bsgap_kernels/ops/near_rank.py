@@ -24,8 +24,8 @@ def near_rank(
     tolerances broadcast with the batch). `center` subtracts the column means first.
     Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats.
     Accumulation and band: the count is right for every matrix without singular values within a relative
-    distance d of τ: d < 0.8 % (rtol ≥ 7e-3, sums promoted to float64 every 128 rows), d < 0.4 %
-    (rtol ≥ 8e-7, float64 Gram matrix), else the error of float64 singular values. d is measured
+    distance d of τ: d < 0.8 % (rtol ≥ 7e-3, sums promoted to float64 every 128 rows, on a GPU 256), d < 0.4 %
+    (rtol ≥ 8e-7, float64 Gram matrix), else the error of float64 singular values. d is measured on a CPU
     (benchmarks/results/gram_error.json), not proven.
     `near_rank_interval` proves its counts, this does not.
     Non-finite input gives -1; an empty matrix gives 0. Never requires grad.
