@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cpu_commits.json"
 CASES = ("32x32", "65536x64", "65536x512", "2048x8192", "4096x256x32", "resnet56-channel")
 BFLOAT16_CASE = "65536x512"
+RTOL = 1e-2
 ROUNDS, CALLS, SLOW_CALLS = 2, 9, 3
 
 
@@ -58,18 +60,15 @@ def time_here() -> dict[str, float]:
         inputs = case.make()
         calls, repeats = SLOW_CALLS if case.slow else CALLS, case.calls
         if len(inputs) > 1:
-            result[case.name] = median_ms(lambda As=inputs: ops.near_rank_grouped(As, rtol=1e-2), calls)  # type: ignore[misc]
+            result[case.name] = median_ms(partial(ops.near_rank_grouped, inputs, rtol=RTOL), calls)
             continue
         (A,) = inputs
-        result[case.name] = median_ms(lambda A=A: ops.near_rank(A, rtol=1e-2), calls, repeats)  # type: ignore[misc]
-        result[f"{case.name} interval"] = median_ms(
-            lambda A=A: ops.near_rank_interval(A, rtol=1e-2),
-            calls,
-            repeats,  # type: ignore[misc]
-        )
+        result[case.name] = median_ms(partial(ops.near_rank, A, rtol=RTOL), calls, repeats)
+        interval = partial(ops.near_rank_interval, A, rtol=RTOL)
+        result[f"{case.name} interval"] = median_ms(interval, calls, repeats)
         if case.name == BFLOAT16_CASE:
             half = A.to(torch.bfloat16)
-            result[f"{case.name} bfloat16"] = median_ms(lambda A=half: ops.near_rank(A, rtol=1e-2), calls)  # type: ignore[misc]
+            result[f"{case.name} bfloat16"] = median_ms(partial(ops.near_rank, half, rtol=RTOL), calls)
     return result
 
 

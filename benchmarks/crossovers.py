@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def thresholds(n: int) -> dict[str, Any]:
     G = grams(n, 1)[0]
     array = G.numpy()
     functions: dict[str, Callable[[], object]] = {
-        f"ldlt at {t}": lambda t=t: _core.point_counts(array, list(np.geomspace(1e-3, 0.1, t)))  # type: ignore[misc]
+        f"ldlt at {t}": partial(_core.point_counts, array, list(np.geomspace(1e-3, 0.1, t)))
         for t in THRESHOLDS
     }
     return {"side": n, **median_us({**functions, "eigvalsh": lambda: torch.linalg.eigvalsh(G)}, 7)}

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def measure_here(case: Case, rtols: list[float], seed: int) -> list[dict[str, An
             if not c.ours:
                 continue
             c.run(small, rtol)
-            used = extra_bytes(lambda c=c, rtol=rtol: c.run(A, rtol))  # type: ignore[misc]
+            used = extra_bytes(partial(c.run, A, rtol))
             rows.append({"matrix": case.name, "name": c.name, "rtol": rtol, "extra_bytes": used})
     return rows
 
