@@ -54,13 +54,7 @@ class Reading:
             host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
             return host.copy_(x, non_blocking=True)
 
-        moved = Numbers(
-            copy(numbers.counts),
-            copy(numbers.totals),
-            [copy(x) for x in numbers.spectra],
-            [copy(x) for x in numbers.centred_spectra],
-            [copy(x) for x in numbers.magnitudes],
-        )
+        moved = numbers.map(copy)
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(device))
         self._events.append(event)

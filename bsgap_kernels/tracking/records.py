@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,9 +75,19 @@ class Numbers:
     centred_spectra: list[Tensor]
     magnitudes: list[Tensor]
 
-    def tensors(self) -> list[Tensor]:
-        """All of it."""
-        return [self.counts, self.totals, *self.spectra, *self.centred_spectra, *self.magnitudes]
+    def map(self, function: Callable[[Tensor], Tensor]) -> Numbers:
+        """The same with every tensor put through a function."""
+
+        def each(tensors: list[Tensor]) -> list[Tensor]:
+            return [function(x) for x in tensors]
+
+        return Numbers(
+            function(self.counts),
+            function(self.totals),
+            each(self.spectra),
+            each(self.centred_spectra),
+            each(self.magnitudes),
+        )
 
 
 def ask(sites: Sequence[Sums], question: Question) -> Numbers:

@@ -93,15 +93,21 @@ class Sums:
             own += more
         self.totals[ADDITIONS] += 1
 
-    def clone(self) -> Sums:
-        """A copy that goes its own way."""
+    def to(self, device: torch.device) -> Sums:
+        """The same on another device, or itself."""
+        if self.gram.device == device:
+            return self
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
         return Sums(
             self.n,
             self.features_side,
-            self.gram.clone(),
-            self.totals.clone(),
-            None if self.sums is None else self.sums.clone(),
-            None if self.magnitudes is None else self.magnitudes.clone(),
+            self.gram.to(device),
+            self.totals.to(device),
+            moved(self.sums),
+            moved(self.magnitudes),
         )
 
     def centred(self) -> Sums:

@@ -336,7 +336,7 @@ class RankTracker:
         return (
             f"{len(self._reader.names())} sites, {_size(self._reader.nbytes)} held"
             + (f", {_size(sent)} sent by each rank a tracked step" if self._spectra is not None else "")
-            + f", every {self._cadence.every} steps"
+            + (", every step" if self._cadence.every == 1 else f", every {self._cadence.every} steps")
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Batch {
   explicit Batch(const Tensor& a) : tensor_(a) {
     STD_TORCH_CHECK(a.dim() >= 2, "bsgap: A must have at least 2 dimensions");
     const int64_t dims = a.dim();
-    first_ = MatrixView{a.const_data_ptr(), dtype_of(a), a.size(dims - 2), a.size(dims - 1), a.stride(dims - 2), a.stride(dims - 1)};
+    first_ = MatrixView{a.const_data_ptr(), dtype_of(a),        a.size(dims - 2),
+                        a.size(dims - 1),   a.stride(dims - 2), a.stride(dims - 1)};
     for (int64_t d = 0; d + 2 < dims; ++d) size_ *= a.size(d);
   }
 
