@@ -50,7 +50,7 @@ _PRIVATE = (
     "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float rtol, bool certify) -> Tensor",
     # A tracker's hooks in compiled code (tracking/hooks.py). `token` is not written: it keeps the calls in
     # order.
-    "_begin_pass_(Tensor(a!) token, Tensor? mask, int reader) -> ()",
+    "_begin_pass_(Tensor(a!) token, Tensor? mask, int reader, bool training) -> ()",
     "_observe_(Tensor(a!) token, Tensor activation, int reader, int module) -> ()",
     # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
     # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.

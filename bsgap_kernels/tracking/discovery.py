@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsgap_kernels.tracking.hooks import recomputing
+from bsgap_kernels.tracking.hooks import Hook, elsewhere, recomputing
 from bsgap_kernels.tracking.sites import CONSUMERS
 
 _DEPTH = 12
@@ -22,41 +22,46 @@ _NONLINEAR = re.compile(
     r"Hardswish|Softplus|Softshrink|Hardshrink|Threshold|Glu|Clamp)"
 )
 _TRANSPARENT = re.compile(
-    r"^(View|UnsafeView|Reshape|Alias|Permute|Transpose|T|Squeeze|Unsqueeze|Expand|Clone|Contiguous|ToCopy|"
+    r"^(View|UnsafeView|Reshape|Alias|Permute|Transpose|TBackward|Squeeze|Unsqueeze|Expand|Clone|Contiguous|ToCopy|"
     r"Slice|Select|Split|Chunk|Cat|Mul|Div|NativeDropout|FusedDropout|MaxPool|AvgPool|Adaptive|MkldnnMaxPool|"
     r"MkldnnAvgPool|Mean|ConstantPadNd|ReflectionPad|ReplicationPad|UpsampleN|UpsampleB)"
 )
 
 
-def nonlinear_source(activation: Tensor) -> Any | None:
-    """The autograd node of the nonlinearity that the activation comes from, or None.
+def nonlinear_sources(activation: Tensor) -> list[Any]:
+    """The autograd nodes of the nonlinearities that the activation comes from: several after a concatenation.
 
-    None too where autograd has recorded nothing (no_grad, or no parameter before it).
+    None where autograd has recorded nothing (no_grad, or no parameter before it).
     """
-    level = [activation.grad_fn]
+    sources: list[Any] = []
+    level: list[Any] = [activation.grad_fn]
+    met: set[Any] = {None}
     for _ in range(_DEPTH):
-        nodes = [node for node in level if node is not None]
-        for node in nodes:
+        parents: list[Any] = []
+        for node in level:
+            if node in met:
+                continue
+            met.add(node)
             if _NONLINEAR.match(node.name()):
-                return node
-        level = [
-            parent for node in nodes if _TRANSPARENT.match(node.name()) for parent, _ in node.next_functions
-        ]
-    return None
+                sources.append(node)
+            elif _TRANSPARENT.match(node.name()):
+                parents += [parent for parent, _ in node.next_functions]
+        level = parents
+    return sources
 
 
 class Discovery:
     """Looks at the inputs of a model's weight layers for one step.
 
     found: modules, by name, whose input comes from a functional nonlinearity, in the order met. An output
-        that
-    is read already (`known`) is no such source, and a source that two layers consume belongs to the first.
+        that is read already (`known`) is no such source, and a source that two layers consume belongs to the
+        first.
     """
 
-    def __init__(self, model: nn.Module, on_found: Callable[[str, nn.Module, Tensor], None]) -> None:
+    def __init__(self, model: nn.Module, on_look: Callable[[str, Tensor, bool], None]) -> None:
         self.found: dict[str, nn.Module] = {}
         self.looked = False  # at one pass with a graph
-        self._on_found = on_found
+        self._on_look = on_look
         # Nodes, kept alive for the pass so that no other takes their place in memory.
         self._sources: dict[int, Any] = {}
         self._handles = [
@@ -71,20 +76,22 @@ class Discovery:
 
     def known(self, output: Tensor) -> None:
         """The output of a nonlinearity module, read as such."""
-        source = nonlinear_source(output)
-        if source is not None:
-            self._sources[id(source)] = source
+        self._add(nonlinear_sources(output))
 
     def look(self, name: str, module: nn.Module, activation: Tensor) -> None:
         """Decide about the input of one layer."""
         if torch.is_grad_enabled():
             self.looked = True
-        source = nonlinear_source(activation)
-        if source is None or id(source) in self._sources:
-            return
-        self._sources[id(source)] = source
-        self.found.setdefault(name, module)
-        self._on_found(name, module, activation)
+        new = self._add(nonlinear_sources(activation))
+        if new:
+            self.found.setdefault(name, module)
+        self._on_look(name, activation, new)
+
+    def _add(self, sources: list[Any]) -> bool:
+        """Whether one of them is new."""
+        new = [source for source in sources if id(source) not in self._sources]
+        self._sources.update((id(source), source) for source in new)
+        return bool(new)
 
     def close(self) -> None:
         """Take the hooks off, and let go of the graph."""
@@ -94,22 +101,19 @@ class Discovery:
         self._sources.clear()
 
 
-class _Look:
-    """Pre-hook of a weight layer; a copy of the model gets one that does nothing."""
+class _Look(Hook):
+    """Pre-hook of a weight layer."""
 
-    def __init__(self, discovery: Discovery | None, name: str) -> None:
+    def __init__(self, discovery: Discovery, name: str) -> None:
         self.discovery = discovery
         self.name = name
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         # Autograd's graph is not to be seen from compiled code.
-        if self.discovery is None or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or elsewhere():
             return
         if args and isinstance(args[0], Tensor) and not recomputing():
             self.discovery.look(self.name, module, args[0])
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Look, (None, self.name)
 
 
 def run_example(model: nn.Module, example: Any) -> None:

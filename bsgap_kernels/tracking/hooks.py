@@ -7,8 +7,11 @@ nothing recompiles, and the op's mutated `token` keeps it from being dropped or 
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -21,8 +24,8 @@ from bsgap_kernels.tracking.sites import activation_of
 class Reader(Protocol):
     """What hooks report to."""
 
-    def begin(self, mask: Tensor | None, /) -> None:
-        """A forward pass of the model starts."""
+    def begin(self, mask: Tensor | None, training: bool, compiled: bool, /) -> None:
+        """A forward pass of the model starts; training: it could be one of a training step."""
 
     def observe(self, module: int, activation: Tensor, /) -> None:
         """A module's activation is there."""
@@ -31,17 +34,26 @@ class Reader(Protocol):
 _READERS: weakref.WeakValueDictionary[int, Reader] = weakref.WeakValueDictionary()
 
 
+# Never given twice: code compiled for a tracker that is gone must not report to the next one.
+_NUMBERS = itertools.count(1)
+
+
 def enlist(reader: Reader) -> int:
     """A number by which ops find the reader, for as long as something else keeps it alive."""
-    number = max(_READERS, default=0) + 1
+    number = next(_NUMBERS)
     _READERS[number] = reader
     return number
 
 
-def _begin(token: Tensor, mask: Tensor | None, reader: int) -> None:
+def delist(number: int) -> None:
+    """Ops of this number do nothing from now on."""
+    _READERS.pop(number, None)
+
+
+def _begin(token: Tensor, mask: Tensor | None, reader: int, training: bool) -> None:
     found = _READERS.get(reader)
     if found is not None:
-        found.begin(mask)
+        found.begin(mask, training, True)
 
 
 def _observe(token: Tensor, activation: Tensor, reader: int, module: int) -> None:
@@ -65,31 +77,39 @@ def inert(*_: Any, **__: Any) -> None:
     """What a hook becomes in a copied or pickled model: it does nothing."""
 
 
-def _make_inert() -> Callable[..., None]:
-    return inert
-
-
 def recomputing() -> bool:
     """Whether this runs inside a backward pass: activation checkpointing repeats a forward that was read."""
     return bool(torch._C._current_graph_task_id() != -1)
 
 
+def elsewhere() -> bool:
+    """Whether this is a trace of the model to be run by itself, which is none of the tracker's passes."""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._is_tracing()
+
+
 class Hook:
-    """A hook on one module. Weak towards its tracker; a copy of the module gets `inert` instead."""
+    """A hook on one module. A copy of the module gets one that does nothing."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return inert
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Takes any arguments and returns None as `inert` does, but loads where this package is missing.
+        return getattr, (nullcontext(), "__exit__")
+
+
+class ReaderHook(Hook):
+    """A hook that reports to a reader, and is weak towards it."""
 
     def __init__(self, reader: Reader, number: int, token: Tensor) -> None:
         self.reader = weakref.ref(reader)
         self.number = number
         self.token = token
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return inert
 
-    def __reduce__(self) -> tuple[Callable[[], Callable[..., None]], tuple[()]]:
-        return _make_inert, ()
-
-
-class OutputHook(Hook):
+class OutputHook(ReaderHook):
     """Reads a module's output after its forward."""
 
     def __init__(self, reader: Reader, number: int, token: Tensor, module: int, name: str) -> None:
@@ -103,6 +123,8 @@ class OutputHook(Hook):
 
     def read(self, output: Any) -> None:
         """Report the activation, unless the tracker is gone."""
+        if elsewhere():
+            return
         activation = local_rows(activation_of(output, self.name), self.name)
         if torch.compiler.is_compiling():
             torch.ops.bsgap._observe_(self.token, activation.detach(), self.number, self.module)
@@ -121,22 +143,79 @@ class InputHook(OutputHook):
             self.read(args[0])
 
 
-class BeginHook(Hook):
+class BeginHook(ReaderHook):
     """Tells that a forward pass of the whole model starts, and its padding mask."""
 
-    def __init__(self, reader: Reader, number: int, token: Tensor, mask: str | None) -> None:
+    def __init__(
+        self, reader: Reader, number: int, token: Tensor, mask: str | None, place: int | None
+    ) -> None:
         super().__init__(reader, number, token)
         self.mask = mask
+        self.place = place
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Called by torch before the model's forward."""
-        mask = None if self.mask is None else kwargs.get(self.mask)
+        if elsewhere():
+            return
+        if getattr(module, "_is_replica", False):
+            raise RuntimeError(
+                "RankTracker: the model runs as a replica of DataParallel, whose threads share hooks; "
+                "expected DistributedDataParallel, or one device"
+            )
+        mask = self._mask(args, kwargs)
+        training = module.training and _of_a_training_step(args, kwargs)
         if torch.compiler.is_compiling():
-            torch.ops.bsgap._begin_pass_(self.token, mask, self.number)
+            torch.ops.bsgap._begin_pass_(self.token, mask, self.number, training)
             return
         reader = self.reader()
         if reader is not None:
-            reader.begin(mask)
+            reader.begin(mask, training, False)
+
+    def _mask(self, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
+        if self.mask is None:
+            return None
+        mask = kwargs.get(self.mask)
+        if mask is None and self.place is not None and self.place < len(args):
+            mask = args[self.place]
+        if mask is None:
+            return None
+        if not isinstance(mask, Tensor) or mask.ndim != 2:
+            got = (
+                f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
+            )
+            raise ValueError(
+                f"mask: {self.mask} is {got}, expected a tensor (B, T), true where a token counts"
+            )
+        return mask
+
+
+def _of_a_training_step(args: Any, kwargs: dict[str, Any]) -> bool:
+    """With gradients, or the first pass of a checkpointed model: without, but of inputs that want them."""
+    if torch.is_grad_enabled():
+        return True
+    inputs = [*args, *kwargs.values()]
+    return (
+        any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
+        and not torch.is_inference_mode_enabled()
+    )
+
+
+def place_of_mask(model: nn.Module, mask: str) -> int | None:
+    """Where a mask that is given without its name stands among the arguments of the model's forward.
+
+    Raises:
+        ValueError: forward has no such argument.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    if mask in parameters:
+        kind = parameters[mask].kind
+        return list(parameters).index(mask) if kind is inspect.Parameter.POSITIONAL_OR_KEYWORD else None
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return None
+    raise ValueError(
+        f"mask: got {mask!r}, expected the name of an argument of the model's forward, which has "
+        f"{', '.join(parameters) or 'none'}"
+    )
 
 
 def local_rows(activation: Tensor, name: str) -> Tensor:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -21,10 +22,20 @@ def checked_model(model: nn.Module) -> nn.Module:
     """The module whose hooks fire: DistributedDataParallel is unwrapped, a compiled wrapper refused."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-    if hasattr(model, "_orig_mod"):
+    if isinstance(model, nn.DataParallel):
+        raise TypeError(
+            "model: got DataParallel, whose threads share the hooks of a model; expected "
+            "DistributedDataParallel, or the module on one device"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            f"model: got {type(model).__name__}, expected the module before torch.jit makes a script of it"
+        )
+    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if hasattr(inner, "_orig_mod"):
         # Hooks added to a model that is already compiled do not fire, and nothing says so.
         raise ValueError("model: got a compiled model, expected the module before torch.compile wraps it")
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    return inner
 
 
 def check_counts(**counts: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -12,9 +13,25 @@ from torch import Tensor, nn
 
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.discovery import Discovery, run_example
-from bsgap_kernels.tracking.hooks import BeginHook, InputHook, OutputHook, enlist, recomputing
+from bsgap_kernels.tracking.hooks import (
+    BeginHook,
+    InputHook,
+    OutputHook,
+    delist,
+    enlist,
+    place_of_mask,
+    recomputing,
+)
 from bsgap_kernels.tracking.records import Question
-from bsgap_kernels.tracking.sites import CONSUMERS, Layers, listing, select_modules, unfold_view
+from bsgap_kernels.tracking.sites import (
+    CONSUMERS,
+    Layers,
+    compiled_regions,
+    has_values,
+    listing,
+    select_modules,
+    unfold_view,
+)
 from bsgap_kernels.tracking.sums import ROWS, Sums
 
 TRAINING = "batch"
@@ -78,11 +95,17 @@ class SiteReader:
         self._clock = clock
         self.recording = True
         self.view: str | None = None
-        self.passes = 0
+        self.passes = 0  # that were, or but for a pause would have been, read
         self._model = model
         self._sites: dict[str, dict[tuple[int, int], Site]] = {}
         self._calls: dict[int, int] = {}
         self._mask: Tensor | None = None
+        self._masks = mask is not None
+        self._masked = False  # some site had rows for the mask
+        self._training = True  # the pass under way could be one of a training step
+        self._compiled = False  # a pass came from compiled code
+        self._checked = False  # every site was looked for in compiled code
+        self._observed: set[int] = set()
         self._names: list[str] = []
         modules = select_modules(model, layers)
         if not modules and not any(isinstance(module, CONSUMERS) for module in model.modules()):
@@ -90,19 +113,22 @@ class SiteReader:
                 "layers: the model has no nonlinearity to read by default; give patterns, it has "
                 f"{listing([name or type(model).__name__ for name, _ in model.named_modules()])}"
             )
+        place = None if mask is None else place_of_mask(model, mask)
         parameter = next(iter(model.parameters()), None)
-        self._token = torch.zeros(1, device=None if parameter is None else parameter.device)
+        device = "cpu" if parameter is None or parameter.is_meta else parameter.device
+        self._token = torch.zeros(1, device=device)
         # Else compiled code could not be captured in a CUDA graph because of it.
         torch._dynamo.mark_static_address(self._token)
         self._number = enlist(self)
-        begin = BeginHook(self, self._number, self._token, mask)
+        begin = BeginHook(self, self._number, self._token, mask, place)
         self._handles: list[Any] = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+        self._selected = list(modules)
         for name, module in modules.items():
             self._attach(name, module, of_input=False)
         self._discovery: Discovery | None = None
         if layers is not None:
             return
-        self._discovery = Discovery(model, self._found)
+        self._discovery = Discovery(model, self._looked)
         if example is not None:
             recording, self.recording = self.recording, False
             try:
@@ -123,11 +149,47 @@ class SiteReader:
             self._names.append(name)
         return self._names.index(name)
 
-    def _found(self, name: str, module: nn.Module, activation: Tensor) -> None:
-        self.observe(self._number_of(f"{name}:input"), activation)
+    def _looked(self, name: str, activation: Tensor, found: bool) -> None:
+        number = self._number_of(f"{name}:input")
+        if found:
+            self.observe(number, activation)
+        else:  # so that a call is named as its hook will name it
+            self._calls[number] = self._calls.get(number, 0) + 1
+
+    def end_step(self) -> None:
+        """Settle, after the first step with a pass, which sites there are.
+
+        Functional nonlinearities met so far have hooks from now on; no other input is looked at again.
+
+        Raises:
+            RuntimeError: there are none, or compiled code has no hooks of some.
+        """
+        if self.passes and not self._checked:
+            self._checked = True
+            self._check_compiled()
+        self.end_discovery()
+        if self.passes and not self._observed and (self._discovery is None or self._compiled):
+            raise RuntimeError(_no_site(self._discovery is not None))
+
+    def _check_compiled(self) -> None:
+        """A module inside compiled code that is older than its hook is never heard of."""
+        for region in compiled_regions(self._model):
+            inside = [
+                number
+                for number, name in enumerate(self._selected)
+                if not region or name == region or name.startswith(f"{region}.")
+            ]
+            if inside and not self._observed.intersection(inside):
+                names = listing([self._selected[i] for i in inside])
+                raise RuntimeError(
+                    f"RankTracker: no activation came from {names}, inside the compiled module "
+                    f"{region or type(self._model).__name__}: hooks added after the first call of a "
+                    "compiled module do not fire. Attach the tracker before that call, or call "
+                    "torch.compiler.reset() after attaching it; leave out by layers= what is not called"
+                )
 
     def end_discovery(self) -> None:
-        """Functional nonlinearities met so far have hooks from now on; no other input is looked at again."""
+        """End the search for functional nonlinearities, if a pass with a graph was seen."""
         if self._discovery is None or not self._discovery.looked:
             return
         self._discovery.close()
@@ -137,6 +199,7 @@ class SiteReader:
 
     def close(self) -> None:
         """Take every hook off the model."""
+        delist(self._number)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -145,19 +208,21 @@ class SiteReader:
 
     # -- hooks
 
-    def begin(self, mask: Tensor | None) -> None:
+    def begin(self, mask: Tensor | None, training: bool, compiled: bool) -> None:
         """A forward pass of the model starts."""
         if recomputing():
             return
         self._calls.clear()
         self._mask = mask
+        self._training = training
+        self._compiled = self._compiled or compiled
         if self._discovery is not None:
             self._discovery.begin()
-        if self._listening():
+        if training or self.view is not None:
             self.passes += 1
 
     def _listening(self) -> bool:
-        return self.recording and (self.view is not None or self._model.training)
+        return self.recording and (self.view is not None or (self._training and self._model.training))
 
     def observe(self, module: int, activation: Tensor) -> None:
         """Add an activation to its site."""
@@ -166,10 +231,13 @@ class SiteReader:
         # Calls are counted while paused too, so that a site keeps its name.
         call = self._calls.get(module, 0)
         self._calls[module] = call + 1
+        self._observed.add(module)
         if self._discovery is not None:
             self._discovery.known(activation)
-        if not self._listening():
+        if not self._listening() or not has_values(activation, self._names[module]):
             return
+        # A part of the model that is called by itself begins no pass.
+        self.passes = self.passes or 1
         started = time.perf_counter()
         sites = self._sites.setdefault(self.view or TRAINING, {})
         site = sites.get((module, call))
@@ -190,7 +258,7 @@ class SiteReader:
         options, n = self.options, matrix.shape[-1]
         m = matrix.shape[:-1].numel()
         notes = [f"rows 1/{options.sample_rows}"] if options.sample_rows > 1 else []
-        adds_up = options.adds_up or self._mask is not None
+        adds_up = options.adds_up or self._masks
         if adds_up and n > options.max_features:
             if options.sketch is None:
                 raise ValueError(
@@ -231,13 +299,16 @@ class SiteReader:
                 magnitudes=options.question.magnitudes,
             )  # fmt: skip
             site.sums = sums = fresh
-        if self._mask is not None and matrix.shape[:-1] == self._mask.shape:
+        mask = None if self._mask is None else self._mask[:: options.sample_rows]
+        if mask is not None and matrix.shape[:-1] == mask.shape:
             # Rows of zeros add nothing to a Gram matrix; they only must not count as rows.
-            valid = self._mask.to(torch.bool)
+            self._masked = True
+            valid = mask.to(torch.bool)
             matrix = torch.where(valid[..., None], matrix, 0)
             sums.totals[ROWS] += valid.sum() - m
         if expected is None:
-            matrix = matrix.flatten(0, -2) @ _projection(n, sums.n, matrix.dtype, matrix.device)
+            with torch.autocast(matrix.device.type, enabled=False):
+                matrix = matrix.flatten(0, -2) @ _projection(n, sums.n, matrix.dtype, matrix.device)
         site.join()
         # Sums about which more is asked than a count are kept in float64.
         sums.add(matrix, center=options.question.center, float32_gram=options.float32_gram)
@@ -249,6 +320,13 @@ class SiteReader:
     def take(self, view: str) -> list[Site]:
         """Sites read since `release`, in forward order."""
         sites = [site for site in self._sites.get(view, {}).values() if site.reads > 0 or site.captured]
+        if sites and self._mask is not None and not self._masked:
+            self._masked = True
+            warnings.warn(
+                f"bsgap_kernels: no site has rows {tuple(self._mask.shape)} as the padding mask has, so "
+                f"padding counts as rows; the sites are {listing([site.name for site in sites])}",
+                stacklevel=4,
+            )
         for site in sites:
             site.join()
         return sites
@@ -261,6 +339,7 @@ class SiteReader:
             site.reads, site.seconds = 0, 0.0
         self._calls.clear()
         self._mask = None
+        self._training = True
 
     def names(self) -> list[str]:
         """Sites met so far, in forward order."""
@@ -270,6 +349,18 @@ class SiteReader:
     def nbytes(self) -> int:
         """Bytes held by all sums."""
         return sum(site.sums.nbytes for sites in self._sites.values() for site in sites.values())
+
+
+def _no_site(searching: bool) -> str:
+    if searching:
+        return (
+            "RankTracker: the model is compiled, has no nonlinearity modules, and functional ones are not "
+            "seen in compiled code: give example= (an input, to look for them on at once), or layers="
+        )
+    return (
+        "RankTracker: a forward pass was seen but no nonlinearity, as module or as function before a weight "
+        "layer; say by layers= which modules to read"
+    )
 
 
 def current_stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -283,5 +374,5 @@ def current_stream(device: torch.device) -> torch.cuda.Stream | None:
 def _projection(n: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """A Gaussian sketch of n features, the same on every rank."""
     generator = torch.Generator().manual_seed(_SKETCH_SEED + n)
-    P = torch.randn(n, size, generator=generator) / size**0.5
+    P = torch.randn(n, size, generator=generator, device="cpu") / size**0.5
     return P.to(device, dtype)

@@ -51,7 +51,7 @@ class Reading:
             return numbers
 
         def copy(x: Tensor) -> Tensor:
-            host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
             return host.copy_(x, non_blocking=True)
 
         moved = numbers.map(copy)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 UNFOLDS = ("auto", "flatten", "channel", "pool", "token")
 
@@ -20,6 +21,8 @@ NONLINEARITIES: tuple[type[nn.Module], ...] = (
     nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Threshold, nn.GLU,
 )  # fmt: skip
 
+
+READABLE = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
 # Layers whose inputs are other units' activations: where a functional nonlinearity is looked for.
 CONSUMERS: tuple[type[nn.Module], ...] = (
@@ -126,6 +129,41 @@ def activation_of(output: Any, site: str) -> Tensor:
             f"{site}: the module returned a scalar, expected an activation of shape (batch, ...)"
         )
     return output
+
+
+def has_values(activation: Tensor, site: str) -> bool:
+    """Whether there is a matrix of numbers to read: not of a meta or fake tensor.
+
+    Raises:
+        TypeError: numbers that are not real floating-point ones, or not in one dense block.
+        RuntimeError: a tensor inside torch.func.vmap, which hides a dimension.
+    """
+    if activation.is_meta or (type(activation) is not Tensor and is_fake(activation)):
+        return False
+    if activation.dtype not in READABLE or activation.layout is not torch.strided or activation.is_nested:
+        kind = "a nested tensor" if activation.is_nested else f"{activation.dtype}, {activation.layout}"
+        raise TypeError(
+            f"{site}: got {kind}, expected a dense tensor of float64, float32, bfloat16 or float16; "
+            "leave the module out by layers="
+        )
+    inner: Any = activation
+    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+        if torch._C._functorch.is_batchedtensor(inner):
+            raise RuntimeError(
+                f"{site}: called inside torch.func.vmap, which hides the rows of the batch; pause the "
+                "tracker around it: with tracker.paused()"
+            )
+        inner = torch._C._functorch.get_unwrapped(inner)
+    return True
+
+
+def compiled_regions(model: nn.Module) -> list[str]:
+    """Names of the modules that torch.compile has wrapped or replaced; "" is the model itself."""
+    return [
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules
+    ]
 
 
 def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:

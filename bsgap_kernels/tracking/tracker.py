@@ -49,8 +49,9 @@ class RankTracker:
     spoil the count and no activation is kept alive; `step` counts all sites together. Gradients are as
     without the tracker, copies and pickles of the model are without it.
 
-    Forward passes between two calls of `step` are micro-batches of one step and add up. Passes in eval
-    mode are not read unless inside `view`; passes that activation checkpointing repeats are not read twice.
+    Forward passes between two calls of `step` are micro-batches of one step and add up. Passes in eval mode
+    or without gradients are not read unless inside `view`; passes that activation checkpointing repeats are
+    not read twice.
 
     Args:
         model: the network, before `torch.compile` or data parallelism wraps it (DistributedDataParallel is
@@ -159,6 +160,7 @@ class RankTracker:
             raise
         self._cadence = Cadence(every, max_overhead, replay)
         self._step = first_step
+        self._closed = False
         self._enabled = True
         self._due = self._cadence.due(first_step)
         self._flight: _Flight | None = None
@@ -196,6 +198,7 @@ class RankTracker:
 
         With a process group every rank has to close: the last step is still on its way.
         """
+        self._closed = True
         self._reader.close()
         try:
             self._land()
@@ -245,6 +248,8 @@ class RankTracker:
 
         Call it once after the optimizer's step, on every rank. Does not wait for the device.
         """
+        if self._closed:
+            return
         if self._due and self._enabled and not self._reader.passes and self._spectra is None:
             raise RuntimeError(_never_fired())
         self._end_step()
@@ -260,7 +265,7 @@ class RankTracker:
         tracked = self._due and self._enabled
         with self._clock.own():
             reading = self._finish(TRAINING) if tracked else self._land()
-            self._reader.end_discovery()
+            self._reader.end_step()
         self._clock.end_step(tracked=tracked)
         known = self._clock.finished()
         if self._spectra is None:
@@ -363,11 +368,10 @@ class _Flight:
 
 def _never_fired() -> str:
     return (
-        "RankTracker: no forward pass was seen in this step. Call the model in training mode "
-        "(passes in eval mode "
-        "are read only inside view()), and attach the tracker before the model's first compiled "
-        "call: hooks added "
-        "to a model that is compiled already do not fire"
+        "RankTracker: no forward pass was seen in this step. Call the model in training mode and with "
+        "gradients (others are read only inside view()), and attach the tracker before the first compiled "
+        "call of the model, or of another of its class: hooks added to code that is compiled already do not "
+        "fire (torch.compiler.reset() after attaching has it compiled anew)"
     )
 
 
