@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bsgap_kernels.lab.report.rows import read_rows
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.rows import Row
 from bsgap_kernels.tracking.sinks import (
@@ -96,9 +95,18 @@ def test_a_resumed_run_has_every_step_once(tmp_path: Path, first_step: int | Non
     assert values == [(row.step, row.site, row.value) for row in expected]
     assert len([row for row in found if row["run"] == "b"]) == 18
     assert [entry.name for entry in tmp_path.iterdir()] == ["run.jsonl"]
+
+
+def test_the_report_reads_a_resumed_file(tmp_path: Path) -> None:
+    pytest.importorskip("bokeh", reason="bokeh, of the lab extra, is not installed")
+    from bsgap_kernels.lab.report.rows import read_rows
+
+    path = tmp_path / "run.jsonl"
+    write(JsonlSink(path), rows_of(range(7)))
+    write(JsonlSink(path, attempt=1, first_step=4), rows_of(range(4, 10), scale=2))
     problems: list[str] = []
     series = read_rows(path, problems).series["relu1#0", "probe.ratio"]
-    assert sorted(series) == list(range(10))
+    assert series == {step: (1 if step < 4 else 2) * step / 7 for step in range(10)}
     assert not problems
 
 
