@@ -281,6 +281,7 @@ def test_a_fork_has_no_part_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         with writer._lock:
             child = os.fork()
             if child == 0:
+                signal.alarm(int(LONG))
                 caplog.clear()
                 put(writer, range(50, 60))
                 writer.flush()
