@@ -1,5 +1,6 @@
-// Gram products of a matrix whose columns are contiguous in groups of rows, as the channels of NCHW images are:
-// scalar products of planes. Copied as they stand, planes need no transposition, and of few columns no product is wasted.
+// Gram products of a matrix whose columns are contiguous in groups of rows, as the channels of NCHW images
+// are: scalar products of planes. Copied as they stand, planes need no transposition, and of few columns no
+// product is wasted.
 //
 // A vector lane sums every kLanes-th product, so lanes take sums as short as those of tile_product.h; they
 // are added in double. Entries round no more often than gram_roundings (gram.h) says: lanes are at most 16
