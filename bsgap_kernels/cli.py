@@ -1,4 +1,4 @@
-"""The command `bsgap`: train, sweep, report, demo, bench, roofline, info.
+"""The command `bsgap`: train, sweep, report, demo, bench, overhead, roofline, info.
 
 Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A
 user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
@@ -34,11 +34,16 @@ _COMMANDS = {
     "report": "write report.html for a sweep or a run",
     "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
     "bench": "time the ops beside torch's and NumPy's, with the counts checked",
+    "overhead": "time a training step without tracking, with naive hooks, with ours",
     "roofline": "bytes, operations and floor times of tracking a model on a GPU",
     "info": "versions, build and backends",
 }
 # Commands with a parser of their own, so that they run without the trainer's dependencies.
-_SELF_PARSED = {"bench": "bsgap_kernels.bench.command", "roofline": "bsgap_kernels.bench.roofline_report"}
+_SELF_PARSED = {
+    "bench": "bsgap_kernels.bench.command",
+    "overhead": "bsgap_kernels.bench.overhead_command",
+    "roofline": "bsgap_kernels.bench.roofline_report",
+}
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130
