@@ -149,6 +149,25 @@ def test_a_builder_gives_every_way_a_model_of_its_own_with_hooks_before_the_firs
     assert result.equal == 2
 
 
+def test_hooks_are_called_in_compiled_models_that_share_their_code() -> None:
+    def build() -> tuple[nn.Module, Callable[[], None]]:
+        model, _ = small()
+        forward = torch.compile(model, backend="eager")
+        return model, lambda: forward(torch.ones(8, 2, 7, 7)).sum().backward()
+
+    result = measure_overhead(build, rounds=3, budget_s=0.1, ways=[NAIVE, OURS])
+    assert [way.error for way in result.ways] == [None] * 3
+    assert [count.site for count in result.counts] == SITES
+
+
+def test_hooks_that_are_not_called_are_an_error_of_the_way() -> None:
+    model, _ = small()
+    _, step = small()
+    result = measure_overhead(model, step, rounds=3, budget_s=0, ways=[NAIVE, OURS])
+    assert [way.error for way in result.ways] == [None, "no hook was called", "no hook was called"]
+    assert result.counts == ()
+
+
 def test_a_way_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(self: Any, model: nn.Module) -> None:
         model[0].note = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,8 @@ BUDGET_S = 20.0
 PROFILE_ROUNDS = 15
 PROFILE_SHARE = 0.25
 """Of the budget, for the steps in which every hook is timed apart."""
+COMPILE_STEPS = 3
+"""Steps of a model that a function built before anything is timed: compilation would spend the budget."""
 ADAPTIVE_STEPS = 20
 """Steps of a sample under `max_overhead`, which tracks only some steps: enough to hold several that are."""
 
@@ -90,51 +93,83 @@ def measure_overhead(
     build: Build = (lambda: shared) if shared is not None else model
     subject = build()
     device = next((p.device for p in subject[0].parameters()), torch.device("cpu"))
-    names = _names(ways)
+    timing = Timing(rounds, budget_s, seed, progress)
     makers = make_ways(
-        names, options, ours_steps=ADAPTIVE_STEPS if max_overhead is not None else every, device=device
+        _names(ways), options, ours_steps=ADAPTIVE_STEPS if max_overhead is not None else every, device=device
     )
-    bench = _Bench(device)
+    # Compiled code is shared by all models of a class, and looks at hooks only if told to.
+    guards = nullcontext() if shared else torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
+    with guards:
+        return _measure(build, subject if shared else None, makers, options, _Bench(device), check, timing)
+
+
+def _measure(
+    build: Build,
+    shared: tuple[nn.Module, Step] | None,
+    makers: Mapping[str, Callable[[], Way]],
+    options: dict[str, Any],
+    bench: _Bench,
+    check: bool,
+    timing: Timing,
+) -> OverheadResult:
+    """Every way in turns, then its hooks apart, then the counts."""
     others = machine.OtherWork()
     runs: dict[str, _Run] = {}
     failed: dict[str, str] = {}
     try:
         for name, make in makers.items():
             try:
-                runs[name] = _Run(make(), *(subject if shared else build()), bench)
+                runs[name] = _Run(make(), *(shared or build()), bench)
+                for _ in range(0 if shared else COMPILE_STEPS):
+                    runs[name]()
             except Exception as error:
                 if name == OURS:
                     raise
                 failed[name] = _sentence(error)
         samples = measure.interleave(
-            dict(runs),
-            rounds=rounds,
-            budget_s=budget_s,
+            {name: run for name, run in runs.items() if name not in failed},
+            rounds=timing.rounds,
+            budget_s=timing.budget_s,
             stopwatch=bench.stopwatch,
-            progress=progress,
-            seed=seed,
+            progress=timing.progress,
+            seed=timing.seed,
         )
-        inside = {
-            name: run.profile(budget_s * PROFILE_SHARE, progress=partial(progress, f"hooks: {name}"))
+        failed |= {name: found.error for name, found in samples.items() if found.error is not None}
+        failed |= {
+            name: "no hook was called"
             for name, run in runs.items()
-            if shared and name != NONE and samples[name].error is None
+            if name not in failed and not run.way.fired()
+        }
+        inside = {
+            name: run.profile(timing.budget_s * PROFILE_SHARE, partial(timing.progress, f"hooks: {name}"))
+            for name, run in runs.items()
+            if shared and name != NONE and name not in failed
         }
     finally:
         for run in runs.values():
             run.close()
     counts: tuple[SiteCount, ...] = ()
     if check:
-        progress("counts")
-        counts = _check(*(subject if shared else build()), options)
-    failed |= {name: found.error for name, found in samples.items() if found.error is not None}
+        timing.progress("counts")
+        counts = _check(*(shared or build()), options)
     step_ms = samples[NONE].quartiles[1] if NONE not in failed else None
     times = tuple(
         WayTimes(name, error=failed[name])
         if name in failed
         else _times(name, samples[name], step_ms, inside.get(name), runs[name].way.steps)
-        for name in names
+        for name in makers
     )
     return OverheadResult(times, counts, others.share())
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long, and in which order; `progress` is told what goes on."""
+
+    rounds: int
+    budget_s: float
+    seed: int
+    progress: Callable[[str], None]
 
 
 class _Bench:
@@ -177,7 +212,7 @@ class _Run:
             self.way.end_step()
         self.bench.synchronize()
 
-    def profile(self, budget_s: float, *, progress: Callable[[], None]) -> dict[str, float]:
+    def profile(self, budget_s: float, progress: Callable[[], None]) -> dict[str, float]:
         """Median milliseconds a step inside each hook, by site, and at the end of the step."""
         progress()
         clock = HookClock(self.bench.device)

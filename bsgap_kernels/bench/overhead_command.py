@@ -12,12 +12,13 @@ from typing import Any, NoReturn
 import torch
 
 from ..lab.config import MODELS
+from ..tracking import RankTracker
 from . import machine
 from .overhead import BUDGET_S, ROUNDS, measure_overhead
 from .overhead_report import text_report, write_chart
 from .overhead_result import OverheadResult
 from .overhead_subjects import DIGITS, RANDOM, Subject
-from .overhead_ways import DELVE
+from .overhead_ways import DELVE, OURS
 from .progress import Progress
 from .result import write_result
 
@@ -33,19 +34,21 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0; 1 if counts are wrong or a way of ours failed; 2 for a mistake."""
+    """Command line. Returns 0; 1 if our counts are wrong or our tracker failed; 2 for a mistake."""
     try:
         options = _options(arguments)
         subjects = [
             Subject(model, options.batch, options.data, options.device, options.compile, options.seed)
             for model in options.model
         ]
-        for subject in subjects:
-            subject.build()  # a mistake costs no measuring
-        return 1 if run(options, subjects) else 0
+        for subject in subjects:  # a mistake costs no measuring
+            model, _ = subject.build()
+            RankTracker(model, layers=options.layers).close()
     except ValueError as error:
         print(f"bsgap overhead: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    try:
+        return 1 if run(options, subjects) else 0
     except KeyboardInterrupt:
         print("\nbsgap overhead: interrupted", file=sys.stderr)
         return 130
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(
     options: argparse.Namespace, subjects: Sequence[Subject], *, out: Callable[[str], None] = print
 ) -> list[str]:
-    """Measure every subject, print and write what was found; returns sites that are counted wrong."""
+    """Measure every subject, print and write what was found; returns what of ours is wrong."""
     if options.threads is not None:
         machine.set_threads(options.threads)
     settings = {k: v for k, v in vars(options).items() if k not in ("json", "chart", "threads")}
@@ -105,7 +108,8 @@ def run(
     for path in (options.json, options.chart):
         if path is not None:
             out(f"Written: {path}")
-    return [f"{name}: {site}" for name, result in results for site in result.wrong]
+    failed = [f"{name}: {OURS}" for name, result in results if result.way(OURS).error is not None]
+    return failed + [f"{name}: {site}" for name, result in results for site in result.wrong]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

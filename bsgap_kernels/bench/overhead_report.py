@@ -114,7 +114,7 @@ def write_chart(path: Path, results: Sequence[tuple[str, OverheadResult]]) -> No
     Raises:
         ModuleNotFoundError: bokeh, of the `lab` extra, is not installed.
     """
-    from bokeh.embed import file_html
+    from bokeh.embed import components
     from bokeh.layouts import column
     from bokeh.resources import Resources
 
@@ -123,9 +123,13 @@ def write_chart(path: Path, results: Sequence[tuple[str, OverheadResult]]) -> No
         figures.append(_steps_figure(name, result))
         if result.way(OURS).sites_ms:
             figures.append(_layers_figure(name, result))
-    resources = Resources(mode="inline", components=["bokeh"])
-    layout = column(*figures, sizing_mode="stretch_width")
-    page = file_html(layout, resources, "Cost of tracking a training step")
+    script, body = components(column(*figures, sizing_mode="stretch_width"))
+    library = Resources(mode="inline", components=["bokeh"]).render_js()
+    title = "Cost of tracking a training step"
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n{library}\n'
+        f"</head><body><h1>{title}</h1>\n{body}\n{script}\n</body></html>\n"
+    )
     path.write_text(page, encoding="utf-8")
 
 

@@ -32,6 +32,9 @@ class Way(Protocol):
     def end_step(self) -> None:
         """What follows the optimizer's step."""
 
+    def fired(self) -> bool:
+        """Whether its hooks were called at all; in a compiled model they may silently not be."""
+
     def close(self) -> None:
         """Take the hooks off for good."""
 
@@ -46,6 +49,10 @@ class Untracked:
 
     def end_step(self) -> None:
         """Nothing."""
+
+    def fired(self) -> bool:
+        """There is nothing to call."""
+        return True
 
     def close(self) -> None:
         """Nothing."""
@@ -77,8 +84,10 @@ class Naive:
 
     def attach(self, model: nn.Module) -> None:
         """A hook on every module that the tracker would read."""
+        # The host reads the count, so compiled code ends here anyway; else this is compiled for every site.
+        read = torch.compiler.disable(self._read)
         for name, module in select_modules(model, self._layers).items():
-            self._handles.append(module.register_forward_hook(partial(self._read, name)))
+            self._handles.append(module.register_forward_hook(partial(read, name)))
 
     def _read(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         call = self._calls[name] = self._calls.get(name, -1) + 1
@@ -95,6 +104,10 @@ class Naive:
     def end_step(self) -> None:
         """The next call of a module is its first again."""
         self._calls.clear()
+
+    def fired(self) -> bool:
+        """Whether anything was counted."""
+        return bool(self.counts)
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -125,6 +138,10 @@ class Ours:
     def end_step(self) -> None:
         """End the tracker's step."""
         self.tracker.collect()
+
+    def fired(self) -> bool:
+        """Whether any site was met."""
+        return bool(self.tracker.sites())
 
     def counts(self) -> dict[str, int]:
         """End the step and wait for its counts."""
@@ -171,6 +188,10 @@ class Delve:
     def end_step(self) -> None:
         """delve's reduction of the step."""
         self._tracker.add_saturations(save=False)
+
+    def fired(self) -> bool:
+        """Whether it saw any sample."""
+        return bool(self._tracker.seen_samples["train"])
 
     def close(self) -> None:
         """Its hooks cannot be removed by it; `HookSet.forget` does."""
