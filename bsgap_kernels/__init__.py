@@ -21,12 +21,13 @@ from .ops import (
     singular_value_counts,
     spectral_summary,
 )
-from .tracking import RankTracker
+from .tracking import RankTracker, SpectralAccumulator
 
 __all__ = [
     "SUMMARY_COLUMNS",
     "CountInterval",
     "RankTracker",
+    "SpectralAccumulator",
     "__version__",
     "build_info",
     "covariance",

@@ -36,13 +36,22 @@ _PRIVATE = (
     " -> (Tensor counts, Tensor smallest_tau)",
     "_intervals(Tensor A, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
-    # all_rows: A is one matrix (*, n), leading dimensions rows.
-    "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify, bool all_rows=False)"
+    "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify)"
     " -> (Tensor gram, Tensor exponent, Tensor lower, Tensor upper)",
     "_summarize(Tensor eigenvalues, Tensor exponent, Tensor lower, Tensor upper, float atol, float rtol,"
     " int m, int n) -> (Tensor counts, Tensor summary)",
     "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
+    # Adds AᵀA of A (*, n), leading dimensions rows, or AAᵀ, to a lower triangle. totals: rows, a bound of the
+    # error of gram (float64 sums), additions.
+    "_accumulate_gram_(Tensor(a!) gram, Tensor(b!) totals, Tensor(c!)? sums, Tensor A, bool features_side,"
+    " bool center, bool float32_gram) -> ()",
+    # Count and bounds (-1 unless certified) of each Gram matrix, int64 (N, 3).
+    "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float rtol, bool certify) -> Tensor",
+    # A tracker's hooks in compiled code (tracking/hooks.py). `token` is not written: it keeps the calls in
+    # order.
+    "_begin_pass_(Tensor(a!) token, Tensor? mask, int reader) -> ()",
+    "_observe_(Tensor(a!) token, Tensor activation, int reader, int module) -> ()",
     # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
     # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.
     "_cuda_fill(Tensor(a!) out, int[] values) -> ()",

@@ -314,6 +314,16 @@ def convolutions(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     }
 
 
+def added_up(x: Tensor) -> Tensor:
+    """The Gram matrix of rows (*, n) after one addition to zeros, as the tracker's hooks make it."""
+    gram, totals = (
+        torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64),
+        torch.zeros(3, dtype=torch.float64),
+    )
+    _cpu.accumulate_gram(gram, totals, None, x, True, False, False)
+    return gram
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", convolutions())
 def test_images_are_read_in_place(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +331,7 @@ def test_images_are_read_in_place(name: str, dtype: torch.dtype, monkeypatch: py
     copied = x.reshape(-1, x.shape[-1]).clone()
     expected = bsgap.near_rank_grouped([copied, copied[:9]], rtol=0.05)
     centred = bsgap.near_rank_grouped([copied], rtol=0.05, center=True)
-    site = _cpu.site(copied, None, 0.05, False, certify=True).nan_to_num()
+    added = added_up(copied)
 
     def refused(*_: Any, **__: Any) -> Tensor:
         raise AssertionError("copied")
@@ -331,7 +341,7 @@ def test_images_are_read_in_place(name: str, dtype: torch.dtype, monkeypatch: py
         monkeypatch.setattr(torch.Tensor, method, refused)
     assert torch.equal(bsgap.near_rank_grouped([x, copied[:9]], rtol=0.05), expected)
     assert torch.equal(bsgap.near_rank_grouped([x], rtol=0.05, center=True), centred)
-    assert torch.equal(_cpu.site(x, None, 0.05, False, certify=True).nan_to_num(), site)
+    assert torch.equal(added_up(x), added)
 
 
 @st.composite

@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_said_before_a_file_is_written(
 def test_lenet5_shapes() -> None:
     for channels, size, classes in ((1, 28, 10), (3, 32, 100)):
         model = LeNet5(channels, size, classes)
-        with RankTracker(model) as tracker:
+        with RankTracker(model, unfold="flatten") as tracker:
             assert model(torch.randn(5, channels, size, size)).shape == (5, classes)
             shapes = [record.shape for record in tracker.collect().values()]
         assert shapes == [(5, 6 * 28 * 28), (5, 16 * 10 * 10), (5, 120), (5, 84)]

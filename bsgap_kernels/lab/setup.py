@@ -74,6 +74,9 @@ def set_up(config: TrainConfig, data: ImageData | None = None) -> Setup:
             rtol=config.rtol,
             atol=config.atol,
             center=config.center,
+            certify=True,
+            metrics="all",
+            verbose=False,
         )
     except ValueError as error:
         raise UserError(str(error)) from error

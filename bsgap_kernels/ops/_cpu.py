@@ -5,6 +5,7 @@ Inputs are checked, and no matrix is empty. The engine of CUDA (`_cuda.py`) has 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -135,49 +136,54 @@ def record(
     A: Tensor, atol: float | None, rtol: float | None, center: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
-    counts, lower, upper, columns = _spectra(A, A.shape[-2], atol, rtol, center, certify=True)
+    tolerances = effective_tolerances(A, atol, rtol)
+    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, *tolerances, center, True)
+    counts, columns = torch.ops.bsgap._summarize(
+        torch.linalg.eigvalsh(gram), exponent, lower, upper, *tolerances, *A.shape[-2:]
+    )
     batch = A.shape[:-2]
     return counts.view(batch), lower.view(batch), upper.view(batch), columns.view(*batch, -1)
 
 
-def _spectra(
+def accumulate_gram(
+    gram: Tensor,
+    totals: Tensor,
+    sums: Tensor | None,
     A: Tensor,
-    m: int,
-    atol: float | None,
-    rtol: float | None,
+    features_side: bool,
     center: bool,
-    *,
-    certify: bool,
-    all_rows: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Near-rank, bounds (-1 unless certified) and summary, flat over the batch."""
-    tolerances = effective_tolerances(A, atol, rtol, m)
-    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, *tolerances, center, certify, all_rows)
-    counts, columns = torch.ops.bsgap._summarize(
-        torch.linalg.eigvalsh(gram), exponent, lower, upper, *tolerances, m, A.shape[-1]
-    )
-    return counts, lower, upper, columns
+    float32_gram: bool,
+) -> None:
+    """Adds what the rows of A (*, n) give to a site's sums: AᵀA (n, n) or, one matrix with m < n, AAᵀ (m, m).
 
-
-def site(A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool) -> Tensor:
-    """What a hook keeps of one activation (*, n), leading dimensions observations: see `site_records`."""
-    m, n = A.numel() // A.shape[-1], A.shape[-1]
-    counts, lower, upper, columns = _spectra(
-        as_rows(A), m, atol, rtol, center, certify=certify, all_rows=True
-    )
-    if not certify:
-        lower = torch.where(counts < 0, counts, 0)
-        upper = torch.where(counts < 0, counts, min(m, n))
-    # Counts are exact in float64 below 2^53, so one tensor a site carries everything.
-    return torch.cat([torch.cat([counts, lower, upper]).to(torch.float64), columns[0]])
-
-
-def site_records(sites: Sequence[Tensor]) -> Tensor:
-    """Near-rank, lower, upper and the summary's columns, (sites, 3 + columns) float64.
-
-    Without `certify` the bounds say nothing: 0 and min(m, n).
+    Of gram the lower triangle counts. totals: rows, a bound of ‖Δgram‖₂ (infinite after float32 sums) but for
+    the additions, additions. sums (n,): column sums, or None. center: with AAᵀ only.
     """
-    return torch.stack(list(sites))
+    torch.ops.bsgap._accumulate_gram_.default(
+        gram, totals, sums, as_rows(A), features_side, center, float32_gram
+    )
+
+
+def count_sums(
+    grams: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    atol: float,
+    rtol: float,
+    certify: bool,
+    spectrum: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Count, lower and upper bound (-1 unless certified), int64 (N, 3), of what `accumulate_gram` added up.
+
+    With `spectrum` also the eigenvalues of each Gram matrix, ascending, NaN where it is not finite.
+    """
+    numbers = torch.ops.bsgap._gram_counts.default(grams, totals, atol, rtol, certify)
+    return numbers, [_eigenvalues(gram) for gram in grams] if spectrum else []
+
+
+def _eigenvalues(gram: Tensor) -> Tensor:
+    if not math.isfinite(float(gram.diagonal().sum())):  # a solver would raise
+        return gram.new_full((gram.shape[0],), torch.nan)
+    return torch.linalg.eigvalsh(gram)
 
 
 def feature_gram(A: Tensor, center: bool) -> Tensor:

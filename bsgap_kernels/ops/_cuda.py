@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..dispatch import Plan, select_backend
 from . import _cpu
-from ._cuda_sites import site, site_records
 from ._cuda_stages import (
     Precision,
     centred_gram_stage,
@@ -30,18 +29,19 @@ from ._cuda_stages import (
     unscaling,
     view_of,
 )
+from ._cuda_sums import accumulate_gram, count_sums
 from ._tolerances import effective_tolerances, svd_counts
 
 __all__ = [
+    "accumulate_gram",
     "count_grouped",
     "count_pairs",
     "count_scalar",
+    "count_sums",
     "feature_gram",
     "intervals",
     "record",
     "shifted_gram",
-    "site",
-    "site_records",
     "summary",
 ]
 

@@ -37,10 +37,27 @@ class Engine(Protocol):
     def record(
         self, A: Tensor, atol: float | None, rtol: float | None, center: bool, /
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
-    def site(
-        self, A: Tensor, atol: float | None, rtol: float | None, center: bool, certify: bool, /
-    ) -> Any: ...
-    def site_records(self, sites: Sequence[Any], /) -> Tensor: ...
+    def accumulate_gram(
+        self,
+        gram: Tensor,
+        totals: Tensor,
+        sums: Tensor | None,
+        A: Tensor,
+        features_side: bool,
+        center: bool,
+        float32_gram: bool,
+        /,
+    ) -> None: ...
+    def count_sums(
+        self,
+        grams: Sequence[Tensor],
+        totals: Sequence[Tensor],
+        atol: float,
+        rtol: float,
+        certify: bool,
+        spectrum: bool,
+        /,
+    ) -> tuple[Tensor, list[Tensor]]: ...
     def feature_gram(self, A: Tensor, center: bool, /) -> Tensor: ...
     def shifted_gram(self, A: Tensor, shift: Tensor, /) -> tuple[Tensor, Tensor]: ...
 

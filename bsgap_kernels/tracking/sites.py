@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-UNFOLDS = ("flatten", "channel", "pool")
+UNFOLDS = ("auto", "flatten", "channel", "pool", "token")
 
 # Softmax and attention are left out: their outputs are weights, not units' activations.
 NONLINEARITIES: tuple[type[nn.Module], ...] = (
@@ -20,43 +21,43 @@ NONLINEARITIES: tuple[type[nn.Module], ...] = (
 )  # fmt: skip
 
 
-def select_modules(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
+# Layers whose inputs are other units' activations: where a functional nonlinearity is looked for.
+CONSUMERS: tuple[type[nn.Module], ...] = (
+    nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d,
+    nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d,
+)  # fmt: skip
+
+Selector = Callable[[str, nn.Module], bool]
+Layers = Sequence["str | re.Pattern[str]"] | re.Pattern[str] | Selector
+
+
+def is_nonlinearity(module: nn.Module) -> bool:
+    """Whether a module is one of torch's nonlinearities, or one of `transformers.activations`."""
+    if isinstance(module, NONLINEARITIES):
+        return True
+    return type(module).__module__ == "transformers.activations" and isinstance(module, nn.Module)
+
+
+def select_modules(model: nn.Module, layers: Layers | None = None) -> dict[str, nn.Module]:
     """The modules of `model` to read, by name.
 
     Args:
         model: the network; a model that is itself one nonlinearity goes by its class name.
-        layers: glob patterns over qualified module names (`relu*`, `blocks.*.act`); None takes every
-            nonlinearity module.
+        layers: a list of glob patterns over qualified module names (`relu*`, `blocks.*.act`) or compiled
+            regular expressions (searched in the name), one regular expression, or a function of name and
+            module that says which; None takes every nonlinearity module, of which there may be none.
 
     Raises:
-        TypeError: `layers` is one string, where a list of patterns is meant.
-        ValueError: a pattern matches no module (the message lists the nearest names), or `layers` is None and
-            the model has no nonlinearity module.
+        TypeError: `layers` is one string, where a list of patterns is meant, or a list of something else.
+        ValueError: a pattern matches no module (the message lists the nearest names).
     """
     # A module shared under two names can be asked for by either, and is read once.
     names = [
         (name or type(model).__name__, module) for name, module in model.named_modules(remove_duplicate=False)
     ]
-    if isinstance(layers, str):
-        raise TypeError(
-            f"layers: got the string {layers!r}, expected a list of patterns such as [{layers!r}]"
-        )
-    if layers is None:
-        chosen = [(name, module) for name, module in names if isinstance(module, NONLINEARITIES)]
-        if not chosen:
-            raise ValueError(
-                "layers: the model has no nonlinearity module to read by default; give patterns, "
-                f"it has {_listing([name for name, _ in names])}"
-            )
-    else:
-        if not layers:
-            raise ValueError(
-                "layers: got an empty list, expected at least one pattern, or None for the default"
-            )
-        for pattern in layers:
-            if not any(fnmatchcase(name, pattern) for name, _ in names):
-                raise ValueError(_no_match(pattern, [name for name, _ in names]))
-        chosen = [(name, module) for name, module in names if any(fnmatchcase(name, p) for p in layers)]
+    chosen = [(name, module) for name, module in names if is_nonlinearity(module)]
+    if layers is not None:
+        chosen = _named(layers, names)
     selected: dict[str, nn.Module] = {}
     seen: set[int] = set()
     for name, module in chosen:
@@ -66,24 +67,59 @@ def select_modules(model: nn.Module, layers: Sequence[str] | None = None) -> dic
     return selected
 
 
-def _no_match(pattern: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(pattern.replace("*", ""), names, n=5, cutoff=0.4)
-    hint = f"the nearest names are {', '.join(near)}" if near else f"the model has {_listing(names)}"
-    return f"layers: the pattern {pattern!r} matches no module; {hint}"
+def _named(layers: Layers, names: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    if isinstance(layers, str):
+        raise TypeError(
+            f"layers: got the string {layers!r}, expected a list of patterns such as [{layers!r}]"
+        )
+    if callable(layers):
+        chosen = [(name, module) for name, module in names if layers(name, module)]
+        if not chosen:
+            raise ValueError(
+                f"layers: the function chose no module; the model has {listing([n for n, _ in names])}"
+            )
+        return chosen
+    patterns = [layers] if isinstance(layers, re.Pattern) else list(layers)
+    if not patterns:
+        raise ValueError("layers: got an empty list, expected at least one pattern, or None for the default")
+    for pattern in patterns:
+        if not isinstance(pattern, (str, re.Pattern)):
+            raise TypeError(
+                f"layers: got a list with {pattern!r}, expected glob patterns or compiled regular expressions"
+            )
+        if not any(_matches(pattern, name) for name, _ in names):
+            raise ValueError(_no_match(pattern, [name for name, _ in names]))
+    return [(name, module) for name, module in names if any(_matches(p, name) for p in patterns)]
 
 
-def _listing(names: list[str], limit: int = 12) -> str:
+def _matches(pattern: str | re.Pattern[str], name: str) -> bool:
+    if isinstance(pattern, str):
+        return fnmatchcase(name, pattern)
+    return pattern.search(name) is not None
+
+
+def _no_match(pattern: str | re.Pattern[str], names: list[str]) -> str:
+    text = pattern if isinstance(pattern, str) else pattern.pattern
+    near = difflib.get_close_matches(text.replace("*", ""), names, n=5, cutoff=0.4)
+    hint = f"the nearest names are {', '.join(near)}" if near else f"the model has {listing(names)}"
+    return f"layers: the pattern {text!r} matches no module; {hint}"
+
+
+def listing(names: list[str], limit: int = 12) -> str:
+    """The first of some names, and how many more there are."""
     extra = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + extra
 
 
 def activation_of(output: Any, site: str) -> Tensor:
-    """The tensor to read from a module's output: itself, or the first tensor of a tuple or list."""
-    if isinstance(output, (tuple, list)):
-        output = next((item for item in output if isinstance(item, Tensor)), output)
+    """The tensor to read from a module's output: itself, or the first tensor of a tuple, list or mapping."""
+    items = output.values() if isinstance(output, Mapping) else output
+    if isinstance(output, (tuple, list, Mapping)):
+        output = next((item for item in items if isinstance(item, Tensor)), output)
     if not isinstance(output, Tensor):
         raise TypeError(
-            f"{site}: the module returned {type(output).__name__}, expected a tensor (or a tuple with one)"
+            f"{site}: the module returned {type(output).__name__}, expected a tensor (or a tuple or mapping "
+            "with one)"
         )
     if output.ndim == 0:
         raise ValueError(
@@ -93,21 +129,32 @@ def activation_of(output: Any, site: str) -> Tensor:
 
 
 def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
-    """Unfold an activation (B, C, ...) to a matrix: observations in rows, features in columns.
+    """Unfold an activation (B, ...) to a matrix: observations in rows, features in columns.
 
-    `flatten` gives (B, C·H·W), `channel` (B·H·W, C), `pool` (B, C), the mean over positions. `flatten` of a
-    contiguous activation and `channel` of a channels_last one are views; `channel` of a contiguous NCHW
-    activation cannot be one and copies.
+    `flatten` gives (B, C·H·W), `channel` (B·H·W, C), `pool` (B, C), the mean over positions, and `token` of
+    (B, T, D) gives (B·T, D). `auto` is `token` for three dimensions and `channel` for more.
+    `flatten` of a contiguous activation and `channel` of a channels_last one are views; `channel` of a
+    contiguous NCHW activation cannot be one and copies.
     """
     return unfold_view(activation, unfold).flatten(0, -2)
+
+
+def resolve_unfold(ndim: int, unfold: str) -> str:
+    """The unfolding that `auto` means for an activation of so many dimensions, any other as it is."""
+    if unfold != "auto":
+        return unfold
+    return "flatten" if ndim <= 2 else "token" if ndim == 3 else "channel"
 
 
 def unfold_view(activation: Tensor, unfold: str = "flatten") -> Tensor:
     """`unfold_activation` with observations still in several dimensions, (*, features): never a copy."""
     if activation.ndim == 1:
         return activation.unsqueeze(1)
+    unfold = resolve_unfold(activation.ndim, unfold)
     if unfold == "flatten" or activation.ndim == 2:
         return activation.flatten(1)
+    if unfold == "token":
+        return activation
     if unfold == "channel":
         return activation.movedim(1, -1)
     # Halves are averaged in float32: a mean of a few hundred values loses bits in their own format.

@@ -1,118 +1,183 @@
-"""RankTracker: near-rank and spectral summary of a model's activations, read by forward hooks."""
+"""RankTracker: near-rank of a model's activations at every step, read by forward hooks."""
 
 from __future__ import annotations
 
 import math
-import time
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from bsgap_kernels.ops import SUMMARY_COLUMNS
-from bsgap_kernels.ops._register import engine_of
-from bsgap_kernels.tracking.sites import UNFOLDS, activation_of, select_modules, unfold_view
-
-
-@dataclass(frozen=True)
-class SiteRecord:
-    """What one read of one site gave.
-
-    near_rank is #{σ > max(atol, rtol·σ_max)} of the unfolded activation, lower and upper its certified
-    bounds (0 and min(shape) if the tracker does not certify), ratio near_rank / min(shape). A non-finite
-    activation gives near_rank -1 and NaN floats. seconds is the time spent in the hook (on a GPU: the time to
-    launch).
-    """
-
-    shape: tuple[int, int]
-    near_rank: int
-    lower: int
-    upper: int
-    ratio: float
-    summary: dict[str, float]
-    seconds: float
-
-
-@dataclass
-class _Pending:
-    shape: tuple[int, int]
-    device: torch.device
-    values: Any  # what the device's engine made of the activation, None of an empty one
-    seconds: float
+from bsgap_kernels.tracking.alarms import Alarm, AlarmSink
+from bsgap_kernels.tracking.background import BackgroundWriter
+from bsgap_kernels.tracking.cadence import Cadence
+from bsgap_kernels.tracking.clock import StepClock
+from bsgap_kernels.tracking.distributed import COMM_BUDGET, Reduction
+from bsgap_kernels.tracking.options import (
+    check_counts,
+    checked_model,
+    checked_question,
+    float32_serves,
+    spectra_of,
+)
+from bsgap_kernels.tracking.reader import TRAINING, ReadOptions, SiteReader
+from bsgap_kernels.tracking.reading import Reading, SiteHead
+from bsgap_kernels.tracking.records import SiteRecord
+from bsgap_kernels.tracking.rows import Row
+from bsgap_kernels.tracking.sinks import open_sinks
+from bsgap_kernels.tracking.sites import UNFOLDS, Layers
+from bsgap_kernels.tracking.sums import Sums
 
 
 class RankTracker:
-    """Count the near-rank of every nonlinearity's output at every forward pass.
+    """Count the near-rank of every nonlinearity's output at every training step.
 
-        with RankTracker(model, rtol=1e-2) as tracker:
-            for x, y in batches:
-                loss(model(x), y).backward()
-                records = tracker.collect()          # {"relu1#0": SiteRecord(near_rank=..., ...), ...}
+        tracker = RankTracker(model, sinks="near_rank.jsonl")
+        for x, y in batches:
+            ...                                      # forward, backward, optimizer.step()
+            tracker.step()
 
-    A site is named `module#call`: a module called several times in one forward pass gives #0, #1, ... Each
-    hook reduces its activation at once to a Gram matrix, so an in-place operation that follows cannot spoil
-    the count and no activation is kept alive. On a CPU it counts at once too; on a GPU `collect` counts all
-    sites together. The input is detached: gradients are as without the tracker. A second forward pass before
-    `collect` replaces the first one's records of the same view.
+    A site is named `module#call`: a module called several times in one forward pass gives #0, #1, ...; where
+    the nonlinearity is a function, the site is the input of the layer that consumes it, `module:input#call`.
+    Each hook reduces its activation at once to a Gram matrix, so an in-place operation that follows cannot
+    spoil the count and no activation is kept alive; `step` counts all sites together. Gradients are as
+    without the tracker, copies and pickles of the model are without it.
+
+    Forward passes between two calls of `step` are micro-batches of one step and add up. Passes in eval
+    mode are not read unless inside `view`; passes that activation checkpointing repeats are not read twice.
 
     Args:
-        model: the network; give it before `torch.compile` wraps it.
-        layers: glob patterns over module names; None reads the outputs of all nonlinearity modules.
-        unfold: `flatten`, `channel` or `pool` (see `unfold_activation`).
+        model: the network, before `torch.compile` or data parallelism wraps it (DistributedDataParallel is
+            unwrapped).
+        layers: glob patterns over module names, regular expressions, or a function of name and module; None
+            reads the outputs of all nonlinearities.
+        unfold: `auto`, `flatten`, `channel`, `pool` or `token` (see `unfold_activation`).
+        every: track every so many steps.
         rtol, atol: the threshold is max(atol, rtol·σ_max).
         center: subtract the column means first.
-        certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and a GPU may sum in
-            float32 with float64 promotion (from rtol 7e-3 on; singular values below about 1e-3·σ_max are
-            then rounding in the summary).
+        certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and from rtol 7e-3 on
+            float32 and 16-bit activations are summed in float32 with float64 promotion.
+        metrics: names of `METRICS`, or "all" for near-rank and the columns of `spectral_summary`.
+        mask: name of the model's keyword argument that holds the padding mask (B, T), true or 1 where a token
+            counts: rows of `token` sites that are padding do not.
+        micro_batches: forward passes in a step. Above 1, or with a process group, a site with fewer rows than
+            features holds its n × n Gram matrix, because only that adds up (see `max_features`).
+        sample_rows: read only every so many examples of the batch. It shifts what is counted; rows say so.
+        max_features: sites with more features than this are refused where their Gram matrix must add up,
+            unless `sketch` says to how many features they are projected first (a Gaussian sketch: its rows
+            say so).
+        max_overhead: track as often as takes no more than this share of a step (0.01: 1 %), instead of
+            `every` step; only the cadence changes, alike on every rank, and each change is a row
+            `cadence.every`.
+        replay: [(step, every), ...] of an earlier run, to track the steps that it tracked.
+        process_group: "world" or a group: numbers are of the rows of all ranks. Each rank calls `step` each
+            time; one asynchronous all-reduce of at most `comm_budget` bytes a tracked step, whose numbers are
+            there at the next one. Sinks and alarms are those of rank 0.
+        sinks: where rows go in the background: "file.jsonl", "file.parquet", "tensorboard:dir", ... or a
+            list.
+        alarms: see `Alarm`.
+        run, attempt, first_step: names of the rows; a resumed run gives its attempt and the step it starts
+            at.
+        verbose: print sites and bytes once.
+        example: an input (or tuple of inputs) on which functional nonlinearities are looked for at once;
+            needed for those of a model that is compiled from its first step on.
 
     Raises:
         ValueError, TypeError: an option out of range, or a pattern that matches nothing (nearest names are
             listed).
+        RuntimeError: of `step`, if no hook ever fired: the model was not called in training mode, or it was
+            compiled before the tracker was attached.
 
-    Synchronises only in `collect`, once for all sites.
+    Cost: a Gram matrix a site and pass, a count a site and step. On a GPU nothing waits but `collect`.
     """
 
     def __init__(
         self,
         model: nn.Module,
         *,
-        layers: Sequence[str] | None = None,
-        unfold: str = "flatten",
+        layers: Layers | None = None,
+        unfold: str = "auto",
+        every: int = 1,
         rtol: float = 1e-2,
         atol: float | None = None,
         center: bool = False,
-        certify: bool = True,
+        certify: bool = False,
+        metrics: Sequence[str] | str = ("near_rank",),
+        mask: str | None = None,
+        micro_batches: int = 1,
+        sample_rows: int = 1,
+        max_features: int = 4096,
+        sketch: int | None = None,
+        max_overhead: float | None = None,
+        replay: Sequence[tuple[int, int]] | None = None,
+        process_group: dist.ProcessGroup | Literal["world"] | None = None,
+        comm_budget: int = COMM_BUDGET,
+        sinks: Any = (),
+        alarms: Sequence[Alarm] = (),
+        run: str = "run",
+        attempt: int = 0,
+        first_step: int = 0,
+        verbose: bool = True,
+        example: Any = None,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
-        if hasattr(model, "_orig_mod"):
-            # Hooks added to a model that is already compiled do not fire, and nothing says so.
-            raise ValueError("model: got a compiled model, expected the module before torch.compile wraps it")
+        model = checked_model(model)
+        check_counts(
+            every=every, micro_batches=micro_batches, sample_rows=sample_rows, max_features=max_features,
+            sketch=1 if sketch is None else sketch,
+        )  # fmt: skip
         if unfold not in UNFOLDS:
             raise ValueError(f"unfold: got {unfold!r}, expected one of {', '.join(UNFOLDS)}")
-        for option, tolerance in (("rtol", rtol), ("atol", atol)):
-            if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-                raise ValueError(f"{option}: got {tolerance!r}, expected a finite number of at least 0")
-        modules = select_modules(model, layers)
-        self.unfold = unfold
-        self.rtol = rtol
-        self.atol = atol
-        self.center = center
-        self.certify = certify
-        self.enabled = True
-        self._view = "batch"
-        self._calls: dict[str, int] = {}
-        self._order: dict[str, None] = {}
-        self._pending: dict[str, dict[str, _Pending]] = {}
-        self._handles = [model.register_forward_pre_hook(self._begin)]
-        self._handles += [
-            module.register_forward_hook(partial(self._read, name)) for name, module in modules.items()
-        ]
+        if max_overhead is not None and not 0 < max_overhead < math.inf:
+            raise ValueError(f"max_overhead: got {max_overhead!r}, expected a positive share such as 0.01")
+        question = checked_question(rtol, atol, center, certify, metrics)
+        self.question = question
+        self._verbose = verbose
+        self._spectra = spectra_of(process_group, comm_budget)
+        options = ReadOptions(
+            unfold=unfold,
+            question=question,
+            adds_up=micro_batches > 1 or self._spectra is not None,
+            float32_gram=float32_serves(question),
+            sample_rows=sample_rows,
+            max_features=max_features,
+            sketch=sketch,
+        )
+        parameter = next(iter(model.parameters()), None)
+        self._device = torch.device("cpu") if parameter is None else parameter.device
+        self._clock = StepClock(self._device)
+        self._reader = SiteReader(model, layers, options, mask, example, self._clock)
+        try:
+            self._writer = self._open_writer(sinks, alarms, run, attempt, first_step)
+        except BaseException:
+            self._reader.close()
+            raise
+        self._cadence = Cadence(every, max_overhead, replay)
+        self._step = first_step
+        self._enabled = True
+        self._due = self._cadence.due(first_step)
+        self._flight: _Flight | None = None
+        self._announced = False
+        self._listen()
+
+    def _open_writer(
+        self,
+        sinks: Any,
+        alarms: Sequence[Alarm],
+        run: str,
+        attempt: int,
+        first_step: int,
+    ) -> BackgroundWriter | None:
+        rank = 0 if self._spectra is None else self._spectra.rank
+        opened = list(open_sinks(sinks, run=run, attempt=attempt, first_step=first_step)) if rank == 0 else []
+        if alarms and rank == 0:
+            opened.append(AlarmSink(alarms, rank=rank))
+        return BackgroundWriter(opened) if opened else None
 
     def __enter__(self) -> RankTracker:
         return self
@@ -122,82 +187,189 @@ class RankTracker:
     ) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        if hasattr(self, "_reader"):
+            self._reader.close()
+
     def close(self) -> None:
-        """Remove every hook from the model; records not collected yet stay readable."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Remove every hook from the model and write what is left; what was read stays readable.
+
+        With a process group every rank has to close: the last step is still on its way.
+        """
+        self._reader.close()
+        try:
+            self._land()
+        finally:
+            self._close_writer()
+
+    def _close_writer(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
 
     def sites(self) -> list[str]:
         """Names of the sites met so far, in forward order (empty before the first forward pass)."""
-        return list(self._order)
+        return self._reader.names()
+
+    @property
+    def every(self) -> int:
+        """The present interval between tracked steps."""
+        return self._cadence.every
 
     @contextmanager
     def view(self, label: str) -> Iterator[None]:
-        """Record under another label inside the block, such as `probe` for a fixed batch."""
-        previous, self._view = self._view, label
+        """Record under another label inside the block, such as `probe` for a fixed batch, in any mode."""
+        previous, self._reader.view = self._reader.view, label
+        self._listen()
         try:
             yield
         finally:
-            self._view = previous
+            self._reader.view = previous
+            self._listen()
 
     @contextmanager
     def paused(self, when: bool = True) -> Iterator[None]:
         """Record nothing inside the block (evaluation passes), or go on as before if `when` is false."""
-        previous, self.enabled = self.enabled, self.enabled and not when
+        previous, self._enabled = self._enabled, self._enabled and not when
+        self._listen()
         try:
             yield
         finally:
-            self.enabled = previous
+            self._enabled = previous
+            self._listen()
 
-    def collect(self, view: str = "batch") -> dict[str, SiteRecord]:
-        """Bring the records of one view to the host and forget them; one transfer for all sites."""
-        self._calls.clear()
-        pending = self._pending.pop(view, {})
-        if not pending:
-            return {}
-        by_device: dict[torch.device, list[str]] = {}
-        for site, item in pending.items():
-            if item.values is not None:
-                by_device.setdefault(item.device, []).append(site)
-        rows: dict[str, list[float]] = {}
-        for device, sites in by_device.items():
-            values = engine_of(device).site_records([pending[site].values for site in sites])
-            rows.update(zip(sites, values.tolist(), strict=True))
-        return {site: _record(item, rows.get(site, _EMPTY)) for site, item in pending.items()}
+    def _listen(self) -> None:
+        self._reader.recording = self._enabled and (self._due or self._reader.view is not None)
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        self._calls.clear()
+    def step(self) -> None:
+        """End a training step: count what was read since the last one, and hand the numbers on.
 
-    def _read(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
-        # Calls are counted while paused too, so that a site keeps its name.
-        call = self._calls.get(name, 0)
-        self._calls[name] = call + 1
-        if not self.enabled:
-            return
-        started = time.perf_counter()
-        site = f"{name}#{call}"
+        Call it once after the optimizer's step, on every rank. Does not wait for the device.
+        """
+        if self._due and self._enabled and not self._reader.passes and self._spectra is None:
+            raise RuntimeError(_never_fired())
+        self._end_step()
+
+    def collect(self, view: str = TRAINING) -> dict[str, SiteRecord]:
+        """End a step, or the reading of another view, and wait for its numbers: records by site."""
+        reading = self._end_step() if view == TRAINING else self._finish(view)
+        if self._flight is not None:
+            reading = self._land()
+        return {} if reading is None else reading.records()
+
+    def _end_step(self) -> Reading | None:
+        tracked = self._due and self._enabled
+        with self._clock.own():
+            reading = self._finish(TRAINING) if tracked else self._land()
+            self._reader.end_discovery()
+        self._clock.end_step(tracked=tracked)
+        known = self._clock.finished()
+        if self._spectra is None:
+            for step_seconds, own_seconds in known:
+                self._set_cadence(step_seconds, own_seconds)
+        self._step += 1
+        self._due = self._cadence.due(self._step)
+        self._listen()
+        return reading
+
+    def _finish(self, view: str) -> Reading | None:
+        """Count what a view has read; with other ranks: send it, and count what was under way before."""
+        sites = self._reader.take(view)
+        if self._spectra is None:
+            if not sites:
+                return None
+            heads = [SiteHead(site.name, site.sums.n, site.note, site.seconds) for site in sites]
+            reading = self._count(self._step, view, heads, [site.sums for site in sites])
+            self._reader.release(sites)
+            self._announce()
+            return reading
+        landed = self._land()
+        work = self._spectra.start(
+            {site.name: site.sums for site in sites},
+            self._device,
+            {site.name: site.note for site in sites},
+            self._clock.latest,
+        )
+        self._flight = _Flight(self._step, view, work, {site.name: site.seconds for site in sites})
+        self._reader.release(sites)
+        self._announce()
+        return landed
+
+    def _land(self) -> Reading | None:
+        """Count what the all-reduce under way, if any, has added up."""
+        if self._flight is None:
+            return None
+        flight, self._flight = self._flight, None
+        found, (step_seconds, own_seconds) = flight.work.wait()
+        if step_seconds > 0:
+            self._set_cadence(step_seconds, own_seconds)
+        heads = [
+            SiteHead(name, sums.n, flight.work.layout[name].note, flight.seconds.get(name, 0.0))
+            for name, sums in found.items()
+        ]
+        return self._count(flight.step, flight.view, heads, list(found.values()))
+
+    def _count(self, step: int, view: str, heads: list[SiteHead], sums: list[Sums]) -> Reading:
         with torch.no_grad():
-            matrix = unfold_view(activation_of(output, site).detach(), self.unfold)
-            values = None
-            if matrix.numel() > 0:
-                values = engine_of(matrix.device).site(
-                    matrix, self.atol, self.rtol, self.center, self.certify
-                )
-        self._order.setdefault(site)
-        shape = (matrix.shape[:-1].numel(), matrix.shape[-1])
-        records = self._pending.setdefault(self._view, {})
-        seconds = time.perf_counter() - started
-        records[site] = _Pending(shape, matrix.device, values, seconds)
+            reading = Reading(step, view, heads, sums, self.question)
+        if self._writer is not None:
+            self._writer.put(reading.rows)
+        return reading
+
+    def _set_cadence(self, step_seconds: float, own_seconds: float) -> None:
+        before = self._cadence.every
+        self._cadence.observe(self._step, step_seconds, own_seconds)
+        if self._cadence.every != before and self._writer is not None:
+            row = Row(self._step, "", "cadence.every", self._cadence.every)
+            self._writer.put(lambda: [row])
+
+    def _announce(self) -> None:
+        """Say once what tracking holds and sends, as soon as the sites are known."""
+        if self._announced or not self._verbose or not self._reader.names():
+            return
+        self._announced = True
+        if self._spectra is None or self._spectra.rank == 0:
+            print(f"RankTracker: {self.cost()}", file=sys.stderr, flush=True)
+
+    def cost(self) -> str:
+        """Sites, bytes held and bytes sent a tracked step, in one line."""
+        sent = 0 if self._spectra is None else self._spectra.bytes_sent
+        return (
+            f"{len(self._reader.names())} sites, {_size(self._reader.nbytes)} held"
+            + (f", {_size(sent)} sent by each rank a tracked step" if self._spectra is not None else "")
+            + (", every step" if self._cadence.every == 1 else f", every {self._cadence.every} steps")
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Step and cadence, for a run that is resumed; plain numbers."""
+        return {"step": self._step, "cadence": self._cadence.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the step, and with the cadence, of the run that saved the state."""
+        self._step = int(state["step"])
+        self._cadence.load_state_dict(state["cadence"])
+        self._due = self._cadence.due(self._step)
+        self._listen()
 
 
-# Of an empty activation: nothing counts, and the last column of the summary is a slope of nothing.
-_EMPTY = [0.0] * (3 + len(SUMMARY_COLUMNS) - 1) + [math.nan]
+@dataclass(frozen=True)
+class _Flight:
+    """A step whose sums are on their way through the other ranks."""
+
+    step: int
+    view: str
+    work: Reduction
+    seconds: dict[str, float]
 
 
-def _record(item: _Pending, values: list[float]) -> SiteRecord:
-    near_rank, lower, upper = (int(value) for value in values[:3])
-    k = min(item.shape)
-    ratio = math.nan if near_rank < 0 else near_rank / k if k else 0.0
-    summary = dict(zip(SUMMARY_COLUMNS, values[3:], strict=True))
-    return SiteRecord(item.shape, near_rank, lower, upper, ratio, summary, item.seconds)
+def _never_fired() -> str:
+    return (
+        "RankTracker: no forward pass was seen in this step. Call the model in training mode "
+        "(passes in eval mode "
+        "are read only inside view()), and attach the tracker before the model's first compiled "
+        "call: hooks added "
+        "to a model that is compiled already do not fire"
+    )
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB" if nbytes >= 2**20 else f"{nbytes / 2**10:.1f} KiB"

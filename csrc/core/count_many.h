@@ -15,7 +15,7 @@
 namespace bsgap {
 
 struct CountJob {
-  MatrixView a;
+  MatrixView a;  // of a given Gram matrix: nothing but its side, as rows and as columns
   GramPrecision precision = GramPrecision::kFloat64;
   const Threshold* thresholds = nullptr;
   int64_t count = 0;  // of thresholds
@@ -23,7 +23,29 @@ struct CountJob {
   // At most the smallest tau / sigma_max: a caller takes singular values where the Gram matrix does not
   // resolve it.
   double* smallest_tau = nullptr;
+  const double* gram = nullptr;  // side x side, lower triangle: given, then nothing is read of a
 };
+
+// A Gram matrix that was summed up elsewhere, without a bound of its error; brought into the range in which
+// squares of its entries neither over- nor underflow.
+inline CertifiedGram given_gram(const double* g, int64_t side) {
+  ScopedIeee ieee;
+  CertifiedGram r;
+  r.side = side;
+  double trace = 0;
+  for (int64_t i = 0; i < side; ++i) trace += g[i * side + i];
+  if (!(trace < kInfinity) || trace == 0) {
+    r.content = trace == 0 ? Content::kZero : Content::kNonFinite;
+    return r;
+  }
+  if (!(trace > 0x1p-400 && trace < 0x1p400)) r.exponent = -std::ilogb(trace) / 2;
+  const double scale = std::ldexp(1.0, r.exponent);
+  r.g = Buffer<double>(side * side);
+  for (int64_t i = 0; i < side; ++i)
+    for (int64_t j = 0; j <= i; ++j) r.g[i * side + j] = g[i * side + j] * scale * scale;
+  r.frobenius_sq = trace * scale * scale;
+  return r;
+}
 
 namespace detail {
 
@@ -32,11 +54,12 @@ inline constexpr double kSharedWork = 64e6;
 
 inline double work_of(const CountJob& job) {
   const double m = static_cast<double>(job.a.rows), n = static_cast<double>(job.a.cols), k = std::min(m, n);
-  return m * n * k + 2 * k * k * k;
+  return (job.gram ? 0 : m * n * k) + 2 * k * k * k;
 }
 
 inline CertifiedGram gram_of(const CountJob& job, bool center, const ParallelFor& parallel,
                              Upcoming next = {}) {
+  if (job.gram) return given_gram(job.gram, job.a.cols);
   return certified_gram(job.a, job.a.cols <= job.a.rows, center, job.precision, parallel, next);
 }
 
@@ -112,7 +135,8 @@ struct CountGroup {
 
   void form_gram(int i, bool center) {
     Upcoming next;
-    if (i + 1 < number) next = jobs[i + 1]->a.upcoming(0, std::min<int64_t>(jobs[i + 1]->a.rows, kChunk));
+    if (i + 1 < number && !jobs[i]->gram)
+      next = jobs[i + 1]->a.upcoming(0, std::min<int64_t>(jobs[i + 1]->a.rows, kChunk));
     grams[i] = gram_of(*jobs[i], center, serial_for, next);
   }
   void count() {

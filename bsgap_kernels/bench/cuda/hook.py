@@ -7,20 +7,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...dispatch import FLOAT32_GRAM_MIN_RTOL
 from ...ops._register import engine_of
 
 
 def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
-    """A call that counts #{σ > rtol·σ_max} of the channel unfolding of each (B, C, H, W), without its bounds.
-
-    The spectral summary that the tracker records is part of it.
-    """
+    """A call that counts #{σ > rtol·σ_max} of each (B, C, H, W), unfolded by channel, without bounds."""
     views = [activation.movedim(1, -1) for activation in activations]
-
-    engine = engine_of(views[0].device)
+    device = views[0].device
+    engine = engine_of(device)
+    grams = [torch.zeros(v.shape[-1], v.shape[-1], dtype=torch.float64, device=device) for v in views]
+    totals = [torch.zeros(3, dtype=torch.float64, device=device) for _ in views]
 
     def call() -> Tensor:
-        sites = [engine.site(view, None, rtol, False, False) for view in views]
-        return engine.site_records(sites)[:, 0].to(torch.int64)
+        torch._foreach_zero_(grams + totals)
+        for view, gram, total in zip(views, grams, totals, strict=True):
+            engine.accumulate_gram(gram, total, None, view, True, False, rtol >= FLOAT32_GRAM_MIN_RTOL)
+        return engine.count_sums(grams, totals, 0.0, rtol, False, False)[0][:, 0]
 
     return call

@@ -1,0 +1,141 @@
+"""The hook path on a GPU: Gram matrices added up as activations appear, then one count of all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _cpu
+from ._cuda_stages import (
+    Precision,
+    centred_gram_stage,
+    count_stage,
+    device_table,
+    gram_stage,
+    has_kernels,
+    rows_of,
+    unscaling,
+)
+
+if TYPE_CHECKING:
+    from ..triton.gram import GramSet
+
+
+def accumulate_gram(
+    gram: Tensor,
+    totals: Tensor,
+    sums: Tensor | None,
+    A: Tensor,
+    features_side: bool,
+    center: bool,
+    float32_gram: bool,
+) -> None:
+    """Adds what the rows of A (*, n) give to a site's sums: see `_cpu.accumulate_gram`.
+
+    Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content.
+    """
+    from ..triton.config import gamma
+
+    precision: Precision = "float32" if float32_gram and A.dtype != torch.float64 else "float64"
+    error = None
+    if features_side:
+        shift = None if sums is None else torch.zeros(A.shape[-1], dtype=torch.float64, device=A.device)
+        found = gram_stage([A], precision, batch=False, features_side=True, shift=shift)
+    else:
+        found, error = centred_gram_stage([A], precision, center, batch=False)
+    (row,) = rows_of(found)
+    G = row.grams[0]
+    if error is None:
+        factor = gamma(row.roundings) * (1 + 4 * gamma(row.roundings + 2 * row.depth))
+        error = (factor if precision == "float64" else math.inf) * G.diagonal().sum()[None]
+        # Zeros were added without an error, and an infinite factor makes NaN of them.
+        error = torch.where(error > 0, error, 0.0)
+    back = unscaling(found)
+    if back is not None:
+        G = G * back * back  # twice: its square may not be representable
+        error = error * back * back
+    gram += G
+    totals[0] += row.m
+    totals[1:2] += error
+    totals[2] += 1
+    if sums is not None:
+        assert row.sums is not None
+        sums += row.sums[0] if back is None else row.sums[0] * back
+
+
+def count_sums(
+    grams: Sequence[Tensor],
+    totals: Sequence[Tensor],
+    atol: float,
+    rtol: float,
+    certify: bool,
+    spectrum: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Counts, bounds and eigenvalues of what was added up: see `_cpu.count_sums`.
+
+    One launch for sides up to 128, one sequence of launches for larger ones; nothing waits for the device.
+    """
+    device = grams[0].device
+    if not has_kernels():
+        on_host = [gram.cpu() for gram in grams], [total.cpu() for total in totals]
+        numbers, spectra = _cpu.count_sums(*on_host, atol, rtol, certify, spectrum)
+        return numbers.to(device), [values.to(device) for values in spectra]
+    from ..triton.config import UNIT_ROUNDOFF
+
+    found = _as_set(grams)
+    error = None
+    if certify:
+        traces = torch.stack([gram.diagonal().sum() for gram in grams])
+        sides = device_table([gram.shape[0] for gram in grams], device)
+        _, errors, additions = torch.stack(list(totals)).unbind(1)
+        # Each addition rounds an entry by at most u of the sum so far, which never exceeds the trace.
+        error = errors + (2 * UNIT_ROUNDOFF) * (additions + 2) * (1 + UNIT_ROUNDOFF * sides) * traces
+    counted = count_stage(found, atol, rtol, gram_error=error, certify=certify, spectrum=spectrum)
+    none = counted.counts.new_full((), -1)
+    bounds = (counted.lower, counted.upper) if certify else (none.expand_as(counted.counts),) * 2
+    numbers = torch.cat([counted.counts, *bounds], 1)
+    found_spectra: list[Tensor] = [grams[0]] * len(grams)
+    if spectrum:
+        parts = counted.eigenvalues.split(list(found.plan.sides))
+        for row, values in zip(found.plan.rows, parts, strict=True):
+            found_spectra[row["first_result"]] = values
+    return numbers, found_spectra if spectrum else []
+
+
+def _as_set(grams: Sequence[Tensor]) -> GramSet:
+    """Gram matrices anywhere in a device's memory as one set: rows of a table that point into it."""
+    from ..triton.gram import GramSet, Prepared, prepared
+    from ..triton.plan import GramPlan
+    from ..triton.table import COLUMNS
+
+    anchor = grams[0]
+    places = tuple(
+        ((gram.data_ptr() - anchor.data_ptr()) // anchor.element_size(), gram.shape[0]) for gram in grams
+    )
+
+    def prepare() -> Prepared:
+        order = sorted(range(len(places)), key=lambda i: -places[i][1])
+        rows = []
+        for matrix, i in enumerate(order):
+            first, side = places[i]
+            given = {"first_matrix": matrix, "count": 1, "side": side, "first_gram": first}
+            # Observations are not known here, and neither counts nor eigenvalues ask for them.
+            rows.append(dict.fromkeys(COLUMNS, 0) | given | {"first_result": i, "m": side, "n": side})
+        plan = GramPlan(
+            rows=rows,
+            launches=[],
+            order=order,
+            gram_elements=0,
+            partial_elements=0,
+            vector_offsets=[],
+            vector_elements=0,
+            stats_stride=0,
+        )
+        return Prepared(plan)
+
+    call = prepared(("sums", places), prepare)
+    return GramSet(anchor, call.table(anchor.device, device_table), None, None, call.plan)

@@ -1,0 +1,76 @@
+"""What a step takes, and what of it tracking takes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+Span = tuple[torch.cuda.Event, torch.cuda.Event]
+
+
+@dataclass
+class _Step:
+    seconds: float
+    own: float
+    spans: list[Span] = field(default_factory=list)
+
+
+class StepClock:
+    """Times of tracked steps from one `end_step` to the next, without waiting for a device.
+
+    Tracking's own time is what the host spends in it or, if that is more, what the device does between
+    pairs of events on its stream; events are asked, never waited for, so a step is known some steps later.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._own = 0.0
+        self._spans: list[Span] = []
+        self._last: float | None = None
+        self._steps: deque[_Step] = deque(maxlen=256)
+        self._depth = 0
+        self.latest = (0.0, 0.0)
+        """Seconds of the last step that is known, and tracking's share."""
+
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """What happens inside is tracking's."""
+        if self._depth:  # counted by the block around it
+            yield
+            return
+        self._depth = 1
+        started = time.perf_counter()
+        span = None
+        if self._cuda and not torch.cuda.is_current_stream_capturing():
+            span = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            span[0].record()
+        try:
+            yield
+        finally:
+            self._depth = 0
+            if span is not None:
+                span[1].record()
+                self._spans.append(span)
+            self._own += time.perf_counter() - started
+
+    def end_step(self, *, tracked: bool) -> None:
+        """A training step ends here; the first one has no beginning and is not known."""
+        now = time.perf_counter()
+        if self._last is not None and tracked:
+            self._steps.append(_Step(now - self._last, self._own, self._spans))
+        self._last, self._own, self._spans = now, 0.0, []
+
+    def finished(self) -> list[tuple[float, float]]:
+        """(step, own) seconds of tracked steps that have become known since the last call."""
+        known = []
+        while self._steps and all(end.query() for _, end in self._steps[0].spans):
+            step = self._steps.popleft()
+            device = sum(start.elapsed_time(end) for start, end in step.spans) / 1e3
+            self.latest = (step.seconds, max(step.own, device))
+            known.append(self.latest)
+        return known

@@ -1,0 +1,78 @@
+"""Options of a tracker, checked before anything is attached."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, FLOAT64_GRAM_MIN_RTOL
+from bsgap_kernels.ops import SUMMARY_COLUMNS
+from bsgap_kernels.tracking.distributed import DistributedSpectra
+from bsgap_kernels.tracking.records import METRICS, Question
+
+
+def checked_model(model: nn.Module) -> nn.Module:
+    """The module whose hooks fire: DistributedDataParallel is unwrapped, a compiled wrapper refused."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module")
+    if hasattr(model, "_orig_mod"):
+        # Hooks added to a model that is already compiled do not fire, and nothing says so.
+        raise ValueError("model: got a compiled model, expected the module before torch.compile wraps it")
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def check_counts(**counts: object) -> None:
+    """Options that are integers of at least 1."""
+    for option, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{option}: got {count!r}, expected an integer of at least 1")
+
+
+def spectra_of(group: Any, comm_budget: int) -> DistributedSpectra | None:
+    """The all-reduce over a group, or None; says once where each rank is left to itself."""
+    if group is not None:
+        return DistributedSpectra(None if group == "world" else group, comm_budget=comm_budget)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        warnings.warn(
+            "bsgap_kernels: each rank tracks its own share of the batch; process_group='world' "
+            "tracks the whole "
+            "batch",
+            stacklevel=3,
+        )
+    return None
+
+
+def checked_question(
+    rtol: float, atol: float | None, center: bool, certify: bool, metrics: Sequence[str] | str
+) -> Question:
+    """What is asked of every site, from options in their range."""
+    for option, tolerance in (("rtol", rtol), ("atol", atol)):
+        if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
+            raise ValueError(f"{option}: got {tolerance!r}, expected a finite number of at least 0")
+    if not certify and not atol and rtol < FLOAT64_GRAM_MIN_RTOL:
+        raise ValueError(
+            f"rtol: got {rtol!r}, expected at least {FLOAT64_GRAM_MIN_RTOL:g}: a Gram matrix "
+            f"resolves no less; "
+            "certify=True says how far it does"
+        )
+    names = ("near_rank", *SUMMARY_COLUMNS) if metrics == "all" else metrics
+    if isinstance(names, str):
+        raise TypeError(f"metrics: got the string {names!r}, expected a list of names, or 'all'")
+    for name in names:
+        if name not in METRICS:
+            near = difflib.get_close_matches(name, METRICS, n=1)
+            hint = f"; the nearest is {near[0]}" if near else ""
+            raise ValueError(f"metrics: got {name!r}, expected names of {', '.join(METRICS)}{hint}")
+    return Question(0.0 if atol is None else float(atol), float(rtol), center, certify, tuple(names))
+
+
+def float32_serves(question: Question) -> bool:
+    """Whether float32 sums resolve all that is asked: a count from rtol 7e-3 on, and no more."""
+    exact = question.certify or question.spectrum or question.sums or question.atol > 0
+    return not exact and question.rtol >= FLOAT32_GRAM_MIN_RTOL

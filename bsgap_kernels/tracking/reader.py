@@ -1,0 +1,287 @@
+"""Reads activations out of a running model and adds them up by site."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsgap_kernels.tracking.clock import StepClock
+from bsgap_kernels.tracking.discovery import Discovery, run_example
+from bsgap_kernels.tracking.hooks import BeginHook, InputHook, OutputHook, enlist, recomputing
+from bsgap_kernels.tracking.records import Question
+from bsgap_kernels.tracking.sites import CONSUMERS, Layers, listing, select_modules, unfold_view
+from bsgap_kernels.tracking.sums import ROWS, Sums
+
+TRAINING = "batch"
+"""The view of passes in training mode."""
+
+_SKETCH_SEED = 20221012
+
+
+@dataclass(eq=False)
+class Site:
+    """One place where activations are read, and what was read there since its step began."""
+
+    name: str
+    sums: Sums
+    note: str = ""  # what is not as it stands: sampling, sketch
+    reads: int = 0
+    seconds: float = 0.0
+    captured: bool = False  # read in a CUDA graph: its replays call no hook
+    stream: torch.cuda.Stream | None = None  # that its sums were last touched on
+
+    def join(self) -> None:
+        """Let the current stream wait for what another has left to do with the sums.
+
+        A forward pass may run on a stream of its own: without this, the count could come before the Gram
+        matrix, and the next pass before the sums are back at zero.
+        """
+        current = current_stream(self.sums.gram.device)
+        if current is None:
+            return
+        if self.stream is not None and self.stream != current:
+            current.wait_stream(self.stream)
+        self.stream = current
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How activations become sums."""
+
+    unfold: str
+    question: Question
+    adds_up: bool  # several passes or ranks make a step: only AᵀA will do
+    float32_gram: bool
+    sample_rows: int
+    max_features: int
+    sketch: int | None
+
+
+class SiteReader:
+    """Hooks on a model, and the sums of every site. `recording` and `view` say what to do with a pass."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Layers | None,
+        options: ReadOptions,
+        mask: str | None,
+        example: Any,
+        clock: StepClock,
+    ) -> None:
+        self.options = options
+        self._clock = clock
+        self.recording = True
+        self.view: str | None = None
+        self.passes = 0
+        self._model = model
+        self._sites: dict[str, dict[tuple[int, int], Site]] = {}
+        self._calls: dict[int, int] = {}
+        self._mask: Tensor | None = None
+        self._names: list[str] = []
+        modules = select_modules(model, layers)
+        if not modules and not any(isinstance(module, CONSUMERS) for module in model.modules()):
+            raise ValueError(
+                "layers: the model has no nonlinearity to read by default; give patterns, it has "
+                f"{listing([name or type(model).__name__ for name, _ in model.named_modules()])}"
+            )
+        parameter = next(iter(model.parameters()), None)
+        self._token = torch.zeros(1, device=None if parameter is None else parameter.device)
+        # Else compiled code could not be captured in a CUDA graph because of it.
+        torch._dynamo.mark_static_address(self._token)
+        self._number = enlist(self)
+        begin = BeginHook(self, self._number, self._token, mask)
+        self._handles: list[Any] = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+        for name, module in modules.items():
+            self._attach(name, module, of_input=False)
+        self._discovery: Discovery | None = None
+        if layers is not None:
+            return
+        self._discovery = Discovery(model, self._found)
+        if example is not None:
+            recording, self.recording = self.recording, False
+            try:
+                run_example(model, example)
+            finally:
+                self.recording = recording
+            self.end_discovery()
+
+    def _attach(self, name: str, module: nn.Module, *, of_input: bool) -> None:
+        number = self._number_of(f"{name}:input" if of_input else name)
+        kind = InputHook if of_input else OutputHook
+        hook = kind(self, self._number, self._token, number, self._names[number])
+        register = module.register_forward_pre_hook if of_input else module.register_forward_hook
+        self._handles.append(register(hook))
+
+    def _number_of(self, name: str) -> int:
+        if name not in self._names:
+            self._names.append(name)
+        return self._names.index(name)
+
+    def _found(self, name: str, module: nn.Module, activation: Tensor) -> None:
+        self.observe(self._number_of(f"{name}:input"), activation)
+
+    def end_discovery(self) -> None:
+        """Functional nonlinearities met so far have hooks from now on; no other input is looked at again."""
+        if self._discovery is None or not self._discovery.looked:
+            return
+        self._discovery.close()
+        for name, module in self._discovery.found.items():
+            self._attach(name, module, of_input=True)
+        self._discovery = None
+
+    def close(self) -> None:
+        """Take every hook off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._discovery is not None:
+            self._discovery.close()
+
+    # -- hooks
+
+    def begin(self, mask: Tensor | None) -> None:
+        """A forward pass of the model starts."""
+        if recomputing():
+            return
+        self._calls.clear()
+        self._mask = mask
+        if self._discovery is not None:
+            self._discovery.begin()
+        if self._listening():
+            self.passes += 1
+
+    def _listening(self) -> bool:
+        return self.recording and (self.view is not None or self._model.training)
+
+    def observe(self, module: int, activation: Tensor) -> None:
+        """Add an activation to its site."""
+        if recomputing():
+            return
+        # Calls are counted while paused too, so that a site keeps its name.
+        call = self._calls.get(module, 0)
+        self._calls[module] = call + 1
+        if self._discovery is not None:
+            self._discovery.known(activation)
+        if not self._listening():
+            return
+        started = time.perf_counter()
+        sites = self._sites.setdefault(self.view or TRAINING, {})
+        site = sites.get((module, call))
+        with self._clock.own(), torch.no_grad():
+            matrix = self._matrix(activation.detach())
+            if site is None:
+                site = sites[module, call] = self._new_site(f"{self._names[module]}#{call}", matrix)
+            self._add(site, matrix)
+        site.seconds += time.perf_counter() - started
+
+    def _matrix(self, activation: Tensor) -> Tensor:
+        options = self.options
+        if options.sample_rows > 1:
+            activation = activation[:: options.sample_rows]
+        return unfold_view(activation, options.unfold)
+
+    def _new_site(self, name: str, matrix: Tensor) -> Site:
+        options, n = self.options, matrix.shape[-1]
+        m = matrix.shape[:-1].numel()
+        notes = [f"rows 1/{options.sample_rows}"] if options.sample_rows > 1 else []
+        adds_up = options.adds_up or self._mask is not None
+        if adds_up and n > options.max_features:
+            if options.sketch is None:
+                raise ValueError(
+                    f"{name}: {n} features are more than max_features = {options.max_features}, and "
+                    f"where passes "
+                    f"or ranks add up an n × n Gram matrix of {8 * n * n / 2**20:.0f} MiB would be "
+                    f"held; unfold "
+                    "by channel, raise max_features, or name sketch="
+                )
+            n = options.sketch
+            notes.append(f"sketch {n} of {matrix.shape[-1]}")
+        rows = m if m < n and not adds_up else None
+        question = options.question
+        sums = Sums.zeros(n, matrix.device, rows=rows, sums=question.sums, magnitudes=question.magnitudes)
+        return Site(name, sums, ", ".join(notes))
+
+    def _add(self, site: Site, matrix: Tensor) -> None:
+        sums, options, n = site.sums, self.options, matrix.shape[-1]
+        expected = sums.n if "sketch" not in site.note else None
+        if expected is not None and n != expected:
+            raise ValueError(
+                f"{site.name}: an activation with {n} features came after one with {expected}; "
+                f"sites of varying "
+                "size need unfold='channel' or 'pool'"
+            )
+        m = matrix.shape[:-1].numel()
+        if not sums.features_side and (site.reads > 0 or m != sums.side):
+            if site.reads > 0:
+                raise RuntimeError(
+                    f"{site.name}: read a second time in one step with fewer rows ({m}) than "
+                    f"features ({n}), which "
+                    "does not add up; end each step by step(), or say micro_batches= where a step "
+                    "has several "
+                    "passes"
+                )
+            fresh = Sums.zeros(
+                n, matrix.device, rows=m if m < n else None, sums=options.question.sums,
+                magnitudes=options.question.magnitudes,
+            )  # fmt: skip
+            site.sums = sums = fresh
+        if self._mask is not None and matrix.shape[:-1] == self._mask.shape:
+            # Rows of zeros add nothing to a Gram matrix; they only must not count as rows.
+            valid = self._mask.to(torch.bool)
+            matrix = torch.where(valid[..., None], matrix, 0)
+            sums.totals[ROWS] += valid.sum() - m
+        if expected is None:
+            matrix = matrix.flatten(0, -2) @ _projection(n, sums.n, matrix.dtype, matrix.device)
+        site.join()
+        # Sums about which more is asked than a count are kept in float64.
+        sums.add(matrix, center=options.question.center, float32_gram=options.float32_gram)
+        site.reads += 1
+        site.captured = site.captured or (matrix.is_cuda and torch.cuda.is_current_stream_capturing())
+
+    # -- what was read
+
+    def take(self, view: str) -> list[Site]:
+        """Sites read since `release`, in forward order."""
+        sites = [site for site in self._sites.get(view, {}).values() if site.reads > 0 or site.captured]
+        for site in sites:
+            site.join()
+        return sites
+
+    def release(self, sites: list[Site]) -> None:
+        """Forget what sites have added up: the next step begins."""
+        if sites:
+            torch._foreach_zero_([tensor for site in sites for tensor in site.sums.tensors()])
+        for site in sites:
+            site.reads, site.seconds = 0, 0.0
+        self._calls.clear()
+        self._mask = None
+
+    def names(self) -> list[str]:
+        """Sites met so far, in forward order."""
+        return list(dict.fromkeys(site.name for sites in self._sites.values() for site in sites.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all sums."""
+        return sum(site.sums.nbytes for sites in self._sites.values() for site in sites.values())
+
+
+def current_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The device's current stream; None off a GPU, and under capture, where the graph keeps the order."""
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return None
+    return torch.cuda.current_stream(device)
+
+
+@lru_cache(maxsize=64)
+def _projection(n: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A Gaussian sketch of n features, the same on every rank."""
+    generator = torch.Generator().manual_seed(_SKETCH_SEED + n)
+    P = torch.randn(n, size, generator=generator) / size**0.5
+    return P.to(device, dtype)

@@ -1,0 +1,87 @@
+"""The numbers of one finished step on their way to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bsgap_kernels.tracking.records import Numbers, Question, SiteRecord, ask, record_of
+from bsgap_kernels.tracking.rows import Row
+from bsgap_kernels.tracking.sums import Sums
+
+
+@dataclass(frozen=True)
+class SiteHead:
+    """What is known of a site without looking at the device."""
+
+    name: str
+    n: int
+    note: str
+    seconds: float
+
+
+class Reading:
+    """Every site of one step: counted on the device, brought to the host when asked for.
+
+    A copy to the host is started at once and waited for by `records` alone, on whichever thread that is.
+    """
+
+    def __init__(
+        self, step: int, view: str, heads: Sequence[SiteHead], sums: Sequence[Sums], question: Question
+    ) -> None:
+        self.step = step
+        self.view = view
+        self.heads = list(heads)
+        self.question = question
+        self._groups: list[tuple[list[int], Numbers]] = []
+        self._events: list[torch.cuda.Event] = []
+        self._records: dict[str, SiteRecord] | None = None
+        by_device: dict[torch.device, list[int]] = {}
+        for index, site in enumerate(sums):
+            by_device.setdefault(site.gram.device, []).append(index)
+        for device, members in by_device.items():
+            numbers = ask([sums[i] for i in members], question)
+            self._groups.append((members, self._to_host(numbers, device)))
+
+    def _to_host(self, numbers: Numbers, device: torch.device) -> Numbers:
+        if device.type != "cuda":
+            return numbers
+
+        def copy(x: Tensor) -> Tensor:
+            host = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+            return host.copy_(x, non_blocking=True)
+
+        moved = numbers.map(copy)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        self._events.append(event)
+        return moved
+
+    def records(self) -> dict[str, SiteRecord]:
+        """The record of each site, in forward order; waits for the device."""
+        if self._records is None:
+            for event in self._events:
+                event.synchronize()
+            found: dict[int, SiteRecord] = {}
+            for members, numbers in self._groups:
+                for place, index in enumerate(members):
+                    head = self.heads[index]
+                    found[index] = record_of(place, numbers, head.n, self.question, head.seconds)
+            self._records = {self.heads[index].name: found[index] for index in sorted(found)}
+            self._groups.clear()
+        return self._records
+
+    def rows(self) -> list[Row]:
+        """The same as rows: near_rank and ratio, bounds if certified, other metrics by name."""
+        notes = {head.name: head.note for head in self.heads}
+        result = []
+        for site, record in self.records().items():
+            values: dict[str, float] = {"near_rank": record.near_rank, "ratio": record.ratio}
+            if self.question.certify:
+                values |= {"lower": record.lower, "upper": record.upper}
+            for metric, value in (values | record.summary).items():
+                result.append(Row(self.step, site, f"{self.view}.{metric}", value, notes[site]))
+        return result

@@ -1,0 +1,132 @@
+"""What a site adds up: rows, Gram matrix and column sums, in float64 on the device of the activation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bsgap_kernels.ops._register import engine_of
+from bsgap_kernels.triton.config import UNIT_ROUNDOFF, gamma
+
+ROWS, ERROR, ADDITIONS = range(3)
+"""Elements of `totals`: rows added, bound of the Gram matrix's error, number of additions."""
+
+
+@dataclass(eq=False)
+class Sums:
+    """Sums over the rows of activations with n features.
+
+    With `features_side` gram is AᵀA (n, n): it adds up over chunks, micro-batches, steps and ranks. Without,
+    it is AAᵀ (m, m) of one matrix with fewer rows than features. Its lower triangle counts, what stands above
+    is unspecified. Memory: 8·side² bytes.
+    """
+
+    n: int
+    features_side: bool
+    gram: Tensor  # float64 (side, side)
+    totals: Tensor  # float64 (3,)
+    sums: Tensor | None  # float64 (n,): column sums, for centring
+    magnitudes: Tensor | None  # float64 (n,): sums of absolute values, for dormant units
+
+    @staticmethod
+    def zeros(
+        n: int,
+        device: torch.device,
+        *,
+        rows: int | None = None,
+        sums: bool = False,
+        magnitudes: bool = False,
+    ) -> Sums:
+        """Nothing added yet. rows: the matrix's, if AAᵀ of one matrix is to be held."""
+        side = n if rows is None else rows
+        # Out of inference mode, whose tensors nothing may change later.
+        with torch.inference_mode(False):
+
+            def new(*shape: int) -> Tensor:
+                return torch.zeros(shape, dtype=torch.float64, device=device)
+
+            return Sums(
+                n,
+                rows is None,
+                new(side, side),
+                new(3),
+                new(n) if sums and rows is None else None,
+                new(n) if magnitudes else None,
+            )
+
+    @property
+    def side(self) -> int:
+        """Rows and columns of gram."""
+        return self.gram.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(tensor.nbytes for tensor in self.tensors())
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is added to."""
+        return [t for t in (self.gram, self.totals, self.sums, self.magnitudes) if t is not None]
+
+    def add(self, A: Tensor, *, center: bool = False, float32_gram: bool = False) -> None:
+        """Add the rows of A (*, n), leading dimensions observations. center: of AAᵀ only."""
+        if A.numel() == 0:
+            self.totals[ROWS] += A.shape[:-1].numel()
+            return
+        engine_of(A.device).accumulate_gram(
+            self.gram,
+            self.totals,
+            self.sums,
+            A,
+            self.features_side,
+            center and not self.features_side,
+            float32_gram,
+        )
+        if self.magnitudes is not None:
+            self.magnitudes += A.abs().flatten(0, -2).sum(0, dtype=torch.float64)
+
+    def add_sums(self, other: Sums) -> None:
+        """Add what another has summed up about the same features."""
+        for own, more in zip(self.tensors(), other.tensors(), strict=True):
+            own += more
+        self.totals[ADDITIONS] += 1
+
+    def to(self, device: torch.device) -> Sums:
+        """The same on another device, or itself."""
+        if self.gram.device == device:
+            return self
+
+        def moved(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.to(device)
+
+        return Sums(
+            self.n,
+            self.features_side,
+            self.gram.to(device),
+            self.totals.to(device),
+            moved(self.sums),
+            moved(self.magnitudes),
+        )
+
+    def centred(self) -> Sums:
+        """The same about the column means: G - s sᵀ/m, or H G H of AAᵀ.
+
+        Both err by less than 3 e + (4 γ_{side+2} + 32 u) tr G, e the bound of G (docs/certificates.md,
+        section 7).
+        """
+        G = self.gram.tril()
+        G = G + G.tril(-1).mT
+        trace = G.diagonal().sum()
+        if self.sums is not None:
+            C = G - torch.outer(self.sums, self.sums / self.totals[ROWS].clamp_min(1))
+        else:
+            mean = G.mean(-1)
+            C = G - mean[:, None] - mean[None, :] + mean.mean()
+        totals = self.totals.clone()
+        factor = 4 * gamma(self.side + 2) + 32 * UNIT_ROUNDOFF
+        # What later additions may have rounded is part of e; it is counted here, since C has a smaller trace.
+        added = 2 * UNIT_ROUNDOFF * (totals[ADDITIONS] + 2)
+        totals[ERROR] = (3 * (totals[ERROR] + added * trace) + factor * trace) * (1 + 16 * UNIT_ROUNDOFF)
+        return Sums(self.n, self.features_side, C, totals, None, self.magnitudes)
