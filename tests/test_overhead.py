@@ -107,7 +107,7 @@ def test_ways_take_turns_and_the_model_is_left_alone() -> None:
     assert all(way.rounds == 4 and way.error is None for way in result.ways)
     assert hooks_of(model) == 0
     # Without tracking no hook is on the model; naive hooks are one a site; ours has one more at the root.
-    timed = seen[6 : 6 + 12]  # after two warm-up calls of each
+    timed = seen[7 : 7 + 12]  # after a step that finds the sites, and two warm-up calls of each
     assert set(timed) == {0, 2, 3}
     assert [sorted(timed[i : i + 3]) for i in range(0, 12, 3)] == [[0, 2, 3]] * 4
     for way in (NAIVE, OURS):
@@ -142,8 +142,8 @@ def test_a_builder_gives_every_way_a_model_of_its_own_with_hooks_before_the_firs
         return model, watched
 
     result = measure_overhead(build, rounds=3, ways=[NONE, NAIVE, OURS])
-    # One looks for the device, one each for the ways, one for the check.
-    assert [first.get(id(model)) for model in built] == [None, 0, 2, 3, 5]
+    # One finds the sites, one each for the ways, one for the check; ours looks for functional sites at first.
+    assert [first[id(model)] for model in built] == [5, 0, 2, 5, 7]
     assert result.way(OURS).sites_ms == {}
     assert result.way(OURS).cost_ms == result.way(OURS).added_ms
     assert result.equal == 2
@@ -164,7 +164,8 @@ def test_hooks_that_are_not_called_are_an_error_of_the_way() -> None:
     model, _ = small()
     _, step = small()
     result = measure_overhead(model, step, rounds=3, budget_s=0, ways=[NAIVE, OURS])
-    assert [way.error for way in result.ways] == [None, "no hook was called", "no hook was called"]
+    assert result.way(NAIVE).error == "no hook was called"
+    assert "no forward pass was seen" in (result.way(OURS).error or "")
     assert result.counts == ()
 
 
@@ -208,6 +209,22 @@ def test_senseless_settings(options: dict[str, Any], error: type[Exception], mes
     model, step = small()
     with pytest.raises(error, match=message):
         measure_overhead(model, **{"step": step, **options})
+
+
+def test_a_functional_nonlinearity_is_read_at_the_same_place() -> None:
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 7), nn.Linear(7, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(torch.relu(self.first(x)))
+
+    model, x = Functional(), torch.randn(9, 5)
+    result = measure_overhead(model, lambda: model(x).sum().backward(), rounds=3, ways=[NAIVE, OURS])
+    assert [(c.site, c.shape, c.verdict) for c in result.counts] == [("second:input#0", (9, 7), "equal")]
+    assert all(way.error is None for way in result.ways)
+    assert hooks_of(model) == 0
 
 
 # -- counts

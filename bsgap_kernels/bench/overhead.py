@@ -94,13 +94,26 @@ def measure_overhead(
     subject = build()
     device = next((p.device for p in subject[0].parameters()), torch.device("cpu"))
     timing = Timing(rounds, budget_s, seed, progress)
-    makers = make_ways(
-        _names(ways), options, ours_steps=ADAPTIVE_STEPS if max_overhead is not None else every, device=device
-    )
     # Compiled code is shared by all models of a class, and looks at hooks only if told to.
     guards = nullcontext() if shared else torch._dynamo.config.patch(skip_nnmodule_hook_guards=False)
     with guards:
-        return _measure(build, subject if shared else None, makers, options, _Bench(device), check, timing)
+        sites = _sites(*subject, options)
+        makers = make_ways(
+            _names(ways),
+            options,
+            sites=sites,
+            ours_steps=ADAPTIVE_STEPS if max_overhead is not None else every,
+            device=device,
+        )
+        return _measure(
+            build,
+            subject if shared else None,
+            makers,
+            options,
+            _Bench(device),
+            timing,
+            sites if check else (),
+        )
 
 
 def _measure(
@@ -109,8 +122,8 @@ def _measure(
     makers: Mapping[str, Callable[[], Way]],
     options: dict[str, Any],
     bench: _Bench,
-    check: bool,
     timing: Timing,
+    check: Sequence[str],
 ) -> OverheadResult:
     """Every way in turns, then its hooks apart, then the counts."""
     others = machine.OtherWork()
@@ -151,7 +164,7 @@ def _measure(
     counts: tuple[SiteCount, ...] = ()
     if check:
         timing.progress("counts")
-        counts = _check(*(shared or build()), options)
+        counts = _check(*(shared or build()), check, options)
     step_ms = samples[NONE].quartiles[1] if NONE not in failed else None
     times = tuple(
         WayTimes(name, error=failed[name])
@@ -201,6 +214,7 @@ class _Run:
     def __call__(self) -> None:
         self.hooks.on()
         try:
+            self.way.begin()
             self.bench.synchronize()
             self.bench.spent = measure.host_seconds(self._steps) / self.way.steps
         finally:
@@ -223,6 +237,7 @@ class _Run:
             sums: dict[str, float] = {}
             self.bench.synchronize()
             with self.hooks.timed(clock):
+                self.way.begin()
                 for _ in range(self.way.steps):
                     spent += measure.host_seconds(self.step)
                     begin = clock.now()
@@ -283,23 +298,42 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 5)
 
 
-def _check(model: nn.Module, step: Step, options: dict[str, Any]) -> tuple[SiteCount, ...]:
-    """Every site of one step, counted by naive hooks, ours and float64 singular values."""
-    tracked = {key: value for key, value in options.items() if key not in ("every", "max_overhead")}
-    naive = Naive(
-        layers=options["layers"], unfold=options["unfold"], rtol=options["rtol"], singular_values=True
-    )
-    ours = Ours(tracked)
-    sets = [HookSet(model, partial(way.attach, model)) for way in (naive, ours)]
+def _tracked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options for a tracker that reads the first step it sees."""
+    return {key: value for key, value in options.items() if key not in ("every", "max_overhead")}
+
+
+def _sites(model: nn.Module, step: Step, options: dict[str, Any]) -> list[str]:
+    """The sites that the tracker finds in a step, functional nonlinearities among them."""
+    ours = Ours(_tracked(options))
+    hooks = HookSet(model, partial(ours.attach, model))
     try:
-        with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-            step()
+        step()
+        return list(ours.counts())
+    finally:
+        ours.close()
+        hooks.forget()
+
+
+def _check(
+    model: nn.Module, step: Step, sites: Sequence[str], options: dict[str, Any]
+) -> tuple[SiteCount, ...]:
+    """Every site of one step, counted by naive hooks, ours and float64 singular values."""
+    naive = Naive(sites=sites, unfold=options["unfold"], rtol=options["rtol"], singular_values=True)
+    ours = Ours(_tracked(options))
+
+    def attach() -> None:
+        naive.attach(model)
+        ours.attach(model)
+
+    hooks = HookSet(model, attach)
+    try:
+        step()
         counted = ours.counts()
     finally:
-        for way in (naive, ours):
-            way.close()
-        for hooks in sets:
-            hooks.forget()
+        naive.close()
+        ours.close()
+        hooks.forget()
     return tuple(
         _verdict(site, naive, near_rank, options["rtol"])
         for site, near_rank in counted.items()

@@ -24,58 +24,68 @@ _CALLED = ("_forward_pre_hooks", "_forward_hooks")
 
 
 class HookSet:
-    """The hooks that `attach` put on the modules of a model.
+    """The hooks that one way of tracking has on the modules of a model, beside those that were there before.
 
-    Made once; then `on` and `off` move them in and out of the modules in microseconds, so that several ways
-    of tracking one model can take turns step by step without being built anew. Attributes that `attach` left
-    on modules go with `forget`.
+    `off` and `on` move them out of the modules and back in microseconds, so that several ways of tracking one
+    model can take turns step by step without being built anew; while on, a way may add hooks and remove its
+    own. Attributes that `attach` leaves on modules go with `forget`. One set at a time is on.
     """
 
     def __init__(self, model: nn.Module, attach: Callable[[], object]) -> None:
         self._modules = dict(model.named_modules())
-        tables = {
+        self._before = {
             (name, table): set(getattr(module, table))
             for name, module in self._modules.items()
             for table in _TABLES
         }
-        attributes = {name: set(vars(module)) for name, module in self._modules.items()}
+        self._attributes = {name: set(vars(module)) for name, module in self._modules.items()}
+        self._aside: list[tuple[str, str, int, Any]] = []
         attach()
-        self._added = [
+
+    def _present(self) -> list[tuple[str, str, int, Any]]:
+        """Module, table, key and value of every hook of ours that is on."""
+        return [
             (name, table, key, hook)
-            for (name, table), before in tables.items()
+            for (name, table), before in self._before.items()
             for key, hook in getattr(self._modules[name], table).items()
             if key not in before
         ]
-        self._attributes = {name: set(vars(m)) - attributes[name] for name, m in self._modules.items()}
 
     def on(self) -> None:
-        """Put the hooks on their modules."""
-        for name, table, key, hook in self._added:
+        """Put the hooks back on their modules."""
+        for name, table, key, hook in self._aside:
             getattr(self._modules[name], table)[key] = hook
+        self._aside = []
 
     def off(self) -> None:
-        """Take the hooks off their modules."""
-        for name, table, key, _ in self._added:
-            getattr(self._modules[name], table).pop(key, None)
+        """Take the hooks off their modules and lay them aside."""
+        found = self._present()
+        for name, table, key, _ in found:
+            del getattr(self._modules[name], table)[key]
+        self._aside += found
 
     def forget(self) -> None:
-        """Take the hooks off, and from the modules what attributes `attach` left there."""
+        """Take the hooks off for good, and from the modules what attributes `attach` left there."""
         self.off()
-        for name, added in self._attributes.items():
-            for attribute in added & set(vars(self._modules[name])):
-                delattr(self._modules[name], attribute)
+        self._aside = []
+        for name, module in self._modules.items():
+            for attribute in set(vars(module)) - self._attributes[name]:
+                delattr(module, attribute)
 
     @contextmanager
     def timed(self, clock: HookClock) -> Iterator[None]:
         """The hooks on, each timed by `clock`, inside the block."""
         self.on()
-        for name, table, key, hook in self._added:
+        plain = {}
+        for name, table, key, hook in self._present():
             if table in _CALLED:
                 getattr(self._modules[name], table)[key] = clock.wrap(name, hook)
+                plain[name, table, key] = hook
         try:
             yield
         finally:
             self.off()
+            self._aside = [(n, t, k, plain.get((n, t, k), hook)) for n, t, k, hook in self._aside]
 
 
 class HookClock:

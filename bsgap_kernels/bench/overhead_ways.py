@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..tracking import RankTracker
-from ..tracking.sites import activation_of, select_modules, unfold_activation
+from ..tracking.rows import Row
+from ..tracking.sites import activation_of, unfold_activation
 
 NONE, NAIVE, DELVE, OURS = "no tracking", "naive hooks", "delve", "RankTracker"
+INPUT = ":input"
+"""What the tracker appends to a module's name where it reads the input."""
 STEP_END = "(end of step)"
 """What a way does after the step, beside its sites."""
 
@@ -28,6 +31,9 @@ class Way(Protocol):
 
     def attach(self, model: nn.Module) -> None:
         """Put hooks on the model."""
+
+    def begin(self) -> None:
+        """What goes before the steps of a sample, outside the timed part."""
 
     def end_step(self) -> None:
         """What follows the optimizer's step."""
@@ -45,6 +51,9 @@ class Untracked:
     steps = 1
 
     def attach(self, model: nn.Module) -> None:
+        """Nothing."""
+
+    def begin(self) -> None:
         """Nothing."""
 
     def end_step(self) -> None:
@@ -69,12 +78,12 @@ class Naive:
     def __init__(
         self,
         *,
-        layers: Sequence[str] | None,
+        sites: Sequence[str],
         unfold: str,
         rtol: float,
         singular_values: bool = False,
     ) -> None:
-        self._layers, self._unfold, self._rtol = layers, unfold, rtol
+        self._sites, self._unfold, self._rtol = sites, unfold, rtol
         self._keep = singular_values
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
@@ -83,13 +92,19 @@ class Naive:
         self.singular_values: dict[str, Tensor] = {}
 
     def attach(self, model: nn.Module) -> None:
-        """A hook on every module that the tracker would read."""
+        """A hook at every site of the tracker."""
+        modules = {name or type(model).__name__: m for name, m in model.named_modules(remove_duplicate=False)}
         # The host reads the count, so compiled code ends here anyway; else this is compiled for every site.
         read = torch.compiler.disable(self._read)
-        for name, module in select_modules(model, self._layers).items():
-            self._handles.append(module.register_forward_hook(partial(read, name)))
+        for name in dict.fromkeys(site.rpartition("#")[0] for site in self._sites):
+            module = modules[name.removesuffix(INPUT)]
+            if name.endswith(INPUT):
+                hook = module.register_forward_pre_hook(lambda m, args, n=name: read(n, args[0]))
+            else:
+                hook = module.register_forward_hook(lambda m, args, output, n=name: read(n, output))
+            self._handles.append(hook)
 
-    def _read(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def _read(self, name: str, output: Any) -> None:
         call = self._calls[name] = self._calls.get(name, -1) + 1
         site = f"{name}#{call}"
         with torch.no_grad():
@@ -100,6 +115,9 @@ class Naive:
             if self._keep:
                 self.shapes[site] = (matrix.shape[0], matrix.shape[1])
                 self.singular_values[site] = torch.linalg.svdvals(matrix.double()).cpu()
+
+    def begin(self) -> None:
+        """Nothing."""
 
     def end_step(self) -> None:
         """The next call of a module is its first again."""
@@ -117,7 +135,7 @@ class Naive:
 
 
 class Ours:
-    """RankTracker: near-rank of every site, nothing else."""
+    """RankTracker: near-rank of every site, nothing else, handed on to a sink that forgets it."""
 
     def __init__(self, options: Mapping[str, Any], *, steps: int = 1) -> None:
         self.steps = steps
@@ -133,11 +151,16 @@ class Ours:
 
     def attach(self, model: nn.Module) -> None:
         """A tracker on the model."""
-        self._tracker = RankTracker(model, certify=False, **self._options)
+        self._tracker = RankTracker(model, **{"verbose": False, "sinks": [_Forgetful()], **self._options})
+
+    def begin(self) -> None:
+        """Let the tracker's clock not take what other ways did since for a long step of its own."""
+        with self.tracker.paused():
+            self.tracker.step()
 
     def end_step(self) -> None:
         """End the tracker's step."""
-        self.tracker.collect()
+        self.tracker.step()
 
     def fired(self) -> bool:
         """Whether any site was met."""
@@ -151,6 +174,19 @@ class Ours:
         """Close the tracker."""
         if self._tracker is not None:
             self._tracker.close()
+
+
+class _Forgetful:
+    """A sink that takes rows and keeps none."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Nothing is kept."""
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 class Delve:
@@ -185,6 +221,9 @@ class Delve:
             device=str(self._device),
         )
 
+    def begin(self) -> None:
+        """Nothing."""
+
     def end_step(self) -> None:
         """delve's reduction of the step."""
         self._tracker.add_saturations(save=False)
@@ -215,10 +254,15 @@ def _delve_writer(base: Any) -> Any:
 
 
 def make_ways(
-    names: Sequence[str], options: Mapping[str, Any], *, ours_steps: int, device: torch.device
+    names: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    sites: Sequence[str],
+    ours_steps: int,
+    device: torch.device,
 ) -> dict[str, Callable[[], Way]]:
-    """A maker of each way by name; `options` are those of RankTracker."""
-    naive = {"layers": options.get("layers"), "unfold": options["unfold"], "rtol": options["rtol"]}
+    """A maker of each way by name; `options` and `sites` are those of RankTracker."""
+    naive = {"sites": sites, "unfold": options["unfold"], "rtol": options["rtol"]}
     makers: dict[str, Callable[[], Way]] = {
         NONE: Untracked,
         NAIVE: partial(Naive, **naive),
