@@ -10,14 +10,13 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import spectra
 import torch
+from engine_inputs import LAYOUTS, Case, convolutions
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -35,58 +34,12 @@ SIDES = (1, 2, 3, 7, 8, 9, 16, 17, 23, 24, 25, 47, 48, 49, 63, 64, 65, 95, 96, 9
 LARGE = ((4200, 24), (9000, 130), (300, 200), (257, 300), (30, 2100), (529, 515))
 
 
-@dataclass(frozen=True)
-class Case:
-    """A matrix by how it is made, so that a failure prints what makes it again."""
-
-    m: int
-    n: int
-    dtype: torch.dtype = torch.float32
-    kind: str = "graded"
-    seed: int = 0
-
-    def matrix(self) -> Tensor:
-        """(m, n), contiguous."""
-        generator = torch.Generator().manual_seed(self.seed)
-        A = torch.randn(self.m, self.n, generator=generator, dtype=torch.float64)
-        if self.kind == "graded":
-            A *= spectra.geometric(self.n, 1e-3)
-        elif self.kind == "low rank":
-            A[:, self.n // 2 + 1 :] = A[:, :1]
-        elif self.kind == "offset":
-            A += 30.0
-        return A.to(self.dtype)
-
-
 def cases(*, most: int = 193) -> st.SearchStrategy[Case]:
     side = st.sampled_from([s for s in SIDES if s <= most])
     kind = st.sampled_from(["graded", "gaussian", "low rank", "offset"])
     return st.builds(Case, side, side, st.sampled_from(DTYPES), kind, st.integers(0, 10**6))
 
 
-def _within_nan(A: Tensor) -> Tensor:
-    """A in the middle of NaN, which any read beside it brings into the result."""
-    *batch, m, n = A.shape
-    around = A.new_full((*batch, m + 2, n + 5), torch.nan)
-    around[..., 1 : m + 1, 3 : n + 3] = A
-    return around[..., 1 : m + 1, 3 : n + 3]
-
-
-def _stepped(A: Tensor) -> Tensor:
-    *batch, m, n = A.shape
-    around = A.new_full((*batch, 2 * m + 1, 3 * n + 2), torch.nan)
-    around[..., 1::2, 2::3] = A
-    return around[..., 1::2, 2::3]
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": torch.Tensor.contiguous,
-    "transposed": lambda A: A.mT.contiguous().mT,
-    "within NaN": _within_nan,
-    "stepped": _stepped,
-    "transposed, stepped": lambda A: _stepped(A.mT).mT,
-    "last first": lambda A: A.movedim(-1, 0).contiguous().movedim(0, -1),
-}
 layouts = st.sampled_from(sorted(LAYOUTS))
 
 
@@ -298,20 +251,6 @@ def test_many_matrices(number: int, threads: int, use_threads: Callable[[int], N
 
 
 # Rows of four and more dimensions
-
-
-def convolutions(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    x = torch.randn(6, 10, 5, 7, generator=torch.Generator().manual_seed(3)).to(dtype)
-    last = x.contiguous(memory_format=torch.channels_last)
-    return {
-        "NCHW": x.movedim(1, -1),
-        "channels_last": last.movedim(1, -1),
-        "some images": x[1::2].movedim(1, -1),
-        "some channels": x[:, 2:9:3].movedim(1, -1),
-        "a crop of channels_last": last[:, :, :, :4].movedim(1, -1),
-        "one row of pixels": x[:, :, :1].movedim(1, -1),
-        "tokens": x.flatten(2).mT,
-    }
 
 
 def added_up(x: Tensor) -> Tensor:

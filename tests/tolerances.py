@@ -45,6 +45,14 @@ def sum_rtol(dtype: torch.dtype, terms: int) -> float:
     return SUM_FACTOR * max(terms, 1) ** 0.5 * ROUNDOFF[dtype]
 
 
+def worst_sum_rtol(dtype: torch.dtype, terms: int) -> float:
+    """The same where roundings may agree: one of half an ulp for each term, of whatever sign.
+
+    For sums of squares of 16-bit numbers, whose last digits are far from random, and for equal rows.
+    """
+    return max(terms, 1) * ROUNDOFF[dtype]
+
+
 def metric_rtol(dtype: torch.dtype, rows: int, columns: int) -> float:
     """Relative tolerance of a float metric of a (rows, columns) matrix of the dtype."""
     return METRIC_FACTOR * sum_rtol(dtype, max(rows, columns))

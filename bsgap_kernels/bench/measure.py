@@ -79,6 +79,10 @@ def takes_part(index: int, mine: int, total: int) -> bool:
     return index * mine // total != (index + 1) * mine // total
 
 
+def _append_result(results: list[object], function: Callable[[], object]) -> None:
+    results.append(function())
+
+
 def interleave(
     functions: dict[str, Callable[[], object]],
     *,
@@ -108,7 +112,7 @@ def interleave(
         try:
             results: list[object] = []
             # The first call pays for what only a first call does.
-            spent = seconds(lambda f=function, into=results: into.append(f()))  # type: ignore[misc]
+            spent = seconds(partial(_append_result, results, function))
             if spent < budget_s / rounds:  # cheap: a second call says how long one takes once all is loaded
                 spent = seconds(function)
             number[name] = rounds_for(spent * calls, rounds, budget_s)
