@@ -22,6 +22,8 @@ Step = Callable[[], object]
 Build = Callable[[], tuple[nn.Module, Step]]
 
 ROUNDS = 20
+LEAST_ROUNDS = 7
+"""Samples of a way at least: a difference of two medians is read off."""
 BUDGET_S = 20.0
 PROFILE_ROUNDS = 15
 PROFILE_SHARE = 0.25
@@ -71,7 +73,7 @@ def measure_overhead(
         ways: names to measure, of `no tracking`, `naive hooks`, `delve`, `RankTracker`; default: all, delve
             where it is installed. `no tracking` is always among them.
         rounds: samples of a way at most.
-        budget_s: seconds of timed steps of a way; a slow one gets fewer samples, at least 3.
+        budget_s: seconds of timed steps of a way; a slow one gets fewer samples, at least 7.
         check: count one more step by both ways and by float64 singular values.
         seed: of the order within the rounds.
         progress: is told what goes on.
@@ -143,6 +145,7 @@ def _measure(
             {name: run for name, run in runs.items() if name not in failed},
             rounds=timing.rounds,
             budget_s=timing.budget_s,
+            least=LEAST_ROUNDS,
             stopwatch=bench.stopwatch,
             progress=timing.progress,
             seed=timing.seed,
