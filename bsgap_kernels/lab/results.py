@@ -35,6 +35,32 @@ class MetricWriter(JsonlSink):
         self.flush_if_due()
 
 
+class NoWriter:
+    """The writer of a process that writes nothing."""
+
+    def __enter__(self) -> NoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def add(self, step: int, site: str, metric: str, value: float) -> None:
+        """Nothing is kept."""
+
+    def add_records(self, step: int, view: str, records: dict[str, SiteRecord]) -> None:
+        """Nothing is kept."""
+
+
+Writer = MetricWriter | NoWriter
+
+
+def open_writer(directory: Path, run: str, *, write: bool = True) -> Writer:
+    """The writer of a run's metrics.jsonl, or one that writes nothing."""
+    return MetricWriter(directory / METRICS_FILE, run) if write else NoWriter()
+
+
 def prepare_directory(directory: Path, *, overwrite: bool = False) -> None:
     """Make `directory`, or with `overwrite` take the files of earlier results out of it.
 
