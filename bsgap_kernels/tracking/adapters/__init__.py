@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from types import ModuleType
 
-_ADAPTERS = ("lightning", "torchmetrics")
+_ADAPTERS = ("lightning", "torchmetrics", "transformers")
 
 
 def __getattr__(name: str) -> ModuleType:
