@@ -259,7 +259,11 @@ class RankTracker:
     def _end_step(self) -> Reading | None:
         tracked = self._due and self._enabled
         with self._clock.own():
-            reading = self._finish(TRAINING) if tracked else self._land()
+            if tracked:
+                reading = self._finish(TRAINING)
+            else:
+                reading = None
+                self._land()  # of an earlier step: its rows are written, they are no numbers of this one
             self._reader.end_discovery()
         self._clock.end_step(tracked=tracked)
         known = self._clock.finished()
@@ -341,13 +345,13 @@ class RankTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Step and cadence, for a run that is resumed; plain numbers."""
-        return {"step": self._step, "cadence": self._cadence.state_dict()}
+        return {"step": self._step, "due": self._due, "cadence": self._cadence.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the step, and with the cadence, of the run that saved the state."""
         self._step = int(state["step"])
         self._cadence.load_state_dict(state["cadence"])
-        self._due = self._cadence.due(self._step)
+        self._due = bool(state["due"])  # asked once a step, and that was before the state was saved
         self._listen()
 
 
