@@ -272,7 +272,11 @@ class RankTracker:
     def _end_step(self) -> Reading | None:
         tracked = self._due and self._enabled
         with self._clock.own():
-            reading = self._finish(TRAINING) if tracked else self._land()
+            if tracked:
+                reading = self._finish(TRAINING)
+            else:
+                reading = None
+                self._land()  # of an earlier step: its rows are written, they are no numbers of this one
             self._reader.end_discovery()
         self._clock.end_step(tracked=tracked)
         known = self._clock.finished()
