@@ -36,9 +36,7 @@ def ranks_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, str(TESTS / "lab_ranks.py"), str(directory)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return directory, done
 
@@ -97,9 +95,7 @@ def test_batch_norm_is_that_of_the_whole_batch(ranks_run: Run) -> None:
     assert max(error for found in every for error in found["batch_norm"]) < 1e-12
 
 
-def test_the_command_under_torchrun(
-    ranks_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_under_torchrun(ranks_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, done = ranks_run
     assert [found["codes"] for found in found_by_ranks(ranks_run)] == [[0, 2]] * 2
     assert done.stdout.count("results: ") == 1

@@ -175,8 +175,8 @@ class RankTracker:
     ) -> BackgroundWriter | None:
         rank = 0 if self._spectra is None else self._spectra.rank
         opened = list(open_sinks(sinks, run=run, attempt=attempt, first_step=first_step)) if rank == 0 else []
-        if alarms and rank == 0:
-            opened.append(AlarmSink(alarms, rank=rank))
+        if rank == 0 and (opened or alarms):  # values that are not finite are always said
+            opened.insert(0, AlarmSink(alarms, rank=rank))
         return BackgroundWriter(opened) if opened else None
 
     def __enter__(self) -> RankTracker:
