@@ -76,7 +76,11 @@ def main(out: Path) -> None:
         # The command, as `torchrun -m bsgap_kernels train ...` calls it.
         setup.load_data = lambda name, root: small_data()
         codes = [cli.main([*COMMAND, "--out", str(out / "command")]), cli.main(["train", "--lr", "abc"])]
-        found = {"codes": codes, "said": said, "batch_norm": [batch_norm_error(ranks, rows) for rows in (5, 1)]}
+        found = {
+            "codes": codes,
+            "said": said,
+            "batch_norm": [batch_norm_error(ranks, rows) for rows in (5, 1)],
+        }
         every: list[Any] = [None] * ranks.world
         dist.all_gather_object(every, found)
         if ranks.main:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,9 +38,7 @@ def ranks_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subproces
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, str(TESTS / "lab_ranks.py"), str(directory)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     return directory, done
 
@@ -97,9 +97,7 @@ def test_batch_norm_is_that_of_the_whole_batch(ranks_run: Run) -> None:
     assert max(error for found in every for error in found["batch_norm"]) < 1e-12
 
 
-def test_the_command_under_torchrun(
-    ranks_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_under_torchrun(ranks_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory, done = ranks_run
     assert [found["codes"] for found in found_by_ranks(ranks_run)] == [[0, 2]] * 2
     assert done.stdout.count("results: ") == 1
@@ -143,3 +141,11 @@ def test_ranks_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match="torchrun: the ranks did not find each other"), launched("cpu"):
         pass
     assert cli.main(["train"]) == 2
+
+
+def test_commands_of_the_page_parse() -> None:
+    page = (TESTS.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^torchrun .*-m bsgap_kernels train (.*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert cli._parse_options("train", TrainConfig, command.split())["unfold"] == "channel"
