@@ -23,6 +23,7 @@ from torch import Tensor
 import bsgap_kernels as bsgap
 from bsgap_kernels import _core, reference
 from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, PROBED_MIN_SIDE, select_backend
+from bsgap_kernels.ops import _cpu
 
 # Planes of NCHW images
 
@@ -42,7 +43,7 @@ def test_planes_keep_the_bound_of_their_sums(
         rows = x.movedim(1, -1)
         gram = torch.zeros(channels, channels, dtype=torch.float64)
         totals = torch.zeros(3, dtype=torch.float64)
-        torch.ops.bsgap._accumulate_gram_(gram, totals, None, rows, True, False, float32_sums)
+        _cpu.accumulate_gram(gram, totals, None, rows, True, False, float32_sums)
         exact = rows.reshape(-1, channels).double()
         m = len(exact)
         in_float = float32_sums and dtype != torch.float64
