@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,3 +141,11 @@ def test_ranks_that_do_not_find_each_other(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UserError, match="torchrun: the ranks did not find each other"), launched("cpu"):
         pass
     assert cli.main(["train"]) == 2
+
+
+def test_commands_of_the_page_parse() -> None:
+    page = (TESTS.parent / "docs" / "distributed.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^torchrun .*-m bsgap_kernels train (.*)$", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        assert cli._parse_options("train", TrainConfig, command.split())["unfold"] == "channel"

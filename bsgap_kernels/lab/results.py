@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from bsgap_kernels.lab.config import RunOptions, UserError
