@@ -25,7 +25,7 @@ ROUNDS = 20
 LEAST_ROUNDS = 7
 """Samples of a way at least: a difference of two medians is read off."""
 BUDGET_S = 20.0
-PROFILE_ROUNDS = 15
+LEAST_PROFILE_ROUNDS, PROFILE_ROUNDS = 5, 15
 PROFILE_SHARE = 0.25
 """Of the budget, for the steps in which every hook is timed apart."""
 COMPILE_STEPS = 3
@@ -236,7 +236,7 @@ class _Run:
         found: dict[str, list[float]] = {}
         rounds = steps = 0
         spent = 0.0
-        while rounds < measure.MIN_ROUNDS or (rounds < PROFILE_ROUNDS and spent < budget_s):
+        while rounds < LEAST_PROFILE_ROUNDS or (rounds < PROFILE_ROUNDS and spent < budget_s):
             sums: dict[str, float] = {}
             self.bench.synchronize()
             with self.hooks.timed(clock):
@@ -281,7 +281,9 @@ def _times(
     added = None if step_ms is None or name == NONE else median - step_ms
     inside_ms = None if inside is None else sum(inside.values())
     known = [value for value in (added, inside_ms) if value is not None]
-    cost = max(known) if known else None
+    cost = None
+    if known:
+        cost = max(known) if name == OURS else min(known)
     return WayTimes(
         name,
         rounds=len(samples.times_ms),

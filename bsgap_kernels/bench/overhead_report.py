@@ -13,6 +13,8 @@ from .tables import aligned, milliseconds, targets_table
 
 BAR = 30
 """Characters of the longest bar."""
+WIDTH = 900
+"""Pixels of a figure."""
 _PARTS = " ▏▎▍▌▋▊▉"
 
 
@@ -123,7 +125,7 @@ def write_chart(path: Path, results: Sequence[tuple[str, OverheadResult]]) -> No
         figures.append(_steps_figure(name, result))
         if result.way(OURS).sites_ms:
             figures.append(_layers_figure(name, result))
-    script, body = components(column(*figures, sizing_mode="stretch_width"))
+    script, body = components(column(*figures))
     library = Resources(mode="inline", components=["bokeh"]).render_js()
     title = "Cost of tracking a training step"
     page = (
@@ -145,6 +147,7 @@ def _steps_figure(name: str, result: OverheadResult) -> Any:
         y_range=[way.name for way in ways],
         x_axis_label="ms (bars: median, whiskers: quartiles)",
         height=90 + 40 * len(ways),
+        width=WIDTH,
         toolbar_location=None,
     )
     plot.hbar(
@@ -170,7 +173,7 @@ def _steps_figure(name: str, result: OverheadResult) -> Any:
         text_font_size="11px",
     )
     plot.x_range.start = 0
-    plot.x_range.end = 1.35 * max((way.upper_quartile_ms or 0.0 for way in ways), default=1.0)
+    plot.x_range.end = 1.6 * max((way.upper_quartile_ms or 0.0 for way in ways), default=1.0)
     return plot
 
 
@@ -191,6 +194,7 @@ def _layers_figure(name: str, result: OverheadResult) -> Any:
         y_range=sites[::-1],
         x_axis_label="ms a step",
         height=110 + 16 * len(sites),
+        width=WIDTH,
         toolbar_location=None,
         tooltips=[("layer", "@site"), ("ours", "@ours{0.000} ms"), ("naive", "@naive{0.000} ms")],
     )

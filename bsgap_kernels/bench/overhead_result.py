@@ -21,7 +21,8 @@ class WayTimes:
 
     added_ms: median less the median without tracking; noise can make it negative. inside_ms: median time
     inside its hooks and at the end of the step, taken in steps of their own; None where hooks cannot be timed
-    apart. cost_ms: the larger of the two, so that neither noise nor work outside the hooks is in our favour.
+    apart. cost_ms: of ours the larger of the two, of the others the smaller, so that neither noise nor work
+    outside the hooks is in our favour.
     """
 
     name: str
