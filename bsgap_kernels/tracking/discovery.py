@@ -36,6 +36,8 @@ def nonlinear_source(activation: Tensor) -> Any | None:
     level = [activation.grad_fn]
     for _ in range(_DEPTH):
         nodes = [node for node in level if node is not None]
+        if not nodes:
+            return None
         for node in nodes:
             if _NONLINEAR.match(node.name()):
                 return node

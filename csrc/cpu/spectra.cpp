@@ -404,7 +404,7 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   double* total = totals_of(totals);
   const bsgap::ScopedIeee ieee;
   // Below this many products (tens of microseconds) starting threads costs more than they save.
-  constexpr int64_t kSerialProducts = int64_t{1} << 22;
+  constexpr int64_t kSerialProducts = int64_t{1} << 21;
   const bool alone = view.rows * view.cols * side <= kSerialProducts;
   const ParallelFor parallel = alone ? ParallelFor(bsgap::serial_for) : ParallelFor(torch_parallel);
   const CertifiedGram r =
