@@ -175,8 +175,8 @@ class RankTracker:
     ) -> BackgroundWriter | None:
         rank = 0 if self._spectra is None else self._spectra.rank
         opened = list(open_sinks(sinks, run=run, attempt=attempt, first_step=first_step)) if rank == 0 else []
-        if alarms and rank == 0:
-            opened.append(AlarmSink(alarms, rank=rank))
+        if rank == 0 and (opened or alarms):  # values that are not finite are always said
+            opened.insert(0, AlarmSink(alarms, rank=rank))
         return BackgroundWriter(opened) if opened else None
 
     def __enter__(self) -> RankTracker:
@@ -239,6 +239,19 @@ class RankTracker:
 
     def _listen(self) -> None:
         self._reader.recording = self._enabled and (self._due or self._reader.view is not None)
+
+    def begin_pass(self) -> None:
+        """Say that a forward pass begins where parts of the model are called and the whole is not.
+
+        The calls of each module are numbered from 0 in each pass.
+        """
+        self._reader.begin(None)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the sinks hold every row so far, as where a checkpoint is made; on every rank."""
+        self._land()
+        if self._writer is not None:
+            self._writer.flush(timeout)
 
     def step(self) -> None:
         """End a training step: count what was read since the last one, and hand the numbers on.
@@ -351,7 +364,8 @@ class RankTracker:
         """Go on at the step, and with the cadence, of the run that saved the state."""
         self._step = int(state["step"])
         self._cadence.load_state_dict(state["cadence"])
-        self._due = bool(state["due"])  # asked once a step, and that was before the state was saved
+        # Not asked of the cadence again: it has said so of this step already, and tells each step once.
+        self._due = bool(state["due"])
         self._listen()
 
 
