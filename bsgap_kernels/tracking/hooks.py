@@ -157,7 +157,7 @@ def local_rows(activation: Tensor, name: str) -> Tensor:
             counted = counted and mesh.get_local_rank(dimension) == 0
         elif not (placement.is_shard() and placement.dim == 0):
             raise ValueError(
-                f"{name}: got a DTensor placed as {placement}, expected batch-sharded (Shard(0)) or "
+                f"{name}: got a DTensor placed as {placement!r}, expected batch-sharded (Shard(0)) or "
                 f"replicated: "
                 "no rank has whole rows"
             )
