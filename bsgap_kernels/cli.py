@@ -1,4 +1,4 @@
-"""The command `bsgap`: train, sweep, report, demo, bench, roofline, info.
+"""The command `bsgap`: train, sweep, report, demo, bench, overhead, roofline, info.
 
 Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A
 user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import os
 import re
 import sys
 import time
@@ -34,11 +35,18 @@ _COMMANDS = {
     "report": "write report.html for a sweep or a run",
     "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
     "bench": "time the ops beside torch's and NumPy's, with the counts checked",
+    "overhead": "time a training step without tracking, with naive hooks, with ours",
     "roofline": "bytes, operations and floor times of tracking a model on a GPU",
     "info": "versions, build and backends",
 }
 # Commands with a parser of their own, so that they run without the trainer's dependencies.
-_SELF_PARSED = {"bench": "bsgap_kernels.bench.command", "roofline": "bsgap_kernels.bench.roofline_report"}
+_SELF_PARSED = {
+    "bench": "bsgap_kernels.bench.command",
+    "overhead": "bsgap_kernels.bench.overhead_command",
+    "roofline": "bsgap_kernels.bench.roofline_report",
+}
+# Commands that write files of their own and would write them once for each process.
+_ALONE = ("sweep", "report", "demo")
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130
@@ -63,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command in _SELF_PARSED:
         return int(importlib.import_module(_SELF_PARSED[command]).main(arguments[1:]))
     try:
+        if command in _ALONE and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("one process runs this command; under torchrun run bsgap train")
         handler[command](arguments[1:])
     except UserError as error:
         return _mistake(f"bsgap {command}", str(error))
@@ -90,7 +100,9 @@ def _usage() -> str:
 
 
 def _mistake(program: str, message: str) -> int:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    # Under torchrun every process finds the same mistake: one of them says so.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return _EXIT_MISTAKE
 
 
@@ -171,12 +183,15 @@ def _directory(command: str, out: str | None) -> Path:
 def _train(arguments: list[str]) -> None:
     config = TrainConfig(**_parse_options("train", TrainConfig, arguments))
     directory = _directory("train", config.out)
+    from bsgap_kernels.lab.distributed import launched
     from bsgap_kernels.lab.sweep import format_table
     from bsgap_kernels.lab.train import train
 
-    summary = train(config, directory)
-    print(format_table([summary]))
-    print(f"results: {directory}")
+    with launched(config.device) as ranks:
+        summary = train(config, directory, ranks=ranks)
+    if ranks.main:
+        print(format_table([summary]))
+        print(f"results: {directory}")
 
 
 def _sweep(arguments: list[str]) -> None:

@@ -9,6 +9,8 @@ import proven
 import pytest
 import torch
 
+pytest.register_assert_rewrite("tracker_models")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Runs torch on one thread unless BSGAP_TEST_THREADS says otherwise.

@@ -280,7 +280,8 @@ def test_images_are_read_in_place(name: str, dtype: torch.dtype, monkeypatch: py
         monkeypatch.setattr(torch.Tensor, method, refused)
     assert torch.equal(bsgap.near_rank_grouped([x, copied[:9]], rtol=0.05), expected)
     assert torch.equal(bsgap.near_rank_grouped([x], rtol=0.05, center=True), centred)
-    assert torch.equal(added_up(x), added)
+    # Planes are summed in another order.
+    torch.testing.assert_close(added_up(x), added, rtol=1e-13, atol=0)
 
 
 @st.composite

@@ -1,7 +1,7 @@
-"""Two paths of the CPU engine that drawn matrices seldom reach: pairs of bfloat16, and probed intervals.
+"""Paths of the CPU engine that drawn matrices seldom reach: planes, pairs of bfloat16, and probed intervals.
 
-The first needs a processor with AVX512-BF16, which test_where_the_bfloat16_tile_runs looks for; elsewhere
-the same tests hold float32's tile to the same bounds. The second begins at side PROBED_MIN_SIDE.
+The second needs a processor with AVX512-BF16, which test_where_the_bfloat16_tile_runs looks for; elsewhere
+the same tests hold float32's tile to the same bounds. The third begins at side PROBED_MIN_SIDE.
 """
 
 from __future__ import annotations
@@ -23,6 +23,47 @@ from torch import Tensor
 import bsgap_kernels as bsgap
 from bsgap_kernels import _core, reference
 from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, PROBED_MIN_SIDE, select_backend
+from bsgap_kernels.ops import _cpu
+
+# Planes of NCHW images
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("float32_sums", [False, True])
+@pytest.mark.parametrize(
+    ("images", "height", "width"), [(2, 1, 1), (3, 5, 7), (128, 3, 3), (2, 64, 65), (40, 14, 14)]
+)
+def test_planes_keep_the_bound_of_their_sums(
+    images: int, height: int, width: int, float32_sums: bool, dtype: torch.dtype
+) -> None:
+    # Past 128 channels, or with fewer rows than channels in the way of a copy, another path is taken.
+    for channels in (1, 2, 4, 6, 7, 8, 17, 30, 64, 127, 128, 129):
+        generator = torch.Generator().manual_seed(channels)
+        x = torch.randn(images, channels, height, width, generator=generator).to(dtype)
+        rows = x.movedim(1, -1)
+        gram = torch.zeros(channels, channels, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64)
+        _cpu.accumulate_gram(gram, totals, None, rows, True, False, float32_sums)
+        exact = rows.reshape(-1, channels).double()
+        m = len(exact)
+        in_float = float32_sums and dtype != torch.float64
+        factor = (
+            worst_sum_rtol(torch.float32, min(m, 128)) if in_float else worst_sum_rtol(torch.float64, m + 24)
+        )
+        error = (gram.tril() - (exact.T @ exact).tril()).abs()
+        assert (error <= 1.01 * factor * (exact.abs().T @ exact.abs())).all(), channels
+        assert totals.tolist()[::2] == [m, 1]
+        if not in_float:
+            assert torch.linalg.norm(gram.tril() + gram.tril(-1).T - exact.T @ exact, 2) <= 2 * totals[1]
+
+
+def test_planes_see_what_is_not_finite() -> None:
+    for channels in (6, 20):
+        x = torch.randn(3, channels, 5, 5)
+        x[2, 4, 4, 4] = torch.nan
+        assert bsgap.near_rank_grouped([x.movedim(1, -1)], rtol=0.1).tolist() == [-1]
+        assert bsgap.near_rank_grouped([x[:2].movedim(1, -1)], rtol=1e-3).tolist() == [channels]
+
 
 # Pairs of bfloat16
 

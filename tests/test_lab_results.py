@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from lab_data import small_data
 
-from bsgap_kernels.lab import results
 from bsgap_kernels.lab import sweep as sweep_module
 from bsgap_kernels.lab.config import SweepConfig, UserError
 from bsgap_kernels.lab.results import MetricWriter, prepare_directory, write_summary
 from bsgap_kernels.lab.sweep import format_table, sweep
 from bsgap_kernels.tracking import SiteRecord
+from bsgap_kernels.tracking.sinks import jsonl
 
 
 def test_rows_are_json_and_non_finite_values_null(tmp_path: Path) -> None:
@@ -47,11 +47,11 @@ def test_rows_of_slow_steps_reach_the_file_in_time(tmp_path: Path, monkeypatch: 
     path = tmp_path / "metrics.jsonl"
     record = SiteRecord((4, 3), 2, 2, 2, 2 / 3, {"sigma_max": 1.0}, 0.0)
     now = [100.0]
-    monkeypatch.setattr(results.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(jsonl.time, "monotonic", lambda: now[0])
     with MetricWriter(path, "r") as writer:
         writer.add_records(0, "batch", {"relu#0": record})
         assert path.read_text() == ""
-        now[0] += results._SECONDS_BETWEEN_FLUSHES + 0.1
+        now[0] += jsonl._SECONDS_BETWEEN_FLUSHES + 0.1
         writer.add_records(1, "batch", {"relu#0": record})
         assert len(path.read_text().splitlines()) == 10
 

@@ -14,8 +14,10 @@ from bsgap_kernels.cli import main
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRACKING = (ROOT / "docs" / "tracking.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
+PYTHON += re.findall(r"^```python\n(.*?)^```$", TRACKING, re.MULTILINE | re.DOTALL)
 SHELL = [
     line.split("#")[0].strip() for language, code in BLOCKS if language == "sh" for line in code.splitlines()
 ]
@@ -27,7 +29,8 @@ def test_there_is_something_to_run() -> None:
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=[f"block{i}" for i in range(len(PYTHON))])
-def test_python_block(code: str) -> None:
+def test_python_block(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
 

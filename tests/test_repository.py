@@ -56,4 +56,5 @@ def test_requirements_hold_every_group_and_what_is_asked_for() -> None:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     names = {re.split(r"[\[<>=~ ]", line)[0] for line in lines}
     assert {"setuptools", "pybind11", "torch", "numpy", "torchvision", "pytest", "ruff", "mypy"} <= names
+    assert not {"wandb", "mlflow"} & names
     assert lines[-3:] == ["torch==2.11.0", "torchvision==0.26.0", "numpy<2.4"]

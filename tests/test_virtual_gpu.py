@@ -41,6 +41,12 @@ PROBED = {"omega_kernel", "product_kernel"}
             {"count_small_kernel", "gram_kernel, sides within a tile"},
         ),
         (
+            "test_accumulator.py",
+            "not any_chunks and not thousand and not column_sums and not (lost and (chunks or window))",
+            30,
+            {"count_small_kernel", "gram_kernel, sides within a tile"},
+        ),
+        (
             "test_bench_cuda.py",
             "hook",
             2,
@@ -48,7 +54,7 @@ PROBED = {"omega_kernel", "product_kernel"}
         ),
         ("test_without_nvcc.py", "", 3, {"gram_kernel, sides within a tile"}),
     ],
-    ids=["ops", "tracker", "hook path of the benchmark", "without nvcc"],
+    ids=["ops", "tracker", "accumulator", "hook path of the benchmark", "without nvcc"],
 )
 def test_the_engine_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]

@@ -38,10 +38,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.reentrant is None:
-            x = self.body(x)
-        else:
-            x = checkpoint(self.body, x, use_reentrant=self.reentrant)
-        return self.head(x.flatten(1))
+            return self.head(self.body(x).flatten(1))
+        return self.head(checkpoint(self.body, x, use_reentrant=self.reentrant).flatten(1))
 
 
 SITES = ["act#0", "act#1", "head.1#0"]

@@ -69,9 +69,9 @@ def last_level_cache_bytes() -> int:
         return 0
 
 
-def rounds_for(warm_up_s: float, rounds: int, budget_s: float) -> int:
+def rounds_for(warm_up_s: float, rounds: int, budget_s: float, least: int = MIN_ROUNDS) -> int:
     """Rounds of a function whose warm-up took so long: all that the budget allows, at least 3."""
-    return min(rounds, max(MIN_ROUNDS, int(budget_s / max(warm_up_s, 1e-9))))
+    return min(rounds, max(least, int(budget_s / max(warm_up_s, 1e-9))))
 
 
 def takes_part(index: int, mine: int, total: int) -> bool:
@@ -88,6 +88,7 @@ def interleave(
     *,
     rounds: int,
     budget_s: float,
+    least: int = MIN_ROUNDS,
     calls: int = 1,
     flush: Callable[[], None] | None = None,
     on_result: Callable[[str, object], None] | None = None,
@@ -99,9 +100,9 @@ def interleave(
     """Times the functions in rounds, each in a new order, so that a slow spell of the machine meets all.
 
     A warm-up call of each goes first; its result goes to `on_result` and its duration says how many rounds
-    the function gets. A function that raises is not timed further: its `error` says why. With `calls` > 1 a
-    sample is the mean of that many calls in a row. `stopwatch` times one call in seconds where the host's
-    clock does not (a GPU); `settle_s` replaces `SETTLE_S`.
+    the function gets, at least `least`. A function that raises is not timed further: its `error` says why.
+    With `calls` > 1 a sample is the mean of that many calls in a row. `stopwatch` times one call in seconds
+    where the host's clock does not (a GPU); `settle_s` replaces `SETTLE_S`.
     """
     seconds = host_seconds if stopwatch is None else stopwatch
     pause = SETTLE_S if settle_s is None else settle_s
@@ -115,7 +116,7 @@ def interleave(
             spent = seconds(partial(_append_result, results, function))
             if spent < budget_s / rounds:  # cheap: a second call says how long one takes once all is loaded
                 spent = seconds(function)
-            number[name] = rounds_for(spent * calls, rounds, budget_s)
+            number[name] = rounds_for(spent * calls, rounds, budget_s, least)
         except Exception as error:  # a contender that fails is a result too
             samples[name].error = f"{type(error).__name__}: {error}".splitlines()[0]
             continue

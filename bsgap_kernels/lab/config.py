@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
-MODELS = ("lenet5",)
+MODELS = ("lenet5", "resnet56")
 LR_RULES = ("fixed", "linear", "sqrt")
 UNFOLDS = ("flatten", "channel", "pool")
 DEFAULT_EPOCHS = 20
@@ -26,7 +26,7 @@ class RunOptions:
     Args:
         data: digits, mnist, fashion-mnist, cifar10 or cifar100.
         data_root: directory that holds torchvision's files of the data set; not needed for digits.
-        model: lenet5.
+        model: lenet5 or resnet56.
         lr: learning rate at the base batch size.
         lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt.
         base_batch_size: the batch size at which every rule gives lr.

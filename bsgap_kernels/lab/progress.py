@@ -13,15 +13,16 @@ class Progress:
     """Progress of one run with loss, accuracy and near-rank ratio.
 
     On a terminal a tqdm bar on stderr; otherwise plain lines on stdout, at the first and last step and about
-    every ten seconds between, so that a log file stays short.
+    every ten seconds between, so that a log file stays short. Nothing unless `shown`.
     """
 
-    def __init__(self, total: int, label: str) -> None:
+    def __init__(self, total: int, label: str, *, shown: bool = True) -> None:
+        self._silent = not shown
         self._total = total
         self._label = label
         self._bar = None
         self._shown = -float("inf")
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total, desc=label, unit="step", dynamic_ncols=True)
@@ -44,6 +45,8 @@ class Progress:
             )
             return
         now = time.monotonic()
+        if self._silent:
+            return
         if step < self._total and now - self._shown < _SECONDS_BETWEEN_LINES:
             return
         self._shown = now

@@ -14,6 +14,7 @@ import bsgap_kernels as bsgap
 from bsgap_kernels.lab import results
 from bsgap_kernels.lab.config import TrainConfig
 from bsgap_kernels.lab.data import ImageData
+from bsgap_kernels.lab.distributed import ALONE, Ranks
 from bsgap_kernels.lab.progress import Progress
 from bsgap_kernels.lab.setup import Setup, resolve_device, set_up
 from bsgap_kernels.lab.versions import versions
@@ -24,7 +25,9 @@ _NULL_SEED = 20221012
 _EVALUATION_ROWS = 1000
 
 
-def train(config: TrainConfig, directory: Path, *, data: ImageData | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, directory: Path, *, data: ImageData | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
     """Train one network, write config.yaml, metrics.jsonl and summary.json, and return the summary.
 
     Batches are drawn without replacement from a new permutation every epoch; the rows left over at the end of
@@ -32,29 +35,39 @@ def train(config: TrainConfig, directory: Path, *, data: ImageData | None = None
     The same configuration gives bit-identical values, times apart, on the same machine and thread count. The
     caller's random state is left as it was.
 
+    With several `ranks` every one calls this with the same configuration; each takes its share of every
+    batch, of the probe and of the evaluation, numbers are those of one process on the whole batch (up to
+    rounding), and rank 0 writes the files and shows progress.
+
     Raises:
         UserError: an option does not fit, or `directory` holds something and `config.overwrite` is not set.
     """
     device = resolve_device(config.device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        setup = set_up(config, data)
+        setup = ranks.together(lambda: set_up(config, data, ranks))
         with setup.tracker:
-            results.prepare_directory(directory, overwrite=config.overwrite)
-            results.write_config(directory / results.CONFIG_FILE, config)
+            ranks.together(lambda: _open_directory(config, directory, ranks))
             loop = _Loop(setup)
             status = "stopped"
             try:
                 with (
-                    results.MetricWriter(directory / results.METRICS_FILE, config.run) as writer,
-                    Progress(setup.steps, config.run) as progress,
+                    results.open_writer(directory, config.run, write=ranks.main) as writer,
+                    Progress(setup.steps, config.run, shown=ranks.main) as progress,
                 ):
                     loop.run(writer, progress)
                 status = "finished"
             finally:
                 # Also after Ctrl-C: what was measured until then stays readable.
                 summary = loop.summary(status)
-                results.write_summary(directory / results.SUMMARY_FILE, summary)
+                if ranks.main:
+                    results.write_summary(directory / results.SUMMARY_FILE, summary)
     return summary
+
+
+def _open_directory(config: TrainConfig, directory: Path, ranks: Ranks) -> None:
+    if ranks.main:
+        results.prepare_directory(directory, overwrite=config.overwrite)
+        results.write_config(directory / results.CONFIG_FILE, config)
 
 
 class _Loop:
@@ -62,6 +75,8 @@ class _Loop:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        self.ranks = setup.ranks
+        self.model = self.ranks.parallel(setup.model, setup.data.train_images.device)
         self.done = 0
         self.seconds = {"step": 0.0, "metric": 0.0, "probe": 0.0}
         self.evaluation: dict[str, float] = {}
@@ -69,7 +84,7 @@ class _Loop:
         self.probe_records: dict[str, SiteRecord] = {}
         self.null: dict[tuple[int, int], int] = {}
 
-    def run(self, writer: results.MetricWriter, progress: Progress) -> None:
+    def run(self, writer: results.Writer, progress: Progress) -> None:
         setup = self.setup
         data, config = setup.data, setup.config
         shuffle = torch.Generator().manual_seed(config.seed)
@@ -90,23 +105,27 @@ class _Loop:
             progress.update(self.done, loss, accuracy, _mean_ratio(self.probe_records))
         self._read_probe(setup.steps, writer)
 
-    def _update(self, step: int, rows: Tensor, writer: results.MetricWriter) -> tuple[float, float]:
+    def _update(self, step: int, rows: Tensor, writer: results.Writer) -> tuple[float, float]:
         """One update; the metric's share of the time is taken out of the step's."""
         setup = self.setup
         tracker = setup.tracker
         started = time.perf_counter()
-        images, labels = setup.data.train_images[rows], setup.data.train_labels[rows]
-        with tracker.paused(step % setup.config.every != 0):
-            logits = setup.model(images)
-        loss = nn.functional.cross_entropy(logits, labels)
+        own = rows[self.ranks.share(len(rows))]
+        images, labels = setup.data.train_images[own], setup.data.train_labels[own]
+        untracked = step % setup.config.every != 0
+        with tracker.paused(untracked):
+            logits = self.model(images)
+        loss = self.ranks.loss(logits, labels, len(rows))
         setup.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         setup.optimizer.step()
         with torch.no_grad():
-            correct = (logits.argmax(1) == labels).to(torch.float64).mean()
-            values = torch.stack([loss.detach().to(torch.float64), correct]).tolist()
+            correct = (logits.argmax(1) == labels).to(torch.float64).sum() / len(rows)
+            shares = torch.stack([loss.detach().to(torch.float64) / self.ranks.world, correct])
+            values = self.ranks.total(shares).tolist()
         trained = time.perf_counter()
-        records = tracker.collect()
+        with tracker.paused(untracked):
+            records = tracker.collect()
         writer.add_records(step, "batch", records)
         in_hooks = sum(record.seconds for record in records.values())
         metric = time.perf_counter() - trained + in_hooks
@@ -122,7 +141,7 @@ class _Loop:
             writer.add(step, "", "time.metric_ms", round(metric * 1e3, 4))
         return values[0], values[1]
 
-    def _read_probe(self, step: int, writer: results.MetricWriter) -> None:
+    def _read_probe(self, step: int, writer: results.Writer) -> None:
         """Read every site on the probe batch, leaving buffers, mode and random state of the run untouched."""
         model, tracker = self.setup.model, self.setup.tracker
         started = time.perf_counter()
@@ -151,13 +170,13 @@ class _Loop:
         gaussian = torch.randn(shape, generator=torch.Generator().manual_seed(_NULL_SEED))
         return int(bsgap.near_rank(gaussian, rtol=config.rtol, atol=config.atol, center=config.center))
 
-    def _evaluate(self, writer: results.MetricWriter) -> None:
+    def _evaluate(self, writer: results.Writer) -> None:
         data = self.setup.data
         for split, images, labels in (
             ("train_eval", data.train_images, data.train_labels),
             ("test", data.test_images, data.test_labels),
         ):
-            loss, accuracy = evaluate(self.setup.model, self.setup.tracker, images, labels)
+            loss, accuracy = evaluate(self.setup.model, self.setup.tracker, images, labels, self.ranks)
             for name, value in (("loss", loss), ("accuracy", accuracy)):
                 self.evaluation[f"{split}.{name}"] = value
                 writer.add(self.done, "", f"{split}.{name}", value)
@@ -214,19 +233,22 @@ class _Loop:
         }
 
 
-def evaluate(model: nn.Module, tracker: RankTracker, images: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean loss and accuracy over a whole set, in eval mode; the tracker records nothing."""
+def evaluate(
+    model: nn.Module, tracker: RankTracker, images: Tensor, labels: Tensor, ranks: Ranks = ALONE
+) -> tuple[float, float]:
+    """Mean loss and accuracy over a whole set, in eval mode, each rank its share; nothing is recorded."""
     training = model.training
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=images.device)
     with torch.no_grad(), tracker.paused():
-        for start in range(0, len(images), _EVALUATION_ROWS):
-            logits = model(images[start : start + _EVALUATION_ROWS])
-            expected = labels[start : start + _EVALUATION_ROWS]
+        share = ranks.share(len(images))
+        for start in range(share.start, share.stop, _EVALUATION_ROWS):
+            chunk = slice(start, min(start + _EVALUATION_ROWS, share.stop))
+            logits, expected = model(images[chunk]), labels[chunk]
             totals[0] += nn.functional.cross_entropy(logits, expected, reduction="sum")
             totals[1] += (logits.argmax(1) == expected).sum()
     model.train(training)
-    loss, correct = (totals / len(images)).tolist()
+    loss, correct = (ranks.total(totals) / len(images)).tolist()
     return loss, correct
 
 

@@ -38,7 +38,7 @@ def accumulate_gram(
 
     Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content.
     """
-    from ..triton.config import gamma
+    from ..triton.config import UNDERFLOW, gamma
 
     precision: Precision = "float32" if float32_gram and A.dtype != torch.float64 else "float64"
     error = None
@@ -54,10 +54,13 @@ def accumulate_gram(
         error = (factor if precision == "float64" else math.inf) * G.diagonal().sum()[None]
         # Zeros were added without an error, and an infinite factor makes NaN of them.
         error = torch.where(error > 0, error, 0.0)
+    # What scaling back, and later the products with a decay, may push below the smallest normal number.
+    underflow = (error > 0).to(error.dtype) * (G.shape[0] * UNDERFLOW)
     back = unscaling(found)
     if back is not None:
         G = G * back * back  # twice: its square may not be representable
         error = error * back * back
+    error = error + underflow
     gram += G
     totals[0] += row.m
     totals[1:2] += error

@@ -12,7 +12,7 @@ from bsgap_kernels.ops import _checks
 from bsgap_kernels.tracking.hooks import local_rows
 from bsgap_kernels.tracking.options import checked_question
 from bsgap_kernels.tracking.records import SiteRecord, ask, record_of
-from bsgap_kernels.tracking.sums import ADDITIONS, ROWS, Sums
+from bsgap_kernels.tracking.sums import ROWS, Sums
 
 
 class SpectralAccumulator:
@@ -24,7 +24,8 @@ class SpectralAccumulator:
         accumulator.compute().near_rank
 
     Sums are kept in float64, so the result does not depend on the chunks but for rounding, whose bound grows
-    with them and goes into the certificate: `lower` and `upper` hold for the rows as given.
+    with them and goes into the certificate: `lower` and `upper` hold for the rows as given. Squares have to
+    fit float64: below about 1e-150 the certificate gets wide, above 1e154 the count is -1.
 
     Args:
         rtol, atol: the threshold is max(atol, rtol·σ_max).
@@ -71,7 +72,7 @@ class SpectralAccumulator:
         _checks.raise_public(_checks.matrix(A))
         sums = self._sums_for(A.shape[-1], A.device)
         if self.decay is not None:
-            self._fade(sums, self.decay)
+            sums.fade(self.decay)
         with torch.no_grad():
             sums.add(A.detach())
         self.rows += A.shape[:-1].numel()
@@ -84,25 +85,17 @@ class SpectralAccumulator:
             raise ValueError(f"A: got rows of {n} features after rows of {self.sums.n}")
         return self.sums
 
-    def _fade(self, sums: Sums, decay: float) -> None:
-        additions = sums.totals[ADDITIONS] + 1  # multiplying rounds once more
-        for tensor in sums.tensors():
-            tensor *= decay
-        sums.totals[ADDITIONS] = additions
-
     def merge(self, other: SpectralAccumulator) -> SpectralAccumulator:
         """Add what another has accumulated, of other chunks, steps or ranks, about the same features."""
-        if other.sums is None:
-            return self
-        own = self._sums_for(
-            other.sums.n, other.sums.gram.device if self.sums is None else self.sums.gram.device
-        )
-        theirs = other.sums.to(own.gram.device)
-        if len(own.tensors()) != len(theirs.tensors()):
+        if self._names() != other._names():
             raise ValueError(
                 "other: accumulates for other metrics or another centring; give both the same options"
             )
-        own.add_sums(theirs)
+        if other.sums is None:
+            return self
+        device = other.sums.gram.device if self.sums is None else self.sums.gram.device
+        own = self._sums_for(other.sums.n, device)
+        own.add_sums(other.sums.to(device))
         self.rows += other.rows
         return self
 
@@ -129,16 +122,15 @@ class SpectralAccumulator:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a state; the options must be those it was saved with."""
-        self.reset()
-        if "gram" not in state:
-            return
-        missing = [name for name in self._names() if name not in state]
-        if missing or len(state) != len(self._names()) + 1:
+        if set(state) not in ({"rows"}, {"rows", *self._names()}):
             raise ValueError(
                 f"state: got {', '.join(sorted(state))}, expected rows, {', '.join(self._names())}: "
                 f"it was saved "
                 "with other options"
             )
+        self.reset()
+        if "gram" not in state:
+            return
         gram = state["gram"]
         sums = self._sums_for(gram.shape[0], gram.device)
         for own, name in zip(sums.tensors(), self._names(), strict=True):

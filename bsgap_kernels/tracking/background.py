@@ -28,9 +28,9 @@ class BackgroundWriter:
                 writer.put(lambda: rows_of(numbers_on_the_gpu))     # returns at once
 
     One thread calls what was put, in order, which may wait for a device there, and one thread a sink writes:
-    a sink that hangs holds up neither the training nor another sink. Every queue holds `capacity` steps. A
-    step that finds one full is dropped for what it leads to, counted, and logged as a warning the first time
-    and at the end.
+    a sink that hangs holds up neither the training nor another sink. `capacity` steps wait for their rows,
+    and twice as many for each sink. A step that finds a queue full is dropped for what it leads to, counted,
+    and logged as a warning the first time and at the end.
 
     A sink that raises is disabled with a warning that names it, and the others go on. One that keeps its rows
     over an OSError (`JsonlSink`) is tried again instead. Sinks are flushed about every two seconds, and when
@@ -40,7 +40,7 @@ class BackgroundWriter:
 
     Args:
         sinks: the sinks; they are the writer's from now on, which closes them.
-        capacity: steps that each queue holds.
+        capacity: steps whose rows are still to be made, at most.
 
     Raises:
         ValueError: capacity is less than 1.
@@ -54,7 +54,8 @@ class BackgroundWriter:
         self._lock = threading.Lock()
         self._closed = False
         self._reported = False
-        self._sinks = [_SinkLane(sink, capacity) for sink in sinks]
+        # Twice: what waited for a slow device comes to the sinks all at once.
+        self._sinks = [_SinkLane(sink, 2 * capacity) for sink in sinks]
         self._source = _SourceLane(self._sinks, capacity)
         self._lanes: list[_Lane] = [self._source, *self._sinks]
         for lane in self._lanes:
@@ -117,7 +118,7 @@ class BackgroundWriter:
 
         What takes longer is left to itself with a warning. A second call does nothing.
         """
-        if self._is_forked():
+        if self._is_forked() or self._reported:
             return
         with self._lock:
             if not self._closed:

@@ -30,7 +30,9 @@ class Cadence:
         self.every = every
         self.max_overhead = max_overhead
         self.log: list[tuple[int, int]] = [(0, every)]
-        self._replay = sorted(replay) if replay else []
+        # Two settings of one step stay in their order: the later one holds.
+        self._replay = sorted(replay or (), key=lambda setting: setting[0])
+        self._replaying = bool(replay)
         self._next = 0
         self._own: deque[float] = deque(maxlen=_WINDOW)
         self._step: deque[float] = deque(maxlen=_WINDOW)
@@ -50,7 +52,7 @@ class Cadence:
 
     def observe(self, step: int, step_seconds: float, own_seconds: float) -> None:
         """Times of one tracked step, its own share included; the same numbers on every rank."""
-        if self.max_overhead is None or self._replay:
+        if self.max_overhead is None or self._replaying:
             return
         self._own.append(own_seconds)
         self._step.append(max(step_seconds - own_seconds, 1e-9))

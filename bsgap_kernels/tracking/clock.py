@@ -30,6 +30,8 @@ class StepClock:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._own = 0.0
+        self._late = _Step(0.0, 0.0)
+        self._tracked = False
         self._spans: list[Span] = []
         self._last: float | None = None
         self._steps: deque[_Step] = deque(maxlen=256)
@@ -61,8 +63,17 @@ class StepClock:
     def end_step(self, *, tracked: bool) -> None:
         """A training step ends here; the first one has no beginning and is not known."""
         now = time.perf_counter()
-        if self._last is not None and tracked:
-            self._steps.append(_Step(now - self._last, self._own, self._spans))
+        if tracked:
+            if self._last is not None:
+                seconds = now - self._last + self._late.own
+                spans = self._late.spans + self._spans
+                self._steps.append(_Step(seconds, self._late.own + self._own, spans))
+            self._late = _Step(0.0, 0.0)
+        elif self._tracked:
+            # The numbers of all ranks arrive a step later: that time belongs to tracking, and is counted with
+            # the next tracked step.
+            self._late = _Step(0.0, self._own, self._spans)
+        self._tracked = tracked
         self._last, self._own, self._spans = now, 0.0, []
 
     def finished(self) -> list[tuple[float, float]]:

@@ -37,6 +37,8 @@ def nonlinear_sources(activation: Tensor) -> list[Any]:
     level: list[Any] = [activation.grad_fn]
     met: set[Any] = {None}
     for _ in range(_DEPTH):
+        if not level:
+            break
         parents: list[Any] = []
         for node in level:
             if node in met:

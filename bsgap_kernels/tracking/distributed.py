@@ -17,8 +17,8 @@ from bsgap_kernels.tracking.sums import ADDITIONS, Sums
 COMM_BUDGET = 256 << 20
 """Bytes a rank may send a tracked step, unless told otherwise."""
 
-# What precedes the sites: two numbers of the caller's (seconds), and whether some rank has a site that the
-# agreed layout lacks.
+# What precedes the sites: two numbers of the caller's (seconds), whether some rank has a site that the agreed
+# layout lacks, and then for each site how many ranks have read it.
 _CALLERS, _LACKING, _HEADER = 2, 2, 3
 
 
@@ -47,20 +47,22 @@ class Reduction:
     owner: DistributedSpectra
 
     def wait(self) -> tuple[dict[str, Sums], list[float]]:
-        """Sums over all ranks by site, and the caller's numbers averaged over the ranks.
+        """Sums over all ranks of the sites that some rank has read, and the caller's numbers, rank averages.
 
         On a GPU the current stream waits, the host does so only to read the header.
         """
         self.work.wait()
         world = self.owner.world
-        header = self.buffer[:_HEADER].tolist()
+        place = _HEADER + len(self.layout)
+        header = self.buffer[:place].tolist()
         if header[_LACKING] > 0:
-            self.owner.layout = None  # the same on every rank: all agree anew before the next one
+            self.owner.settled = False  # the same on every rank: all agree anew before the next one
         found = {}
-        place = _HEADER
-        for name, shape in self.layout.items():
+        for (name, shape), readers in zip(self.layout.items(), header[_HEADER:], strict=True):
             part = self.buffer[place : place + shape.elements]
             place += shape.elements
+            if readers == 0:
+                continue
             sums = Sums.zeros(shape.n, part.device, sums=shape.sums, magnitudes=shape.magnitudes)
             vectors = sums.tensors()[1:]
             taken = 0
@@ -97,15 +99,14 @@ class DistributedSpectra:
         self.world: int = self.group.size()
         self.rank: int = self.group.rank()
         self.comm_budget = comm_budget
-        self.layout: dict[str, Shape] | None = None
+        self.layout: dict[str, Shape] = {}
+        self.settled = False
         self.lost = 0
 
     @property
     def bytes_sent(self) -> int:
         """Bytes that this rank puts into the all-reduce of a step; 0 before the first."""
-        if self.layout is None:
-            return 0
-        return 8 * (_HEADER + sum(shape.elements for shape in self.layout.values()))
+        return _bytes_of(self.layout) if self.layout else 0
 
     def start(
         self,
@@ -119,9 +120,11 @@ class DistributedSpectra:
             name: Shape(s.n, s.sums is not None, s.magnitudes is not None, (notes or {}).get(name, ""))
             for name, s in sites.items()
         }
-        if self.layout is None:
-            self.layout = self._agree(own)
-        lacking = [name for name in own if name not in self.layout]
+        if not self.settled:
+            self.layout = self._agree({**self.layout, **own})
+            self.settled = bool(self.layout)
+        # A site that came with other features is refused where all ranks hear of it: when they agree anew.
+        lacking = [name for name, shape in own.items() if self.layout.get(name) != shape]
         if lacking:
             self.lost += len(lacking)
             warnings.warn(
@@ -130,13 +133,14 @@ class DistributedSpectra:
                 f"sites; not counted in this step ({self.lost} so lost in all), counted from the next on",
                 stacklevel=2,
             )
-        parts = [torch.tensor([*numbers, float(bool(lacking))], dtype=torch.float64).to(device)]
+        read = [float(own.get(name) == shape) for name, shape in self.layout.items()]
+        parts = [torch.tensor([*numbers, float(bool(lacking)), *read], dtype=torch.float64).to(device)]
         for name, shape in self.layout.items():
-            if name not in sites:
+            if own.get(name) != shape:
                 parts.append(torch.zeros(shape.elements, dtype=torch.float64, device=device))
                 continue
-            parts += sites[name].tensors()[1:]
-            parts.append(sites[name].gram.view(-1)[_triangle(shape.n, device)])
+            gram, *vectors = sites[name].tensors()
+            parts += [x.to(device) for x in (*vectors, gram.view(-1)[_triangle(shape.n, gram.device)])]
         buffer = torch.cat(parts)
         return Reduction(dist.all_reduce(buffer, group=self.group, async_op=True), buffer, self.layout, self)
 
@@ -152,7 +156,7 @@ class DistributedSpectra:
                         f"unfold to the "
                         "same features"
                     )
-        needed = 8 * (_HEADER + sum(shape.elements for shape in layout.values()))
+        needed = _bytes_of(layout)
         if needed > self.comm_budget:
             widest = max(layout, key=lambda name: layout[name].n)
             raise ValueError(
@@ -164,6 +168,10 @@ class DistributedSpectra:
                 "max_features="
             )
         return layout
+
+
+def _bytes_of(layout: Mapping[str, Shape]) -> int:
+    return 8 * (_HEADER + sum(1 + shape.elements for shape in layout.values()))
 
 
 @lru_cache(maxsize=256)

@@ -85,7 +85,8 @@ def recomputing() -> bool:
 def elsewhere() -> bool:
     """Whether this is a trace of the model to be run by itself, which is none of the tracker's passes."""
     if torch.compiler.is_compiling():
-        return torch.compiler.is_exporting()
+        # The flag itself: torch 2.11 takes is_exporting() for true in whatever it compiles.
+        return torch.compiler._is_exporting_flag
     return torch._C._is_tracing()
 
 
@@ -236,7 +237,7 @@ def local_rows(activation: Tensor, name: str) -> Tensor:
             counted = counted and mesh.get_local_rank(dimension) == 0
         elif not (placement.is_shard() and placement.dim == 0):
             raise ValueError(
-                f"{name}: got a DTensor placed as {placement}, expected batch-sharded (Shard(0)) or "
+                f"{name}: got a DTensor placed as {placement!r}, expected batch-sharded (Shard(0)) or "
                 f"replicated: "
                 "no rank has whole rows"
             )

@@ -133,7 +133,7 @@ def record_of(index: int, numbers: Numbers, n: int, question: Question, seconds:
             pca_rank = _columns(numbers.centred_spectra[index], m, n)[SUMMARY_COLUMNS.index("pca_rank")]
             summary[metric] = pca_rank / n if n else 0.0
         elif metric == "dormant_units":
-            summary[metric] = _dormant(numbers.magnitudes[index])
+            summary[metric] = _dormant(numbers.magnitudes[index]) if m else 0.0
         elif metric != "near_rank":
             summary[metric] = columns[metric]
     return SiteRecord((m, n), near_rank, max(lower, -1), min(upper, k), ratio, summary, seconds)

@@ -45,7 +45,8 @@ class LineFormatter:
     """JSON lines of the rows of one attempt of one run.
 
     A line is {"run", "attempt", "step", "site", "metric", "value"[, "note"]}; a non-finite value is null.
-    It is put together by hand: 1.4 µs a row, where `json.dumps` takes 5.7 µs and a step has hundreds.
+    It is put together by hand, because a step has hundreds and `json.dumps` takes several times as long
+    (`line_us` in benchmarks/results/tracking_memory.json).
     """
 
     def __init__(self, run: str, attempt: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bsgap_kernels.ops._register import engine_of
-from bsgap_kernels.triton.config import UNIT_ROUNDOFF, gamma
+from bsgap_kernels.triton.config import UNDERFLOW, UNIT_ROUNDOFF, gamma
 
 ROWS, ERROR, ADDITIONS = range(3)
 """Elements of `totals`: rows added, bound of the Gram matrix's error, number of additions."""
@@ -93,6 +93,15 @@ class Sums:
             own += more
         self.totals[ADDITIONS] += 1
 
+    def fade(self, decay: float) -> None:
+        """Multiply everything, the weight of the rows included, by decay."""
+        error, additions = self.totals[ERROR].clone(), self.totals[ADDITIONS] + 1  # it rounds once more
+        for tensor in self.tensors():
+            tensor *= decay
+        # Entries that underflow stop to fade, or vanish: without this a matrix of them would look exact.
+        self.totals[ERROR] += (error > 0).to(error.dtype) * (self.side * UNDERFLOW)
+        self.totals[ADDITIONS] = additions
+
     def to(self, device: torch.device) -> Sums:
         """The same on another device, or itself."""
         if self.gram.device == device:
@@ -114,7 +123,7 @@ class Sums:
         """The same about the column means: G - s sᵀ/m, or H G H of AAᵀ.
 
         Both err by less than 3 e + (4 γ_{side+2} + 32 u) tr G, e the bound of G (docs/certificates.md,
-        section 7).
+        section 8). What is no larger than that is rounding of equal rows, and becomes 0.
         """
         G = self.gram.tril()
         G = G + G.tril(-1).mT
@@ -128,5 +137,9 @@ class Sums:
         factor = 4 * gamma(self.side + 2) + 32 * UNIT_ROUNDOFF
         # What later additions may have rounded is part of e; it is counted here, since C has a smaller trace.
         added = 2 * UNIT_ROUNDOFF * (totals[ADDITIONS] + 2)
-        totals[ERROR] = (3 * (totals[ERROR] + added * trace) + factor * trace) * (1 + 16 * UNIT_ROUNDOFF)
+        error = (3 * (totals[ERROR] + added * trace) + factor * trace) * (1 + 16 * UNIT_ROUNDOFF)
+        # The diagonal errs by no more than that in all, so the norm is at most the trace and as much again.
+        nothing = torch.isfinite(error) & (C.diagonal().sum() <= error)
+        C = torch.where(nothing, 0.0, C)
+        totals[ERROR] = torch.where(nothing, 2 * error, error)
         return Sums(self.n, self.features_side, C, totals, None, self.magnitudes)

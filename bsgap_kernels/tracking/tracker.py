@@ -177,8 +177,8 @@ class RankTracker:
     ) -> BackgroundWriter | None:
         rank = 0 if self._spectra is None else self._spectra.rank
         opened = list(open_sinks(sinks, run=run, attempt=attempt, first_step=first_step)) if rank == 0 else []
-        if alarms and rank == 0:
-            opened.append(AlarmSink(alarms, rank=rank))
+        if rank == 0 and (opened or alarms):  # values that are not finite are always said
+            opened.insert(0, AlarmSink(alarms, rank=rank))
         return BackgroundWriter(opened) if opened else None
 
     def __enter__(self) -> RankTracker:
@@ -243,6 +243,19 @@ class RankTracker:
     def _listen(self) -> None:
         self._reader.recording = self._enabled and (self._due or self._reader.view is not None)
 
+    def begin_pass(self) -> None:
+        """Say that a forward pass begins where parts of the model are called and the whole is not.
+
+        The calls of each module are numbered from 0 in each pass.
+        """
+        self._reader.begin(None, torch.is_grad_enabled(), False)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until the sinks hold every row so far, as where a checkpoint is made; on every rank."""
+        self._land()
+        if self._writer is not None:
+            self._writer.flush(timeout)
+
     def step(self) -> None:
         """End a training step: count what was read since the last one, and hand the numbers on.
 
@@ -264,7 +277,11 @@ class RankTracker:
     def _end_step(self) -> Reading | None:
         tracked = self._due and self._enabled
         with self._clock.own():
-            reading = self._finish(TRAINING) if tracked else self._land()
+            if tracked:
+                reading = self._finish(TRAINING)
+            else:
+                reading = None
+                self._land()  # of an earlier step: its rows are written, they are no numbers of this one
             self._reader.end_step()
         self._clock.end_step(tracked=tracked)
         known = self._clock.finished()
@@ -346,13 +363,14 @@ class RankTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """Step and cadence, for a run that is resumed; plain numbers."""
-        return {"step": self._step, "cadence": self._cadence.state_dict()}
+        return {"step": self._step, "due": self._due, "cadence": self._cadence.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the step, and with the cadence, of the run that saved the state."""
         self._step = int(state["step"])
         self._cadence.load_state_dict(state["cadence"])
-        self._due = self._cadence.due(self._step)
+        # Not asked of the cadence again: it has said so of this step already, and tells each step once.
+        self._due = bool(state["due"])
         self._listen()
 
 

@@ -43,6 +43,9 @@ PROBE_COLUMNS = 16
 
 UNIT_ROUNDOFF = 2.0**-53
 
+UNDERFLOW = 2.0**-1020
+"""More than an entry of a sum of Gram matrices loses when a product takes it below the normal numbers."""
+
 
 def gamma(n: int) -> float:
     """n u / (1 - n u), rounded up: what n roundings of float64 do to a term at most."""

@@ -15,6 +15,7 @@
 #include "matrix_view.h"
 #include "pack.h"
 #include "parallel.h"
+#include "planes.h"
 #include "rounding.h"
 #include "tile_product.h"
 
@@ -76,11 +77,19 @@ inline int64_t slab_count(int64_t depth, int64_t side) {
   return slabs < 4 && side > 128 ? 1 : slabs;
 }
 
+// Channels of NCHW images are multiplied plane by plane up to this side. Other matrices of contiguous columns
+// are not, so that a matrix has the same bits whatever its strides.
+inline constexpr int64_t kPlaneSide = 128;
+
 // Adds rows [begin, end) of X to the lower triangle of g, on one thread.
 template <class T>
 void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
   ScopedIeee ieee;
   const int64_t side = s.x.cols, panels = (side + kPanelCols<T> - 1) / kPanelCols<T>;
+  if constexpr (PackedNumber<T>::kRows == 1) {
+    if (s.plain() && s.x.rows > s.x.group && s.x.row_stride == 1 && side <= kPlaneSide)
+      return add_planes<T>(s.x, begin, end, kSumRows<T>, g);
+  }
   const int64_t capacity = std::min(kChunk, end - begin), panel_size = panel_numbers<T>(capacity);
   Buffer<T> packed(panels * panel_size);
   const auto product = TileProduct<T>::template select<false>();

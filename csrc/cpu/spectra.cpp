@@ -374,6 +374,23 @@ double* totals_of(Tensor& totals) {
   return data<double>(totals);
 }
 
+// What scaling back, and later the products with a decay, may push below the smallest normal number: more
+// than that for each entry. Far below every error of activations that a Gram matrix in float64 can hold.
+constexpr double kUnderflow = 0x1p-1020;
+
+// Bound of the error of a finite Gram matrix of `a` that was formed as `r`, and, if wanted, of what follows
+// from its column sums: they go through more roundings than an entry, and are taken as a part of its error.
+double added_error(const CertifiedGram& r, const MatrixView& a, bool with_sums) {
+  const double back = std::ldexp(1.0, -r.exponent), rows = static_cast<double>(a.rows);
+  double error = r.error();
+  if (with_sums) {
+    const double chunk = static_cast<double>(bsgap::detail::kChunk);
+    error =
+        std::max(error, bsgap::gamma(std::min(chunk, rows) + std::ceil(rows / chunk) + 2) * r.frobenius_sq);
+  }
+  return bsgap::round_up(bsgap::round_up(error * back) * back) + static_cast<double>(r.side) * kUnderflow;
+}
+
 // Adds A^T A (or, a matrix with fewer rows than features, A A^T), the lower triangle, to gram; rows, a bound
 // of the error and one addition to totals; column sums to sums.
 void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, const Tensor a,
@@ -387,7 +404,7 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   double* total = totals_of(totals);
   const bsgap::ScopedIeee ieee;
   // Below this many products (tens of microseconds) starting threads costs more than they save.
-  constexpr int64_t kSerialProducts = int64_t{1} << 22;
+  constexpr int64_t kSerialProducts = int64_t{1} << 21;
   const bool alone = view.rows * view.cols * side <= kSerialProducts;
   const ParallelFor parallel = alone ? ParallelFor(bsgap::serial_for) : ParallelFor(torch_parallel);
   const CertifiedGram r =
@@ -398,8 +415,7 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
     for (int64_t i = 0; i < side; ++i) g[i * side + i] = std::numeric_limits<double>::quiet_NaN();
   } else if (r.content == Content::kFinite) {          // zeros were looked at: they add no error
     const double back = std::ldexp(1.0, -r.exponent);  // twice: its square may not be representable
-    total[kError] =
-        bsgap::round_up(total[kError] + bsgap::round_up(bsgap::round_up(r.error() * back) * back));
+    total[kError] = bsgap::round_up(total[kError] + added_error(r, view, sums.has_value()));
     constexpr int64_t kRowsAtOnce = 64;
     bsgap::balanced_for((side + kRowsAtOnce - 1) / kRowsAtOnce,
                         side > 512 ? ParallelFor(torch_parallel) : ParallelFor(bsgap::serial_for),
