@@ -64,7 +64,7 @@ def alone(model: nn.Module, x: Tensor, **options: Any) -> dict[str, SiteRecord]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tracker = RankTracker(copy.deepcopy(model), verbose=False, **options)
-    with tracker, torch.no_grad():
+    with tracker:
         tracker._reader._model(x)
         return tracker.collect()
 
@@ -97,7 +97,7 @@ def whole_batch(rank: int, world: int, folder: Path) -> None:
     """All metrics, uneven and empty shards, and a rank that makes no forward pass at all."""
     model = network()
     options = {"certify": True, "metrics": METRICS, "center": world == 3}
-    with RankTracker(model, process_group="world", verbose=False, **options) as tracker, torch.no_grad():
+    with RankTracker(model, process_group="world", verbose=False, **options) as tracker:
         for step in range(5):
             parts = shards(step, world)
             if parts[rank].shape[0] > 0 or step % 2:

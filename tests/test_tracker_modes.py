@@ -273,12 +273,12 @@ def test_attaching_after_the_first_compiled_call_is_refused() -> None:
 def test_a_region_compiled_before_is_refused_by_name(wrapped: bool) -> None:
     inner = nn.Sequential(nn.Linear(12, 16), nn.ReLU())
     if wrapped:
-        model = nn.Sequential(torch.compile(inner, backend="eager"), nn.Linear(16, 4), nn.Tanh())
+        model = nn.Sequential(torch.compile(inner, backend="aot_eager"), nn.Linear(16, 4), nn.Tanh())
     else:
-        inner.compile(backend="eager")
+        inner.compile(backend="aot_eager")
         model = nn.Sequential(inner, nn.Linear(16, 4), nn.Tanh())
     model(rows())
-    with watch(model) as tracker:
+    with watch(model, layers=["0*1", "2"]) as tracker:
         model(rows())
         message = ""
         try:
