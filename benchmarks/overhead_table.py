@@ -1,0 +1,61 @@
+"""Writes the table of docs/tracking.md from benchmarks/results/overhead_cpu.json, between its markers.
+
+python benchmarks/overhead_table.py            # rewrite the page
+python benchmarks/overhead_table.py --check    # exit code 1 if it differs
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "overhead_cpu.json"
+PAGE = ROOT / "docs" / "tracking.md"
+BEGIN, END = "<!-- overhead-table:begin -->", "<!-- overhead-table:end -->"
+
+
+def table(result: dict[str, Any]) -> str:
+    """Steps of every model under every way of tracking, targets, and where they were timed."""
+    lines = [
+        "| model | way | step ms | added ms | in hooks ms | cost, % of a step |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    notes = []
+    for model in result["models"]:
+        about = f"{model['name']}, batch {model['batch']}"
+        for way in model["ways"]:
+            numbers = [way[key] for key in ("median_ms", "added_ms", "inside_ms", "percent")]
+            cells = ["–" if value is None else f"{value:.3g}" for value in numbers]
+            lines.append(f"| {about} | {way['name']} | {' | '.join(cells)} |")
+        counts = model["counts"]
+        notes.append(f"{about}: {counts['equal']} of {counts['sites']} counts equal those of the naive hooks")
+        for target in model["targets"]:
+            notes.append(f"{target['about']}: {target['value']:.3g}, wanted {target['wanted']}, {target['verdict']}")
+    machine, versions = result["machine"]["cpu"], result["versions"]["torch"]
+    where = f"{machine}, torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}"
+    return "\n".join([*lines, "", f"Every site at every step, unfolded by channel. {where}. {'; '.join(notes)}."])
+
+
+def with_table(text: str, content: str) -> str:
+    """The page with the table between its markers."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"needs one line '{BEGIN}' and one line '{END}'")
+    return text.split(BEGIN)[0] + f"{BEGIN}\n{content}\n{END}" + text.split(END)[1]
+
+
+def main(arguments: list[str]) -> int:
+    """0: written, or equal under --check; 1: different."""
+    old = PAGE.read_text(encoding="utf-8")
+    new = with_table(old, table(json.loads(RESULT.read_text(encoding="utf-8"))))
+    if arguments == ["--check"]:
+        print("overhead_table: docs/tracking.md " + ("matches" if new == old else "differs"))
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
