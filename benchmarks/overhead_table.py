@@ -17,6 +17,11 @@ PAGE = ROOT / "docs" / "tracking.md"
 BEGIN, END = "<!-- overhead-table:begin -->", "<!-- overhead-table:end -->"
 
 
+def number(value: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def table(result: dict[str, Any]) -> str:
     """Steps of every model under every way of tracking, targets, and where they were timed."""
     lines = [
@@ -25,18 +30,21 @@ def table(result: dict[str, Any]) -> str:
     ]
     notes = []
     for model in result["models"]:
-        about = f"{model['name']}, batch {model['batch']}"
+        about = model["name"]
         for way in model["ways"]:
             numbers = [way[key] for key in ("median_ms", "added_ms", "inside_ms", "percent")]
-            cells = ["–" if value is None else f"{value:.3g}" for value in numbers]
+            cells = ["–" if value is None else number(value) for value in numbers]
             lines.append(f"| {about} | {way['name']} | {' | '.join(cells)} |")
         counts = model["counts"]
         notes.append(f"{about}: {counts['equal']} of {counts['sites']} counts equal those of the naive hooks")
-        for target in model["targets"]:
-            notes.append(f"{target['about']}: {target['value']:.3g}, wanted {target['wanted']}, {target['verdict']}")
+    for target in result["targets"]:
+        kind, _, unit = target["unit"].partition(", ")
+        verdict = f"{kind} {target['limit']:g}: {'met' if target['met'] else 'missed'}"
+        notes.append(f"{target['target']}: {target['value']:.3g} {unit} ({verdict})")
     machine, versions = result["machine"]["cpu"], result["versions"]["torch"]
     where = f"{machine}, torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}"
-    return "\n".join([*lines, "", f"Every site at every step, unfolded by channel. {where}. {'; '.join(notes)}."])
+    how = "Every site at every step, unfolded by channel"
+    return "\n".join([*lines, "", f"{how}. {where}. {'; '.join(notes)}."])
 
 
 def with_table(text: str, content: str) -> str:

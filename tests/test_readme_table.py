@@ -158,6 +158,17 @@ def test_missing_markers_or_files(files: list[str], capsys: pytest.CaptureFixtur
     assert readme_table.main(files) == 2
 
 
+def test_the_overhead_table_is_that_of_the_committed_result() -> None:
+    script = _script("overhead_table")
+    text = script.PAGE.read_text(encoding="utf-8")
+    result = json.loads(script.RESULT.read_text(encoding="utf-8"))
+    assert script.with_table(text, script.table(result)) == text
+    result["models"][0]["ways"][0]["median_ms"] *= 2
+    assert script.with_table(text, script.table(result)) != text
+    with pytest.raises(ValueError, match="overhead-table:begin"):
+        script.with_table("", "")
+
+
 def test_the_kernel_tables_are_those_of_the_committed_results() -> None:
     tables = _script("kernel_tables")
     text = tables.PAGE.read_text(encoding="utf-8")
