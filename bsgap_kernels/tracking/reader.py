@@ -130,12 +130,20 @@ class SiteReader:
             return
         self._discovery = Discovery(model, self._looked)
         if example is not None:
-            recording, self.recording = self.recording, False
+            self.recording = False
             try:
                 run_example(model, example)
-            finally:
-                self.recording = recording
+            except BaseException:
+                self.close()
+                raise
+            self.recording = True
+            self._observed.clear()
             self.end_discovery()
+
+    @property
+    def unsearched(self) -> bool:
+        """Whether functional nonlinearities may hide in compiled code, where none is looked for."""
+        return self._discovery is not None and (self._compiled or bool(compiled_regions(self._model)))
 
     def _attach(self, name: str, module: nn.Module, *, of_input: bool) -> None:
         number = self._number_of(f"{name}:input" if of_input else name)
@@ -285,6 +293,13 @@ class SiteReader:
                 "size need unfold='channel' or 'pool'"
             )
         m = matrix.shape[:-1].numel()
+        if sums.gram.device != matrix.device:
+            if site.reads > 0:
+                raise RuntimeError(
+                    f"{site.name}: an activation on {matrix.device} came after one on {sums.gram.device} in "
+                    "one step; move the model between steps, after step()"
+                )
+            site.sums = sums = sums.to(matrix.device)
         if not sums.features_side and (site.reads > 0 or m != sums.side):
             if site.reads > 0:
                 raise RuntimeError(

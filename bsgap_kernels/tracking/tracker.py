@@ -350,7 +350,9 @@ class RankTracker:
             return
         self._announced = True
         if self._spectra is None or self._spectra.rank == 0:
-            print(f"RankTracker: {self.cost()}", file=sys.stderr, flush=True)
+            missing = "; functional nonlinearities in compiled code are found by example= only"
+            note = missing if self._reader.unsearched else ""
+            print(f"RankTracker: {self.cost()}{note}", file=sys.stderr, flush=True)
 
     def cost(self) -> str:
         """Sites, bytes held and bytes sent a tracked step, in one line."""
