@@ -3,10 +3,10 @@
     python benchmarks/tracking_memory.py    # minutes; writes benchmarks/results/tracking_memory.json
 
 10,000 steps of 55 layers (ResNet-56) go through the `BackgroundWriter` to a JSON-lines file and an alarm, and
-1,000 more to every sink that writes files. Then a small network of 55 nonlinearities is trained for 10,000
-steps with a `RankTracker` that writes JSON lines. Steps come as fast as they are written: `step_us` is what the
+1,000 more to every sink that writes files. Steps come as fast as they are written: `step_us` is what the
 writer's threads can keep up with, `put_us_median` what the training loop waits, `write_us` the processor time
-of one step in each sink. Resident memory is read every hundredth of the run, when all is written.
+of one step in each sink. Then a small network of 55 nonlinearities is trained for 10,000 steps with a
+`RankTracker` that writes JSON lines. Resident memory is read every hundredth of a run, when all is written.
 """
 
 from __future__ import annotations
