@@ -1,11 +1,12 @@
 """What recording costs over a long run: memory, bytes a value, time a step.
 
-    python benchmarks/tracking_memory.py    # about a minute; writes benchmarks/results/tracking_memory.json
+    python benchmarks/tracking_memory.py    # minutes; writes benchmarks/results/tracking_memory.json
 
 10,000 steps of 55 layers (ResNet-56) go through the `BackgroundWriter` to a JSON-lines file and an alarm, and
 1,000 more to every sink that writes files. Steps come as fast as they are written: `step_us` is what the
 writer's threads can keep up with, `put_us_median` what the training loop waits, `write_us` the processor time
-of one step in each sink. Resident memory is read every hundredth of the run, when all is written.
+of one step in each sink. Then a small network of 55 nonlinearities is trained for 10,000 steps with a
+`RankTracker` that writes JSON lines. Resident memory is read every hundredth of a run, when all is written.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
+from bsgap_kernels import RankTracker
 from bsgap_kernels.bench.machine import describe
 from bsgap_kernels.bench.model_sites import model_sites
 from bsgap_kernels.tracking.alarms import Alarm, AlarmSink
@@ -75,12 +80,49 @@ def record(sinks: Sequence[Sink], steps: int) -> dict[str, Any]:
         "disabled": writer.disabled,
         "step_us": round(seconds / steps * 1e6, 1),
         "put_us_median": round(statistics.median(put_seconds) * 1e6, 2),
-        "resident_mib": {
-            "start": round(memory[0], 1),
-            "middle": round(memory[len(memory) // 2], 1),
-            "end": round(memory[-1], 1),
-            "largest": round(max(memory), 1),
-        },
+        "resident_mib": resident(memory),
+    }
+
+
+def track(path: Path, steps: int) -> dict[str, Any]:
+    """Train a network of 55 layers of 8 units with every layer tracked at every step."""
+    torch.manual_seed(0)
+    layers = [module for _ in SITES for module in (nn.Linear(8, 8), nn.Tanh())]
+    model = nn.Sequential(*layers, nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    inputs = torch.randn(64, 8)
+    memory = []
+    with RankTracker(model, sinks=str(path), run=RUN, verbose=False) as tracker:
+        started = time.perf_counter()
+        for step in range(steps):
+            optimizer.zero_grad()
+            model(inputs).square().mean().backward()
+            optimizer.step()
+            tracker.step()
+            if (step + 1) % (steps // READINGS) == 0:
+                tracker.flush()
+                memory.append(resident_mib())
+        seconds = time.perf_counter() - started
+    with path.open("rb") as file:
+        lines = sum(1 for _ in file)
+    return {
+        "steps": steps,
+        "layers": len(SITES),
+        "lines": lines,
+        "expected_lines": steps * len(SITES) * 2,
+        "bytes_a_value": round(path.stat().st_size / lines, 1),
+        "step_us": round(seconds / steps * 1e6, 1),
+        "resident_mib": resident(memory),
+    }
+
+
+def resident(memory: Sequence[float]) -> dict[str, float]:
+    """Readings of resident memory in short."""
+    return {
+        "start": round(memory[0], 1),
+        "middle": round(memory[len(memory) // 2], 1),
+        "end": round(memory[-1], 1),
+        "largest": round(max(memory), 1),
     }
 
 
@@ -138,6 +180,7 @@ def main() -> None:
             lines = sum(1 for _ in file)
         path.unlink()
         every = record(file_sinks(directory / "every"), 1_000)
+        tracked = track(directory / "tracked.jsonl", 10_000)
         alone = write_microseconds([AlarmSink([Alarm(below=0.0)]), *file_sinks(directory / "alone")])
     result = {
         "what": "python benchmarks/tracking_memory.py",
@@ -147,7 +190,10 @@ def main() -> None:
         "line_us": line_microseconds(),
         "jsonl": truth,
         "every_sink": every,
+        "tracker": tracked,
     }
+    if tracked["lines"] != tracked["expected_lines"]:
+        raise SystemExit(f"{tracked['lines']} lines of the tracker, expected {tracked['expected_lines']}")
     if truth["dropped"] or lines != values:
         raise SystemExit(f"{lines} lines of {values} values, {truth['dropped']} steps dropped")
     RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

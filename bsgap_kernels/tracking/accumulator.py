@@ -124,9 +124,8 @@ class SpectralAccumulator:
         """Take over a state; the options must be those it was saved with."""
         if set(state) not in ({"rows"}, {"rows", *self._names()}):
             raise ValueError(
-                f"state: got {', '.join(sorted(state))}, expected rows, {', '.join(self._names())}: "
-                f"it was saved "
-                "with other options"
+                f"state: got {', '.join(sorted(state))}, expected rows, {', '.join(self._names())}: it was "
+                "saved with other options"
             )
         self.reset()
         if "gram" not in state:

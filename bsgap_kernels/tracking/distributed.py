@@ -128,9 +128,8 @@ class DistributedSpectra:
         if lacking:
             self.lost += len(lacking)
             warnings.warn(
-                f"bsgap_kernels: {', '.join(lacking)} first met on this rank after the ranks had "
-                f"agreed on the "
-                f"sites; not counted in this step ({self.lost} so lost in all), counted from the next on",
+                f"bsgap_kernels: {', '.join(lacking)} first met on this rank after the ranks had agreed on "
+                f"the sites; not counted in this step ({self.lost} so lost in all), counted from the next on",
                 stacklevel=2,
             )
         read = [float(own.get(name) == shape) for name, shape in self.layout.items()]
@@ -152,20 +151,17 @@ class DistributedSpectra:
             for name, shape in shapes.items():
                 if layout.setdefault(name, shape) != shape:
                     raise ValueError(
-                        f"{name}: {shape} on rank {rank}, but {layout[name]} on another; ranks must "
-                        f"unfold to the "
-                        "same features"
+                        f"{name}: {shape} on rank {rank}, but {layout[name]} on another; ranks must unfold "
+                        "to the same features"
                     )
         needed = _bytes_of(layout)
         if needed > self.comm_budget:
             widest = max(layout, key=lambda name: layout[name].n)
             raise ValueError(
-                f"comm_budget: {len(layout)} sites need {needed / 2**20:.1f} MiB a rank and step, "
-                f"more than the "
-                f"{self.comm_budget / 2**20:.1f} MiB allowed; the widest is {widest} with {layout[widest].n} "
-                "features. Unfold by channel, choose layers, raise comm_budget, or name sketch= "
-                "with a smaller "
-                "max_features="
+                f"comm_budget: {len(layout)} sites need {needed / 2**20:.1f} MiB a rank and step, more than "
+                f"the {self.comm_budget / 2**20:.1f} MiB allowed; the widest is {widest} with "
+                f"{layout[widest].n} features. Unfold by channel, choose layers, raise comm_budget, or name "
+                "sketch= with a smaller max_features="
             )
         return layout
 

@@ -238,8 +238,7 @@ def local_rows(activation: Tensor, name: str) -> Tensor:
         elif not (placement.is_shard() and placement.dim == 0):
             raise ValueError(
                 f"{name}: got a DTensor placed as {placement!r}, expected batch-sharded (Shard(0)) or "
-                f"replicated: "
-                "no rank has whole rows"
+                "replicated: no rank has whole rows"
             )
     local: Tensor = activation.to_local()  # type: ignore[attr-defined]
     return local if counted else local[:0]

@@ -51,9 +51,8 @@ def spectra_of(group: Any, comm_budget: int) -> DistributedSpectra | None:
         return DistributedSpectra(None if group == "world" else group, comm_budget=comm_budget)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         warnings.warn(
-            "bsgap_kernels: each rank tracks its own share of the batch; process_group='world' "
-            "tracks the whole "
-            "batch",
+            "bsgap_kernels: each rank tracks its own share of the batch; process_group='world' tracks the "
+            "whole batch",
             stacklevel=3,
         )
     return None
@@ -68,9 +67,8 @@ def checked_question(
             raise ValueError(f"{option}: got {tolerance!r}, expected a finite number of at least 0")
     if not certify and not atol and rtol < FLOAT64_GRAM_MIN_RTOL:
         raise ValueError(
-            f"rtol: got {rtol!r}, expected at least {FLOAT64_GRAM_MIN_RTOL:g}: a Gram matrix "
-            f"resolves no less; "
-            "certify=True says how far it does"
+            f"rtol: got {rtol!r}, expected at least {FLOAT64_GRAM_MIN_RTOL:g}: a Gram matrix resolves no "
+            "less; certify=True says how far it does"
         )
     names = ("near_rank", *SUMMARY_COLUMNS) if metrics == "all" else metrics
     if isinstance(names, str):

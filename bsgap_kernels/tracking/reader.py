@@ -270,11 +270,9 @@ class SiteReader:
         if adds_up and n > options.max_features:
             if options.sketch is None:
                 raise ValueError(
-                    f"{name}: {n} features are more than max_features = {options.max_features}, and "
-                    f"where passes "
-                    f"or ranks add up an n × n Gram matrix of {8 * n * n / 2**20:.0f} MiB would be "
-                    f"held; unfold "
-                    "by channel, raise max_features, or name sketch="
+                    f"{name}: {n} features are more than max_features = {options.max_features}, and where "
+                    f"passes or ranks add up an n × n Gram matrix of {8 * n * n / 2**20:.0f} MiB would be "
+                    "held; unfold by channel, raise max_features, or name sketch="
                 )
             n = options.sketch
             notes.append(f"sketch {n} of {matrix.shape[-1]}")
@@ -288,9 +286,8 @@ class SiteReader:
         expected = sums.n if "sketch" not in site.note else None
         if expected is not None and n != expected:
             raise ValueError(
-                f"{site.name}: an activation with {n} features came after one with {expected}; "
-                f"sites of varying "
-                "size need unfold='channel' or 'pool'"
+                f"{site.name}: an activation with {n} features came after one with {expected}; sites of "
+                "varying size need unfold='channel' or 'pool'"
             )
         m = matrix.shape[:-1].numel()
         if sums.gram.device != matrix.device:
@@ -303,11 +300,9 @@ class SiteReader:
         if not sums.features_side and (site.reads > 0 or m != sums.side):
             if site.reads > 0:
                 raise RuntimeError(
-                    f"{site.name}: read a second time in one step with fewer rows ({m}) than "
-                    f"features ({n}), which "
-                    "does not add up; end each step by step(), or say micro_batches= where a step "
-                    "has several "
-                    "passes"
+                    f"{site.name}: read a second time in one step with fewer rows ({m}) than features ({n}), "
+                    "which does not add up; end each step by step(), or say micro_batches= where a step has "
+                    "several passes"
                 )
             fresh = Sums.zeros(
                 n, matrix.device, rows=m if m < n else None, sums=options.question.sums,
