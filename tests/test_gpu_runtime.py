@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 import torch
 from gpu_support import DEVICE, cuda_only, random
 from torch import Tensor
+from tracker_models import RTOL, Net, Saved, assert_equal_to_svd, images, svd_count
 
 import bsgap_kernels as bsgap
 from bsgap_kernels import reference
@@ -211,19 +213,159 @@ def test_singular_values_under_capture_are_a_clear_error() -> None:
     assert int(bsgap.near_rank(A, rtol=0.1)) == int(reference.near_rank(A.cpu(), rtol=0.1))
 
 
+def watch(model: torch.nn.Module, **options: Any) -> bsgap.RankTracker:
+    return bsgap.RankTracker(model, rtol=RTOL, verbose=False, **options)
+
+
+def steps(
+    run: Callable[[Tensor], Tensor],
+    tracker: bsgap.RankTracker,
+    saved: Saved,
+    twin: torch.nn.Module | None,
+    count: int,
+) -> None:
+    """Training steps whose records equal singular values, of a twin's activations if there is one."""
+    for step in range(count):
+        x = images(step).to(DEVICE)
+        if twin is not None:
+            twin(x)
+        run(x).square().mean().backward()
+        assert_equal_to_svd(tracker.collect(), saved.take())
+
+
+@pytest.mark.parametrize("options", [{}, {"metrics": "all"}, {"certify": True, "center": False}])
+def test_the_tracker_on_a_gpu(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Net().to(DEVICE)
+    saved = Saved(model, ["act", "head.1"])
+    with watch(model, **options) as tracker:
+        steps(model, tracker, saved, None, 4)
+
+
+def test_a_mask_and_autocast_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    up = torch.nn.Linear(6, 20)
+
+    class Masked(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.act = up, torch.nn.GELU()
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.act(self.up(x))
+
+    model = Masked().to(DEVICE)
+    mask = torch.arange(7, device=DEVICE)[None, :] < torch.tensor([7, 2, 5, 1], device=DEVICE)[:, None]
+    x = random(4, 7, 6)
+    x[~mask] = torch.nan
+    with watch(model, mask="attention_mask") as tracker:
+        for enabled in (False, True):
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
+                hidden = model(x, attention_mask=mask).detach()
+                record = tracker.collect()["act#0"]
+            assert record.shape == (15, 20)
+            assert record.near_rank == svd_count(hidden[mask].cpu())
+
+
 @cuda_only
-def test_the_tracker_on_a_gpu() -> None:
-    model = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 5)
-    )
-    model.to(DEVICE)
-    x = random(16, 3, 8, 8)
-    with bsgap.RankTracker(model, unfold="channel", rtol=1e-2) as tracker:
-        model(x)
-        (record,) = tracker.collect().values()
-    hidden = torch.relu(model[0](x)).movedim(1, -1).flatten(0, -2)
-    assert record.near_rank == int(reference.near_rank(hidden.detach().cpu(), rtol=1e-2))
-    assert record.lower <= record.near_rank <= record.upper
+def test_a_step_of_the_tracker_does_not_synchronise() -> None:
+    rows: list[Any] = []
+
+    class Kept:
+        def write(self, more: Any) -> None:
+            rows.extend(more)
+
+        def flush(self) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+    torch.manual_seed(0)
+    model = Net().to(DEVICE)
+    batches = [images(step).to(DEVICE) for step in range(8)]
+    with watch(model, sinks=[Kept()], max_overhead=0.9) as tracker:
+        for x in batches[:3]:  # compiles and loads, and meets the sites
+            model(x).square().mean().backward()
+            tracker.step()
+        torch.cuda.synchronize()
+        with no_synchronisation():
+            for x in batches[3:]:
+                model(x).square().mean().backward()
+                tracker.step()
+    assert {row.step for row in rows} >= {0, 3}
+
+
+@cuda_only
+def test_replays_of_a_captured_step_add_up() -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 24), torch.nn.ReLU(), torch.nn.Linear(24, 3)).to(DEVICE)
+    batches = [random(100, 30, seed=seed) * torch.logspace(0, -1.5, 30, device=DEVICE) for seed in range(4)]
+    static = batches[0].clone()
+
+    def expected(*xs: Tensor) -> int:
+        return svd_count(
+            torch.cat([torch.relu(x @ model[0].weight.T + model[0].bias) for x in xs]).detach().cpu()
+        )
+
+    with watch(model) as tracker:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):  # the sites have to be there before the capture
+                model(static).square().mean().backward()
+                tracker.step()
+        torch.cuda.current_stream().wait_stream(side)
+        for parameter in model.parameters():
+            parameter.grad = None
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            model(static).square().mean().backward()
+        for x in batches:
+            static.copy_(x)
+            graph.replay()
+            record = tracker.collect()["1#0"]
+            assert (record.shape, record.near_rank) == ((100, 24), expected(x))
+        for x in batches[:3]:
+            static.copy_(x)
+            graph.replay()
+        record = tracker.collect()["1#0"]
+        assert (record.shape, record.near_rank) == ((300, 24), expected(*batches[:3]))
+
+
+@cuda_only
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_a_compiled_model_on_a_gpu(mode: str) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(30, 24), torch.nn.ReLU(), torch.nn.Linear(24, 3)).to(DEVICE)
+    twin = copy.deepcopy(model)
+    saved = Saved(twin, ["1"])
+    with watch(model) as tracker:
+        model(random(100, 30, seed=9)).sum().backward()  # the sites have to be there before a capture
+        tracker.step()
+        run = torch.compile(model, fullgraph=True, mode=mode)
+        for step in range(6):
+            torch.compiler.cudagraph_mark_step_begin()
+            x = random(100, 30, seed=step) * torch.logspace(0, -1.5, 30, device=DEVICE)
+            twin(x)
+            run(x).square().mean().backward()
+            assert_equal_to_svd(tracker.collect(), saved.take())
+
+
+@cuda_only
+def test_a_model_that_moves_after_the_tracker_was_attached() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    saved = Saved(model, ["act", "head.1"])
+    with watch(model, metrics="all") as tracker:
+        for device in ("cpu", DEVICE, "cpu", DEVICE):
+            model.to(device)
+            model(images(1).to(device)).sum().backward()
+            model.zero_grad()
+            activations = saved.take()
+            assert all(x.device.type == torch.device(device).type for x in activations.values())
+            assert_equal_to_svd(tracker.collect(), activations)
 
 
 @cuda_only

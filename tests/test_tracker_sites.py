@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -235,6 +236,24 @@ def test_unfolding(unfold: str, shape: tuple[int, ...], expected: tuple[int, int
         records = tracker.collect()
     assert records["0#0"].shape == expected
     assert_equal_to_svd(records, saved, unfold=unfold)
+
+
+def test_1d_convolutions_make_three_dimensions_ambiguous() -> None:
+    model = nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU(), nn.Conv1d(5, 4, 3), nn.Tanh())
+    x = torch.randn(9, 2, 16)
+    with watch(model) as tracker:
+        with pytest.warns(
+            UserWarning, match=r"1, of three dimensions, is read as tokens .* unfold='channel'"
+        ) as said:
+            model(x)
+        assert len(said) == 1
+        assert tracker.collect()["1#0"].shape == (45, 14)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for unfold, shape in (("channel", (126, 5)), ("token", (45, 14))):
+            with watch(model, unfold=unfold) as tracker:
+                model(x)
+                assert tracker.collect()["1#0"].shape == shape
 
 
 def test_layers_by_regular_expression_and_function() -> None:

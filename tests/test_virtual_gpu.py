@@ -47,6 +47,18 @@ PROBED = {"omega_kernel", "product_kernel"}
             {"count_small_kernel", "gram_kernel, sides within a tile"},
         ),
         (
+            "test_tracker_modes.py",
+            "micro_batches or wide or autocast or (checkpointed and not compiled)",
+            7,
+            {"count_small_kernel", "gram_kernel, sides within a tile"},
+        ),
+        (
+            "test_tracker_numbers.py",
+            "by_place or sampled or certified",
+            7,
+            {"count_small_kernel", "gram_kernel, sides within a tile"},
+        ),
+        (
             "test_bench_cuda.py",
             "hook",
             2,
@@ -54,7 +66,7 @@ PROBED = {"omega_kernel", "product_kernel"}
         ),
         ("test_without_nvcc.py", "", 3, {"gram_kernel, sides within a tile"}),
     ],
-    ids=["ops", "tracker", "accumulator", "hook path of the benchmark", "without nvcc"],
+    ids=["ops", "tracker", "accumulator", "modes", "numbers", "hook path of the benchmark", "without nvcc"],
 )
 def test_the_engine_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]

@@ -104,6 +104,8 @@ class SiteReader:
         self._masked = False  # some site had rows for the mask
         self._training = True  # the pass under way could be one of a training step
         self._compiled = False  # a pass came from compiled code
+        convolves = any(isinstance(module, nn.Conv1d) for module in model.modules())
+        self._ambiguous = convolves and options.unfold == "auto"
         self._checked = False  # every site was looked for in compiled code
         self._observed: set[int] = set()
         self._names: list[str] = []
@@ -252,6 +254,9 @@ class SiteReader:
         with self._clock.own(), torch.no_grad():
             matrix = self._matrix(activation.detach())
             if site is None:
+                if self._ambiguous and activation.ndim == 3:
+                    self._ambiguous = False
+                    warnings.warn(_three_dimensions(self._names[module]), stacklevel=2)
                 site = sites[module, call] = self._new_site(f"{self._names[module]}#{call}", matrix)
             self._add(site, matrix)
         site.seconds += time.perf_counter() - started
@@ -359,6 +364,13 @@ class SiteReader:
     def nbytes(self) -> int:
         """Bytes held by all sums."""
         return sum(site.sums.nbytes for sites in self._sites.values() for site in sites.values())
+
+
+def _three_dimensions(name: str) -> str:
+    return (
+        f"bsgap_kernels: {name}, of three dimensions, is read as tokens (B, T, D), but the model has 1-d "
+        "convolutions, whose activations are (B, C, T); say unfold='channel' or unfold='token'"
+    )
 
 
 def _no_site(searching: bool) -> str:
