@@ -1,21 +1,18 @@
-"""Which sites a tracker finds, how it unfolds them, what padding and metrics do to the numbers."""
+"""Which sites a tracker finds, and how it unfolds what it reads there."""
 
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tolerances import metric_rtol
 from torch import Tensor, nn
-from tracker_models import RTOL, assert_equal_to_svd, svd_count
+from tracker_models import RTOL, assert_equal_to_svd
 
-from bsgap_kernels import RankTracker, reference
-from bsgap_kernels.tracking import METRICS
+from bsgap_kernels import RankTracker
 
 
 @pytest.fixture(autouse=True)
@@ -284,125 +281,6 @@ def test_activations_in_containers(wrap: Callable[[Tensor], Any]) -> None:
         model(x)
         saved = {"0#0": torch.tanh(model[0].inner(x)).detach()}
         assert_equal_to_svd(tracker.collect(), saved)
-
-
-class Sequence(nn.Module):
-    """Tokens (B, T, D) with a padding mask, then a head on the first token."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.act, self.down = nn.Linear(6, 20), nn.GELU(), nn.Linear(20, 6)
-        self.head = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
-
-    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.head(self.down(self.act(self.up(x)))[:, 0])
-
-
-LENGTHS = torch.tensor([7, 2, 5, 1, 6, 7])
-VALID = torch.arange(7)[None, :] < LENGTHS[:, None]
-
-
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-@pytest.mark.parametrize("way", ["by name", "by place", "compiled"])
-@pytest.mark.parametrize("options", [{}, {"center": True}, {"certify": True, "metrics": "all"}])
-def test_padding_does_not_count(dtype: torch.dtype, way: str, options: dict[str, Any]) -> None:
-    torch._dynamo.reset()
-    model = Sequence()
-    x = torch.randn(6, 7, 6)
-    x[~VALID] = torch.nan
-    mask = VALID.to(dtype)
-    with watch(model, mask="attention_mask", **options) as tracker:
-        run = torch.compile(model, backend="aot_eager", fullgraph=True) if way == "compiled" else model
-        hidden = run(x, mask) if way == "by place" else run(x, attention_mask=mask)
-        assert hidden.shape == (6, 5)
-        records = tracker.collect()
-        rows = F.gelu(model.up(x[VALID])).detach()
-    record = records["act#0"]
-    expected = svd_count(rows, center="center" in options)
-    assert record.shape == (int(LENGTHS.sum()), 20)
-    assert record.near_rank == expected
-    assert 0 < expected < 20
-    if "certify" in options:
-        assert record.lower <= expected <= record.upper
-        assert record.summary["effective_rank"] == pytest.approx(
-            float(reference.effective_rank(rows)), rel=1e-6
-        )
-    assert records["head.1#0"].shape == (6, 5)
-
-
-def test_masks_of_other_passes_are_forgotten() -> None:
-    model = Sequence()
-    x = torch.randn(6, 7, 6)
-    with watch(model, mask="attention_mask", sample_rows=2, micro_batches=2) as tracker:
-        model(x, attention_mask=VALID)
-        model(x)
-        assert tracker.collect()["act#0"].shape == (int(VALID[::2].sum()) + 21, 20)
-        model(x)
-        assert tracker.collect()["act#0"].shape == (21, 20)
-
-
-def test_bad_masks() -> None:
-    model = Sequence()
-    with pytest.raises(ValueError, match="mask: got 'padding', .* forward, which has x, attention_mask"):
-        watch(model, mask="padding")
-    assert not model._forward_pre_hooks
-    with watch(model, mask="attention_mask") as tracker:
-        with pytest.raises(
-            ValueError, match=r"attention_mask is a tensor of shape \(6, 1, 7, 7\), expected .*B, T"
-        ):
-            model(torch.randn(6, 7, 6), attention_mask=torch.ones(6, 1, 7, 7))
-        model(torch.randn(6, 7, 6), attention_mask=torch.ones(6, 9))
-        with pytest.warns(UserWarning, match=r"no site has rows \(6, 9\) as the padding mask has"):
-            tracker.step()
-        model(torch.randn(6, 7, 6), attention_mask=torch.ones(6, 9))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            tracker.step()
-
-
-def test_sampled_rows() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU())
-    x = torch.randn(9, 2, 6, 6)
-    with watch(model, sample_rows=4) as tracker:
-        saved = {"1#0": model(x).detach()[::4]}
-        assert_equal_to_svd(tracker.collect(), saved)
-
-
-@pytest.mark.parametrize("metric", [name for name in METRICS if name != "near_rank"])
-@pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("rows", [60, 7])
-def test_metrics_are_those_of_the_reference(metric: str, center: bool, rows: int) -> None:
-    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU())
-    with torch.no_grad():
-        model[0].bias[:3] = -100.0  # three units that never fire
-    x = torch.randn(rows, 12) * torch.logspace(0, -1, 12)
-    with watch(model, metrics=[metric], center=center, micro_batches=2) as tracker:
-        A = torch.cat([model(x), model(2 * x)]).detach()
-        (record,) = tracker.collect().values()
-    oracle = getattr(reference, metric)
-    arguments = {} if metric == "dormant_units" else {"center": center or metric == "saturation"}
-    expected = float(oracle(A.double(), **arguments))
-    assert record.summary == {
-        metric: pytest.approx(expected, rel=50 * metric_rtol(A.dtype, *A.shape), nan_ok=True)
-    }
-    assert record.near_rank == svd_count(A, center=center)
-    if metric == "dormant_units":
-        assert expected >= 3
-
-
-@pytest.mark.parametrize("micro_batches", [1, 2])
-@pytest.mark.parametrize("rtol", [1e-1, 1e-3, 1e-5])
-def test_certified_bounds_hold(rtol: float, micro_batches: int) -> None:
-    model = nn.Sequential(nn.Linear(40, 30), nn.Tanh())
-    x = torch.randn(100, 40) * torch.logspace(0, -6, 40)
-    with RankTracker(model, rtol=rtol, certify=True, micro_batches=micro_batches, verbose=False) as tracker:
-        A = torch.cat([model(part) for part in x.split(100 // micro_batches)]).detach()
-        (record,) = tracker.collect().values()
-    sigma = torch.linalg.svdvals(A.double())
-    count = int((sigma > rtol * sigma[0]).sum())
-    assert record.lower <= count <= record.upper
-    assert record.upper - record.lower <= (0 if rtol > 1e-4 else 3)
-    assert record.lower <= record.near_rank <= record.upper
 
 
 def test_features_that_vary_are_refused_by_name() -> None:
