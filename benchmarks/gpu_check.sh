@@ -120,6 +120,13 @@ reserve=250 step "gpu tests" 110 "$python" -m pytest -q -m gpu -p no:cacheprovid
 # The benchmark before the sanitizers: it must get its time even where a build took long.
 reserve=90 step benchmark 240 "$python" -m bsgap_kernels.bench --device cuda --json "$out/bench.json" \
   --time-limit 150 $quick
+# Training steps with and without tracking: eager and compiled, as far as the time goes.
+for batch in 1024 8192; do
+  for compiled in "" --compile; do
+    reserve=30 step "overhead $batch ${compiled:-eager}" 60 "$python" -m bsgap_kernels overhead --device cuda --model resnet56 \
+      --batch "$batch" --budget 4 $compiled --json "$out/overhead-$batch${compiled:+-compiled}.json"
+  done
+done
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null)
 for tool in memcheck racecheck synccheck initcheck; do

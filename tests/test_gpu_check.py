@@ -19,6 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
+OVERHEAD = [f"overhead {batch} {way}" for batch in (1024, 8192) for way in ("eager", "--compile")]
+
 
 def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
@@ -123,12 +125,13 @@ def test_a_step_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
         "build",
         "gpu tests",
         "benchmark",
+        *OVERHEAD,
         "memcheck",
         "racecheck",
         "synccheck",
         "initcheck",
     ]
-    assert [s["rc"] for s in steps.values()] == [0, 7, 0, 0, 0, 0, 0]
+    assert [s["rc"] for s in steps.values()] == [0, 7, *[0] * (len(steps) - 2)]
     assert "| it broke" in said
     assert summary["gpu"] == "NVIDIA H200"
     assert summary["tests"] == {
@@ -138,7 +141,7 @@ def test_a_step_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
         "names_of_failed": ["tests.test_gpu::bad"],
     }
     assert "gpu tests: 2 run, 1 failed, 1 skipped" in said
-    (benchmark,) = [c for c in calls if "--device cuda" in c]
+    (benchmark,) = [c for c in calls if "bench --device cuda" in c]
     assert benchmark.endswith("--quick")
     tools = [c for c in calls if c.startswith("sanitizer")]
     assert len(tools) == 4
