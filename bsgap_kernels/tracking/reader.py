@@ -26,9 +26,11 @@ from bsgap_kernels.tracking.records import Question
 from bsgap_kernels.tracking.sites import (
     CONSUMERS,
     Layers,
+    ambiguous_sequence,
     compiled_regions,
     has_values,
     listing,
+    no_site,
     select_modules,
     unfold_view,
 )
@@ -179,7 +181,7 @@ class SiteReader:
             self._check_compiled()
         self.end_discovery()
         if self.passes and not self._observed and (self._discovery is None or self._compiled):
-            raise RuntimeError(_no_site(self._discovery is not None))
+            raise RuntimeError(no_site(self._discovery is not None))
 
     def _check_compiled(self) -> None:
         """A module inside compiled code that is older than its hook is never heard of."""
@@ -256,7 +258,7 @@ class SiteReader:
             if site is None:
                 if self._ambiguous and activation.ndim == 3:
                     self._ambiguous = False
-                    warnings.warn(_three_dimensions(self._names[module]), stacklevel=2)
+                    warnings.warn(ambiguous_sequence(self._names[module]), stacklevel=2)
                 site = sites[module, call] = self._new_site(f"{self._names[module]}#{call}", matrix)
             self._add(site, matrix)
         site.seconds += time.perf_counter() - started
@@ -364,25 +366,6 @@ class SiteReader:
     def nbytes(self) -> int:
         """Bytes held by all sums."""
         return sum(site.sums.nbytes for sites in self._sites.values() for site in sites.values())
-
-
-def _three_dimensions(name: str) -> str:
-    return (
-        f"bsgap_kernels: {name}, of three dimensions, is read as tokens (B, T, D), but the model has 1-d "
-        "convolutions, whose activations are (B, C, T); say unfold='channel' or unfold='token'"
-    )
-
-
-def _no_site(searching: bool) -> str:
-    if searching:
-        return (
-            "RankTracker: the model is compiled, has no nonlinearity modules, and functional ones are not "
-            "seen in compiled code: give example= (an input, to look for them on at once), or layers="
-        )
-    return (
-        "RankTracker: a forward pass was seen but no nonlinearity, as module or as function before a weight "
-        "layer; say by layers= which modules to read"
-    )
 
 
 def current_stream(device: torch.device) -> torch.cuda.Stream | None:

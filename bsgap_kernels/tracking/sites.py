@@ -166,6 +166,27 @@ def compiled_regions(model: nn.Module) -> list[str]:
     ]
 
 
+def ambiguous_sequence(name: str) -> str:
+    """What is said where `auto` has to guess."""
+    return (
+        f"bsgap_kernels: {name}, of three dimensions, is read as tokens (B, T, D), but the model has 1-d "
+        "convolutions, whose activations are (B, C, T); say unfold='channel' or unfold='token'"
+    )
+
+
+def no_site(searching: bool) -> str:
+    """What is said where a step has read nothing; searching: functions were not looked for."""
+    if searching:
+        return (
+            "RankTracker: the model is compiled, has no nonlinearity modules, and functional ones are not "
+            "seen in compiled code: give example= (an input, to look for them on at once), or layers="
+        )
+    return (
+        "RankTracker: a forward pass was seen but no nonlinearity, as module or as function before a weight "
+        "layer; say by layers= which modules to read"
+    )
+
+
 def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
     """Unfold an activation (B, ...) to a matrix: observations in rows, features in columns.
 
