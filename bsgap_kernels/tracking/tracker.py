@@ -71,8 +71,8 @@ class RankTracker:
             features holds its n × n Gram matrix, because only that adds up (see `max_features`).
         sample_rows: read only every so many examples of the batch. It shifts what is counted; rows say so.
         max_features: sites with more features than this are refused where their Gram matrix must add up,
-            unless `sketch` says to how many features they are projected first (a Gaussian sketch: its rows
-            say so).
+            unless `sketch` says to how many features they are projected first (a Gaussian sketch: counts and
+            bounds are the sketch's, and rows say so).
         max_overhead: track as often as takes no more than this share of a step (0.01: 1 %), instead of
             `every` step; only the cadence changes, alike on every rank, and each change is a row
             `cadence.every`.
@@ -95,7 +95,8 @@ class RankTracker:
         RuntimeError: of `step`, if no hook ever fired: the model was not called in training mode, or it was
             compiled before the tracker was attached.
 
-    Cost: a Gram matrix a site and pass, a count a site and step. On a GPU nothing waits but `collect`.
+    Cost: a Gram matrix a site and pass, a count a site and step. On a GPU nothing waits but `collect` and,
+    with a process group, the step after a tracked one: for that one's all-reduce, whose header it reads.
     """
 
     def __init__(
@@ -259,7 +260,8 @@ class RankTracker:
     def step(self) -> None:
         """End a training step: count what was read since the last one, and hand the numbers on.
 
-        Call it once after the optimizer's step, on every rank. Does not wait for the device.
+        Call it once after the optimizer's step, on every rank. Does not wait for the device, unless a process
+        group has an earlier step under way.
         """
         if self._closed:
             return
