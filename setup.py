@@ -109,7 +109,7 @@ setup(
     ext_modules=[
         CppExtension(
             "bsgap_kernels._cpu",
-            ["csrc/cpu/spectra.cpp"],
+            ["csrc/cpu/spectra.cpp", "csrc/cpu/site_sums.cpp"],
             include_dirs=[HEADERS],
             extra_compile_args=[*FLAGS, f"-DTORCH_TARGET_VERSION={STABLE_ABI}"],
             py_limited_api=True,

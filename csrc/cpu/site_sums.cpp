@@ -1,0 +1,154 @@
+// What a tracker's hooks add up by site, and the counts of it: private ops of bsgap_kernels/schema.py, whose
+// callers are in bsgap_kernels/ops/_cpu.py. Bounds: docs/certificates.md, section 8.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "core/count_many.h"
+#include "tensors.h"
+
+namespace bsgap::cpu {
+namespace {
+
+// Where a site's sums stand: number of rows, bound of the Gram matrix's error, number of additions.
+enum Total { kRows, kError, kAdditions, kTotals };
+
+double* totals_of(Tensor& totals) {
+  STD_TORCH_CHECK(
+      totals.numel() == kTotals && totals.is_contiguous() && totals.scalar_type() == ScalarType::Double,
+      "bsgap: totals must be a contiguous float64 tensor of 3 elements");
+  return data<double>(totals);
+}
+
+// What scaling back, and later the products with a decay, may push below the smallest normal number: more
+// than that for each entry. Far below every error of activations that a Gram matrix in float64 can hold.
+constexpr double kUnderflow = 0x1p-1020;
+
+// Bound of the error of a finite Gram matrix of `a` that was formed as `r`, and, if wanted, of what follows
+// from its column sums: they go through more roundings than an entry, and are taken as a part of its error.
+double added_error(const CertifiedGram& r, const MatrixView& a, bool with_sums) {
+  const double back = std::ldexp(1.0, -r.exponent), rows = static_cast<double>(a.rows);
+  double error = r.error();
+  if (with_sums) {
+    const double chunk = static_cast<double>(bsgap::detail::kChunk);
+    error =
+        std::max(error, bsgap::gamma(std::min(chunk, rows) + std::ceil(rows / chunk) + 2) * r.frobenius_sq);
+  }
+  return bsgap::round_up(bsgap::round_up(error * back) * back) + static_cast<double>(r.side) * kUnderflow;
+}
+
+// Adds A^T A (or, a matrix with fewer rows than features, A A^T), the lower triangle, to gram; rows, a bound
+// of the error and one addition to totals; column sums to sums.
+void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, const Tensor a,
+                     bool features_side, bool center, bool float32_gram) {
+  const MatrixView view = rows_view(a);
+  const int64_t side = features_side ? view.cols : view.rows;
+  STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == side && gram.size(1) == side && gram.is_contiguous() &&
+                      gram.scalar_type() == ScalarType::Double,
+                  "bsgap: gram must be a contiguous float64 matrix of side ", side);
+  double* g = data<double>(gram);
+  double* total = totals_of(totals);
+  const bsgap::ScopedIeee ieee;
+  // Below this many products (tens of microseconds) starting threads costs more than they save.
+  constexpr int64_t kSerialProducts = int64_t{1} << 21;
+  const bool alone = view.rows * view.cols * side <= kSerialProducts;
+  const ParallelFor parallel = alone ? ParallelFor(bsgap::serial_for) : ParallelFor(torch_parallel);
+  const CertifiedGram r =
+      bsgap::certified_gram(view, features_side, center, precision_of(float32_gram), parallel);
+  total[kRows] += static_cast<double>(view.rows);
+  total[kAdditions] += 1;
+  if (r.content == Content::kNonFinite) {
+    for (int64_t i = 0; i < side; ++i) g[i * side + i] = std::numeric_limits<double>::quiet_NaN();
+  } else if (r.content == Content::kFinite) {          // zeros were looked at: they add no error
+    const double back = std::ldexp(1.0, -r.exponent);  // twice: its square may not be representable
+    total[kError] = bsgap::round_up(total[kError] + added_error(r, view, sums.has_value()));
+    constexpr int64_t kRowsAtOnce = 64;
+    bsgap::balanced_for((side + kRowsAtOnce - 1) / kRowsAtOnce,
+                        side > 512 ? ParallelFor(torch_parallel) : ParallelFor(bsgap::serial_for),
+                        [&](int64_t block) {
+                          const int64_t end = std::min(side, (block + 1) * kRowsAtOnce);
+                          for (int64_t i = block * kRowsAtOnce; i < end; ++i)
+                            for (int64_t j = 0; j <= i; ++j)
+                              g[i * side + j] += r.g[i * side + j] * back * back;
+                        });
+  }
+  if (!sums) return;
+  STD_TORCH_CHECK(
+      sums->numel() == view.cols && sums->is_contiguous() && sums->scalar_type() == ScalarType::Double,
+      "bsgap: sums must be a contiguous float64 vector with one entry per feature");
+  std::vector<double> own(view.cols);
+  bsgap::column_sums(view, 1.0, nullptr, own.data());
+  double* s = data<double>(*sums);
+  for (int64_t j = 0; j < view.cols; ++j) s[j] += own[j];
+}
+
+// Count, lower and upper bound (-1 unless certified), int64 (N, 3), of Gram matrices that were summed up.
+Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> totals, double atol,
+                   double rtol, bool certify) {
+  const int64_t size = static_cast<int64_t>(grams.size());
+  STD_TORCH_CHECK(totals.size() == grams.size(), "bsgap: totals need one entry per Gram matrix");
+  Tensor counts = empty({size}, ScalarType::Long), result = empty({size, 3}, ScalarType::Long);
+  const Threshold threshold{atol, rtol};
+  std::vector<bsgap::CountJob> jobs(size);
+  for (int64_t i = 0; i < size; ++i) {
+    const Tensor& g = grams[i];
+    STD_TORCH_CHECK(
+        g.dim() == 2 && g.size(0) == g.size(1) && g.is_contiguous() && g.scalar_type() == ScalarType::Double,
+        "bsgap: a Gram matrix must be a contiguous square float64 tensor");
+    jobs[i].a = {nullptr, bsgap::DType::kFloat64, g.size(0), g.size(0), g.size(0), 1};
+    jobs[i].gram = static_cast<const double*>(g.const_data_ptr());
+    jobs[i].thresholds = &threshold;
+    jobs[i].count = 1;
+    jobs[i].counts = data<int64_t>(counts) + i;
+  }
+  bsgap::count_many(jobs, false, torch_parallel);
+  const int64_t* count = data<int64_t>(counts);
+  int64_t* out = data<int64_t>(result);
+  const auto bound = [&](int64_t i, const ParallelFor& parallel) {
+    const bsgap::ScopedIeee ieee;
+    out[3 * i] = out[3 * i + 1] = out[3 * i + 2] = count[i];
+    if (!certify) out[3 * i + 1] = out[3 * i + 2] = -1;
+    if (!certify || count[i] < 0) return;
+    const double* total = static_cast<const double*>(totals[i].const_data_ptr());
+    const CertifiedGram r = bsgap::given_gram(jobs[i].gram, jobs[i].a.cols);
+    if (r.content != Content::kFinite) {
+      // A sum of 0 says that the matrix is 0 only where nothing can have underflowed: then the error is 0.
+      if (total[kError] > 0) out[3 * i + 2] = jobs[i].a.cols;
+      return;
+    }
+    // Each addition rounds an entry by at most u of the sum so far, which never exceeds the trace.
+    const double additions = bsgap::gamma(total[kAdditions] + 1);
+    const double side = static_cast<double>(r.side), scale = std::ldexp(1.0, r.exponent);
+    const double added = 2 * additions * r.frobenius_sq * (1 + 2 * bsgap::gamma(side)) + bsgap::kTiny;
+    const double error = bsgap::round_up(bsgap::round_up(total[kError] * scale * scale) + added);
+    const Threshold t = bsgap::scaled(threshold, r.exponent);
+    bsgap::CountInterval interval{0, r.side};
+    if (error < bsgap::kInfinity)
+      bsgap::certified_counts(r.g.data(), r.side, error, &t, 1, &interval, parallel);
+    out[3 * i + 1] = interval.lower;
+    out[3 * i + 2] = interval.upper;
+    out[3 * i] = std::clamp(count[i], interval.lower, interval.upper);
+  };
+  std::vector<int64_t> small;
+  for (int64_t i = 0; i < size; ++i) {
+    if (size > 1 && bsgap::detail::work_of(jobs[i]) <= bsgap::detail::kSharedWork) {
+      small.push_back(i);
+    } else {
+      bound(i, torch_parallel);
+    }
+  }
+  bsgap::balanced_for(static_cast<int64_t>(small.size()), torch_parallel,
+                      [&](int64_t i) { bound(small[i], bsgap::serial_for); });
+  return result;
+}
+
+}  // namespace
+}  // namespace bsgap::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(bsgap, CPU, m) {
+  m.impl("_accumulate_gram_", TORCH_BOX(&bsgap::cpu::accumulate_gram));
+  m.impl("_gram_counts", TORCH_BOX(&bsgap::cpu::gram_counts));
+}

@@ -1,0 +1,172 @@
+// Tensors of LibTorch's stable ABI as matrices of csrc/core, for the files of this folder.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <array>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "core/certified_gram.h"
+#include "core/parallel.h"
+#include "core/threshold.h"
+
+namespace bsgap::cpu {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline bsgap::DType dtype_of(const Tensor& a) {
+  switch (a.scalar_type()) {
+    case ScalarType::Double:
+      return bsgap::DType::kFloat64;
+    case ScalarType::BFloat16:
+      return bsgap::DType::kBFloat16;
+    case ScalarType::Half:
+      return bsgap::DType::kFloat16;
+    default:
+      STD_TORCH_CHECK(a.scalar_type() == ScalarType::Float,
+                      "bsgap: A must be float64, float32, bfloat16 or float16");
+      return bsgap::DType::kFloat32;
+  }
+}
+
+// A tensor (*, n) as one matrix, leading dimensions observations, read in place where their strides have at
+// most two levels (contiguous, channels_last, NCHW with the channels moved last); else the tensor has to be
+// copied first.
+inline MatrixView rows_view(const Tensor& a) {
+  const int64_t dims = a.dim(), n = a.size(dims - 1);
+  MatrixView view{a.const_data_ptr(), dtype_of(a), 1, n, 0, a.stride(dims - 1)};
+  int levels = 0;
+  for (int64_t d = dims - 2; d >= 0; --d) {
+    const int64_t size = a.size(d), stride = a.stride(d);
+    if (size == 1) continue;
+    if (levels == 0) {
+      view.rows = size;
+      view.row_stride = stride;
+      levels = 1;
+    } else if (levels == 1 && stride == view.rows * view.row_stride) {
+      view.rows *= size;
+    } else if (levels == 1) {
+      view.group = view.rows;
+      view.group_stride = stride;
+      view.rows *= size;
+      levels = 2;
+    } else {
+      STD_TORCH_CHECK(stride == view.rows / view.group * view.group_stride,
+                      "bsgap: the leading dimensions of A have more than two levels of strides");
+      view.rows *= size;
+    }
+  }
+  STD_TORCH_CHECK(levels < 2 || view.rows >= n, "bsgap: fewer rows than features need one level of strides");
+  return view;
+}
+
+// Matrices (*, m, n) read in place, whatever the strides.
+class Batch {
+ public:
+  explicit Batch(const Tensor& a) : tensor_(a) {
+    STD_TORCH_CHECK(a.dim() >= 2, "bsgap: A must have at least 2 dimensions");
+    const int64_t dims = a.dim();
+    first_ = MatrixView{a.const_data_ptr(), dtype_of(a),        a.size(dims - 2),
+                        a.size(dims - 1),   a.stride(dims - 2), a.stride(dims - 1)};
+    for (int64_t d = 0; d + 2 < dims; ++d) size_ *= a.size(d);
+  }
+
+  int64_t size() const { return size_; }
+  int64_t cols() const { return first_.cols; }
+  int64_t side() const { return std::min(first_.rows, first_.cols); }
+  int64_t cells() const { return first_.rows * first_.cols; }
+
+  MatrixView operator[](int64_t index) const {
+    int64_t offset = 0;
+    for (int64_t d = size_ > 1 ? tensor_.dim() - 3 : -1; d >= 0; --d) {
+      offset += index % tensor_.size(d) * tensor_.stride(d);
+      index /= tensor_.size(d);
+    }
+    static constexpr std::array<int64_t, 4> kBytes = {8, 4, 2, 2};
+    MatrixView view = first_;
+    view.data = static_cast<const char*>(first_.data) + offset * kBytes[static_cast<size_t>(first_.dtype)];
+    return view;
+  }
+
+ private:
+  Tensor tensor_;
+  MatrixView first_;
+  int64_t size_ = 1;
+};
+
+inline void torch_parallel(int64_t count, const std::function<void(int64_t)>& body) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+// Runs one item per matrix: matrices in parallel where there are several, else the work inside one.
+template <class F>
+void for_each_matrix(const Batch& batch, const F& f) {
+  if (batch.size() > 1) {
+    // Small matrices in groups, so that a range costs more than starting it.
+    const int64_t cells = std::max<int64_t>(1, batch.cells());
+    const int64_t grain = std::clamp<int64_t>(8192 / cells, 1, 64);
+    torch::stable::parallel_for(0, batch.size(), grain, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) f(i, ParallelFor(bsgap::serial_for));
+    });
+  } else {
+    for (int64_t i = 0; i < batch.size(); ++i) f(i, ParallelFor(torch_parallel));
+  }
+}
+
+// (atol, rtol) pairs per matrix: a float64 tensor (B or 1, t, 2), or one pair for all.
+class Thresholds {
+ public:
+  Thresholds(const std::optional<Tensor>& pairs, double atol, double rtol, int64_t batch)
+      : values_{{atol, rtol}} {
+    if (!pairs) return;
+    STD_TORCH_CHECK(pairs->dim() == 3 && pairs->size(2) == 2 && pairs->is_contiguous() &&
+                        pairs->scalar_type() == ScalarType::Double,
+                    "bsgap: thresholds must be a contiguous float64 tensor (B, t, 2)");
+    STD_TORCH_CHECK(pairs->size(0) == 1 || pairs->size(0) == batch,
+                    "bsgap: thresholds do not match the batch");
+    count_ = pairs->size(1);
+    shared_ = pairs->size(0) == 1;
+    values_.resize(pairs->size(0) * count_);
+    const double* p = static_cast<const double*>(pairs->const_data_ptr());
+    for (size_t j = 0; j < values_.size(); ++j) values_[j] = {p[2 * j], p[2 * j + 1]};
+  }
+
+  int64_t count() const { return count_; }
+  // Those of matrix i.
+  const Threshold* of(int64_t i) const { return values_.data() + (shared_ ? 0 : i * count_); }
+  // The same for A * 2^exponent.
+  std::vector<Threshold> at(int64_t i, int exponent) const {
+    std::vector<Threshold> result(of(i), of(i) + count_);
+    for (Threshold& t : result) t = bsgap::scaled(t, exponent);
+    return result;
+  }
+
+ private:
+  std::vector<Threshold> values_;
+  int64_t count_ = 1;
+  bool shared_ = true;
+};
+
+inline Tensor empty(std::vector<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::empty(sizes, dtype);
+}
+
+inline std::vector<int64_t> batch_shape(const Tensor& a) { return {a.sizes().begin(), a.sizes().end() - 2}; }
+
+template <class T>
+T* data(Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+inline GramPrecision precision_of(bool float32_gram) {
+  return float32_gram ? GramPrecision::kFloat32 : GramPrecision::kFloat64;
+}
+
+}  // namespace bsgap::cpu
