@@ -16,8 +16,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from bsgap_kernels.lab import methods
 from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.optional import require
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 # on Gram matrices of 1437 rows, and needs some twenty steps before its loss moves.
 DEMO_EPOCHS = 20
 DEMO_PROBES = 25
+DEMO_LR = 0.02
 
 _COMMANDS = {
     "train": "train one network and log the near-rank of every layer at every step",
@@ -48,8 +50,11 @@ _SELF_PARSED = {
 # Commands that write files of their own and would write them once for each process.
 _ALONE = ("sweep", "report", "demo")
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
+_Options = TypeVar("_Options", bound=RunOptions)
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130
+_EXIT_TERMINATED = 143
+_STOPPED = "stopped, and a checkpoint saved; the same command on the same --out goes on there"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command not in _COMMANDS:
         return _mistake("bsgap", f"got the command {command!r}, expected one of {', '.join(_COMMANDS)}")
-    handler: dict[str, Callable[[list[str]], None]] = {
+    handler: dict[str, Callable[[list[str]], int | None]] = {
         "train": _train,
         "sweep": _sweep,
         "report": _report,
@@ -73,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command in _ALONE and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("one process runs this command; under torchrun run bsgap train")
-        handler[command](arguments[1:])
+        return handler[command](arguments[1:]) or 0
     except UserError as error:
         return _mistake(f"bsgap {command}", str(error))
     except OSError as error:
@@ -82,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"bsgap {command}: stopped; what was measured until then is kept", file=sys.stderr)
         return _EXIT_INTERRUPTED
-    return 0
 
 
 def _usage() -> str:
@@ -141,13 +145,17 @@ def _explain(message: str, names: list[str]) -> str:
     return text.split(" Note:")[0]
 
 
-def _parse_options(command: str, options: type[RunOptions], arguments: list[str]) -> dict[str, Any]:
+def _parse_options(command: str, options: type[_Options], arguments: list[str]) -> _Options:
     parser = _parser(command)
     parser.add_argument(
         "--config", action="config", help="YAML file of these options; those on the command line win"
     )
-    parser.add_class_arguments(options, as_group=False)
+    parser.add_class_arguments(options, as_group=False, skip={"hyper"})
     switches = {field.name for field in dataclasses.fields(options) if isinstance(field.default, bool)}
+    for name, method in methods.REGISTRY.items():
+        parser.add_class_arguments(method.hyper_type, name, as_group=False)
+        fields = dataclasses.fields(method.hyper_type)
+        switches |= {f"{name}.{field.name}" for field in fields if isinstance(field.default, bool)}
     for action in parser._actions:
         if action.dest in switches:
             # `--overwrite` alone means true; a value is still possible.
@@ -162,7 +170,7 @@ def _parse_options(command: str, options: type[RunOptions], arguments: list[str]
         raise UserError(f"config: {error}") from error
     values: dict[str, Any] = namespace.as_dict()
     values.pop("config", None)
-    return values
+    return options.from_mapping(values)
 
 
 def _underscored(argument: str) -> str:
@@ -180,38 +188,51 @@ def _directory(command: str, out: str | None) -> Path:
 # -- commands
 
 
-def _train(arguments: list[str]) -> None:
-    config = TrainConfig(**_parse_options("train", TrainConfig, arguments))
+def _train(arguments: list[str]) -> int:
+    config = _parse_options("train", TrainConfig, arguments)
     directory = _directory("train", config.out)
     from bsgap_kernels.lab.distributed import launched
+    from bsgap_kernels.lab.results import FINISHED
+    from bsgap_kernels.lab.stop import on_signals
     from bsgap_kernels.lab.sweep import format_table
     from bsgap_kernels.lab.train import train
 
-    with launched(config.device) as ranks:
-        summary = train(config, directory, ranks=ranks)
+    with launched(config.device) as ranks, on_signals() as stop:
+        summary = train(config, directory, ranks=ranks, stop=stop)
     if ranks.main:
         print(format_table([summary]))
         print(f"results: {directory}")
+    if summary["status"] == FINISHED:
+        return 0
+    if ranks.main:
+        print(f"bsgap train: {_STOPPED}", file=sys.stderr)
+    return stop.exit_code or _EXIT_TERMINATED  # another rank may have got the signal
 
 
-def _sweep(arguments: list[str]) -> None:
-    config = SweepConfig(**_parse_options("sweep", SweepConfig, arguments))
-    _run_sweep(config, _directory("sweep", config.out))
+def _sweep(arguments: list[str]) -> int:
+    config = _parse_options("sweep", SweepConfig, arguments)
+    return _run_sweep(config, _directory("sweep", config.out), "sweep")
 
 
-def _run_sweep(config: SweepConfig, directory: Path) -> None:
+def _run_sweep(config: SweepConfig, directory: Path, command: str) -> int:
     # Asked for first, so that a missing plotting library does not show after the training.
     report = require("bsgap_kernels.lab.report")
+    from bsgap_kernels.lab.stop import on_signals
     from bsgap_kernels.lab.sweep import format_table, sweep
 
-    summaries = sweep(config, directory)
+    with on_signals() as stop:
+        summaries = sweep(config, directory, stop=stop)
+    if stop:
+        print(f"bsgap {command}: {_STOPPED}", file=sys.stderr)
+        return stop.exit_code
     path = report.write_report(directory)
     print()
     print(format_table(summaries))
     print(f"report: {path}")
+    return 0
 
 
-def _demo(arguments: list[str]) -> None:
+def _demo(arguments: list[str]) -> int:
     parser = _parser("demo")
     parser.add_argument(
         "--out", type=str, default=None, help="directory of the results; null: a new one under runs/"
@@ -222,7 +243,7 @@ def _demo(arguments: list[str]) -> None:
     parser.add_argument("--epochs", type=int, default=DEMO_EPOCHS, help="epochs of every run")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that directory")
     options = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
-    config = SweepConfig(**options, batch_sizes="16,128,full", max_probes=DEMO_PROBES)
+    config = SweepConfig(**options, batch_sizes="16,128,full", max_probes=DEMO_PROBES, lr=DEMO_LR)
     directory = _directory("demo", config.out)
     print(
         "Training LeNet-5 on scikit-learn's digits (1437 training and 360 test images, 28×28) at batch 16,\n"
@@ -234,7 +255,7 @@ def _demo(arguments: list[str]) -> None:
         f"Results go to {directory}\n",
         flush=True,
     )
-    _run_sweep(config, directory)
+    return _run_sweep(config, directory, "demo")
 
 
 def _report(arguments: list[str]) -> None:

@@ -19,7 +19,12 @@ from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.distributed import Ranks, launched
 from bsgap_kernels.lab.train import train
 
-COMMON: dict[str, Any] = {"unfold": "channel", "probe_size": 23, "lr": 0.05, "momentum": 0.5}
+COMMON: dict[str, Any] = {
+    "unfold": "channel",
+    "probe_size": 23,
+    "lr": 0.05,
+    "hyper": {"sgd": {"momentum": 0.5}},
+}
 CASES: dict[str, dict[str, Any]] = {
     "uneven": {**COMMON, "batch_size": 15, "steps": 4, "every": 2, "probe_every": 3},
     "empty": {**COMMON, "batch_size": 1, "steps": 2, "probe_size": 1},
@@ -74,7 +79,7 @@ def main(out: Path) -> None:
             "wide": sentence(ranks, out / "wide", batch_size=16, steps=1, probe_size=9),
         }
         # The command, as `torchrun -m bsgap_kernels train ...` calls it.
-        setup.load_data = lambda name, root: small_data()
+        setup.load_data = lambda *arguments, **options: small_data()
         codes = [cli.main([*COMMAND, "--out", str(out / "command")]), cli.main(["train", "--lr", "abc"])]
         found = {
             "codes": codes,

@@ -22,10 +22,7 @@ SMALL = ["--steps", "2", "--batch-size", "16", "--probe-size", "24"]
 
 @pytest.fixture
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    from bsgap_kernels.lab import setup, sweep
-
-    for module in (setup, sweep):
-        monkeypatch.setattr(module, "load_data", lambda name, root: small_data())
+    monkeypatch.setattr("bsgap_kernels.lab.setup.load_data", lambda *arguments, **options: small_data())
 
 
 @pytest.fixture
@@ -150,12 +147,14 @@ def test_train_writes_a_run_that_its_own_config_repeats(
     output = capsys.readouterr().out
     assert "relu3#0  relu4#0" in output
     assert f"results: {first}" in output
-    assert {path.name for path in first.iterdir()} == {"config.yaml", "metrics.jsonl", "summary.json"}
+    assert {path.name for path in first.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "summary.json", "weights.pt",
+    }  # fmt: skip
     assert yaml.safe_load((first / "config.yaml").read_text())["layers"] == ["relu3", "relu4"]
     assert main(["train", "--config", str(first / "config.yaml"), "--out", str(second)]) == 0
     runs = [json.loads((directory / "summary.json").read_text()) for directory in (first, second)]
     for run in runs:
-        for key in [key for key in run if "_ms" in key or "percent" in key]:
+        for key in [key for key in run if "_ms" in key or "percent" in key or "second" in key]:
             del run[key]
     assert runs[0] == runs[1]
 
@@ -166,7 +165,11 @@ def test_results_are_not_overwritten_unasked(tmp_path: Path, capsys: pytest.Capt
     assert main(["train", *SMALL, "--out", out]) == 0
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     capsys.readouterr()
-    assert "already exists and is not empty" in mistake(capsys, "train", *SMALL, "--out", out)
+    assert "holds a run with other options (seed: 0 there, 1 now)" in mistake(
+        capsys, "train", *SMALL, "--seed", "1", "--out", out
+    )
+    assert main(["train", *SMALL, "--out", out]) == 0
+    assert "b16-s0: done already, nothing is trained again" in capsys.readouterr().out
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
     assert main(["train", *SMALL, "--seed", "1", "--out", out, "--overwrite"]) == 0
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["seed"] == 1
@@ -199,7 +202,9 @@ def test_demo_is_the_sweep_of_the_issue(
     from bsgap_kernels.lab import sweep
 
     asked = []
-    monkeypatch.setattr(sweep, "sweep", lambda config, directory: asked.append((config, directory)) or [])
+    monkeypatch.setattr(
+        sweep, "sweep", lambda config, directory, stop: asked.append((config, directory)) or []
+    )
     assert main(["demo", "--out", str(tmp_path)]) == 0
     (config, directory), output = asked[0], capsys.readouterr().out
     assert directory == tmp_path
@@ -234,12 +239,12 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 def test_interrupt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bsgap_kernels.lab import train
+    from bsgap_kernels.lab import loop
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train._Loop, "_update", stop)
+    monkeypatch.setattr(loop.Loop, "_update", stop)
     assert main(["train", *SMALL, "--out", str(tmp_path / "run")]) == 130
     assert "stopped; what was measured until then is kept" in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
@@ -284,4 +289,4 @@ def test_a_mistake_at_the_shell_has_no_traceback() -> None:
     command = [sys.executable, "-m", "bsgap_kernels", "train", "--lr", "abc"]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr == "bsgap train: lr: got 'abc', expected a number\n"
+    assert result.stderr == "bsgap train: lr: got 'abc', expected a number or null\n"

@@ -48,7 +48,10 @@ def test_layers_from_text() -> None:
         ({"lr": -0.1}, "lr: got -0.1, expected a finite number of at least 0"),
         ({"lr": float("nan")}, "lr: got nan, expected"),
         ({"lr_rule": "cubic"}, "lr_rule: got 'cubic', expected one of fixed, linear, sqrt"),
-        ({"momentum": 1.0}, "momentum: got 1.0, expected a finite number of at least 0 and below 1"),
+        (
+            {"hyper": {"sgd": {"momentum": 1.0}}},
+            "sgd.momentum: got 1.0, expected a finite number of at least 0 and below 1",
+        ),
         ({"rtol": -1e-3}, "rtol: got -0.001, expected a finite number of at least 0"),
         ({"atol": -1.0}, "atol: got -1.0, expected"),
         ({"unfold": "rows"}, "unfold: got 'rows', expected one of flatten, channel, pool"),

@@ -83,9 +83,9 @@ def test_mistakes_reach_every_rank(ranks_run: Run) -> None:
         said = found["said"]
         assert said["refused"] == "batch_size: got 49, expected at most the 48 images of digits, or full"
         # Rank 0 alone looks at the directory.
-        assert "already exists and is not empty" in said["one-sided"]
+        assert "holds a run with other options (lr: 0.05 there, 0.02 now; " in said["one-sided"]
         assert (
-            "flatten makes 4704 features of relu1#0, and several processes add up at most 4096"
+            "flatten makes 4704 features of relu1#0, and several processes or passes add up at most 4096"
             in said["wide"]
         )
     assert not (ranks_run[0] / "refused").exists()
@@ -103,7 +103,7 @@ def test_the_command_under_torchrun(ranks_run: Run, tmp_path: Path, monkeypatch:
     assert done.stdout.count("results: ") == 1
     assert done.stdout.count("b9-s0: step 2/2") == 1
     assert done.stderr.count("bsgap train: lr: got 'abc', expected a number") == 1
-    monkeypatch.setattr("bsgap_kernels.lab.setup.load_data", lambda name, root: small_data())
+    monkeypatch.setattr("bsgap_kernels.lab.setup.load_data", lambda *arguments, **options: small_data())
     assert main([*COMMAND, "--out", str(tmp_path / "one")]) == 0
     assert_same_run(directory / "command", tmp_path / "one")
 
@@ -148,4 +148,4 @@ def test_commands_of_the_page_parse() -> None:
     commands = re.findall(r"^torchrun .*-m bsgap_kernels train (.*)$", page, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:
-        assert cli._parse_options("train", TrainConfig, command.split())["unfold"] == "channel"
+        assert cli._parse_options("train", TrainConfig, command.split()).unfold == "channel"

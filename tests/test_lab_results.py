@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from lab_data import small_data
 
-from bsgap_kernels.lab import sweep as sweep_module
 from bsgap_kernels.lab.config import SweepConfig, UserError
-from bsgap_kernels.lab.results import MetricWriter, prepare_directory, write_summary
+from bsgap_kernels.lab.results import MetricWriter, write_summary
 from bsgap_kernels.lab.sweep import format_table, sweep
 from bsgap_kernels.tracking import SiteRecord
 from bsgap_kernels.tracking.sinks import jsonl
@@ -66,44 +65,9 @@ def test_summary_has_no_nan(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
 
 
-def test_a_directory_with_content_is_refused(tmp_path: Path) -> None:
-    kept = tmp_path / "config.yaml"
-    kept.write_text("seed: 0")
-    with pytest.raises(
-        UserError, match="already exists and is not empty; name another one or give --overwrite"
-    ):
-        prepare_directory(tmp_path)
-    assert kept.read_text() == "seed: 0"
-
-
-def test_overwrite_takes_results_only(tmp_path: Path) -> None:
-    run = tmp_path / "b16-s0"
-    run.mkdir()
-    for name in ("sweep.yaml", "report.html", "notes.txt"):
-        (tmp_path / name).write_text("x")
-    for name in ("config.yaml", "metrics.jsonl", "summary.json"):
-        (run / name).write_text("x")
-    prepare_directory(tmp_path, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_overwrite_refuses_a_directory_that_holds_no_results(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match=r"holds no config.yaml or sweep.yaml"):
-        prepare_directory(tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.tex").exists()
-
-
-def test_a_file_in_the_way(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    path.write_text("x")
-    with pytest.raises(UserError, match="is a file, expected a directory"):
-        prepare_directory(path, overwrite=True)
-
-
 @pytest.fixture
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "load_data", lambda name, root: small_data())
+    monkeypatch.setattr("bsgap_kernels.lab.setup.load_data", lambda *arguments, **options: small_data())
 
 
 @pytest.mark.usefixtures("small_digits")
@@ -125,8 +89,8 @@ def test_sweep_runs_every_batch_size_with_every_seed(
     assert lines[2].split()[:3] == ["16", "0", "6"]
     assert lines[5].split()[:3] == ["48", "1", "2"]
     assert f"{summaries[0]['sites'][1]['ratio']:.3f}" in lines[2]
-    with pytest.raises(UserError, match="is not empty"):
-        sweep(settings, tmp_path)
+    assert sweep(settings, tmp_path) == json.loads(json.dumps(summaries))
+    assert "step" not in capsys.readouterr().out  # nothing is trained again
     sweep(SweepConfig(batch_sizes="full", epochs=1, probe_size=24, overwrite=True), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bfull-s0", "sweep.yaml"]
 

@@ -12,11 +12,12 @@ import yaml
 from lab_data import small_data
 
 import bsgap_kernels as bsgap
-from bsgap_kernels.lab import train as train_module
+from bsgap_kernels.lab import loop as loop_module
+from bsgap_kernels.lab import results
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.models import LeNet5, build_model
 from bsgap_kernels.lab.setup import learning_rate, set_up
-from bsgap_kernels.lab.train import evaluate, train
+from bsgap_kernels.lab.train import train
 from bsgap_kernels.tracking import RankTracker
 
 SITES = ["relu1#0", "relu2#0", "relu3#0", "relu4#0"]
@@ -53,7 +54,7 @@ def test_rows_follow_the_schema(finished: tuple[Path, dict[str, Any]]) -> None:
         assert expected == {(r["site"], r["metric"]) for r in found if r["metric"].startswith(f"{view}.")}
     assert {row["metric"] for row in found if row["site"] == ""} == {
         "train.loss", "train.accuracy", "test.accuracy", "test.loss", "train_eval.accuracy",
-        "train_eval.loss", "lr", "time.step_ms", "time.metric_ms", "time.probe_ms",
+        "train_eval.loss", "lr", "time.step_ms", "time.metric_ms", "time.probe_ms", "time.train_s",
     }  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def test_summary(finished: tuple[Path, dict[str, Any]]) -> None:
 
 def test_resolved_config_gives_the_same_run_back(finished: tuple[Path, dict[str, Any]]) -> None:
     written = yaml.safe_load((finished[0] / "config.yaml").read_text())
-    assert TrainConfig(**written) == config()
+    assert TrainConfig.from_mapping(written) == config()
     assert written["epochs"] == 2
 
 
@@ -140,12 +141,12 @@ def test_probe_leaves_buffers_mode_and_random_state(tmp_path: Path) -> None:
     )
     state = {name: value.clone() for name, value in setup.model.state_dict().items()}
     with RankTracker(setup.model) as setup.tracker:
-        loop = train_module._Loop(setup)
+        loop = loop_module.Loop(setup)
         random_state = torch.get_rng_state()
-        with train_module.results.MetricWriter(tmp_path / "metrics.jsonl", "r") as writer:
-            loop._read_probe(0, writer)
+        with results.MetricWriter(tmp_path / "metrics.jsonl", "r") as writer:
+            loop._read_probe(writer)
             assert loop.probe_records["3#0"].shape == (24, 784)
-            evaluate(setup.model, setup.tracker, setup.data.test_images, setup.data.test_labels)
+            loop_module.evaluate(setup, setup.data.test, len(setup.data.test_labels))
         assert setup.tracker.collect() == {}
     assert torch.equal(random_state, torch.get_rng_state())
     assert setup.model.training
@@ -202,14 +203,14 @@ def test_divergence_is_written_as_null_and_minus_one(tmp_path: Path) -> None:
 
 
 def test_a_stop_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = train_module._Loop._update
+    original = loop_module.Loop._update
 
-    def update(self: Any, step: int, *rest: Any) -> Any:
-        if step == 4:
+    def update(self: Any, *arguments: Any) -> Any:
+        if self.done == 4:
             raise KeyboardInterrupt
-        return original(self, step, *rest)
+        return original(self, *arguments)
 
-    monkeypatch.setattr(train_module._Loop, "_update", update)
+    monkeypatch.setattr(loop_module.Loop, "_update", update)
     with pytest.raises(KeyboardInterrupt):
         train(config(), tmp_path, data=small_data())
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from bsgap_kernels.lab import methods
+from bsgap_kernels.lab.checks import UserError, integer, items, number, one_of
+
+__all__ = ["RunOptions", "SweepConfig", "TrainConfig", "UserError", "parse_batch_size"]
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 MODELS = ("lenet5", "resnet56")
 LR_RULES = ("fixed", "linear", "sqrt")
 UNFOLDS = ("flatten", "channel", "pool")
+PRECISIONS = ("float32", "bfloat16")
+AUGMENTATIONS = ("none", "standard")
+LAUNCHERS = ("local", "ray")
 DEFAULT_EPOCHS = 20
+TARGET_ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
+INDIFFERENT = frozenset(
+    {"out", "overwrite", "data_root", "checkpoint_seconds", "keep_checkpoints", "jobs", "launcher"}
+    | {"ray_address", "threads"}
+)
+"""Options that do not change the numbers of a run (threads: by rounding only): it may go on with others."""
 
-class UserError(ValueError):
-    """A mistake of the user that one sentence explains; the command line prints it without a traceback."""
+_Options = TypeVar("_Options", bound="RunOptions")
 
 
 @dataclass
@@ -26,17 +38,22 @@ class RunOptions:
     Args:
         data: digits, mnist, fashion-mnist, cifar10 or cifar100.
         data_root: directory that holds torchvision's files of the data set; not needed for digits.
+        augment: none, or standard (random crops, and flips of colour images) on training batches.
         model: lenet5 or resnet56.
-        lr: learning rate at the base batch size.
+        lr: learning rate at the base batch size; null for the method's default.
         lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt.
         base_batch_size: the batch size at which every rule gives lr.
-        momentum: momentum of SGD.
+        precision: float32, or bfloat16 for mixed precision by autocast.
+        micro_batch: most rows in one forward and backward pass; a larger batch adds up the gradients of
+            several (batch norm then sees the rows of one pass); null for no limit.
         epochs: budget in epochs (20 if neither epochs nor steps is given); equal epochs across a sweep.
         steps: budget in updates instead of epochs; equal steps across a sweep.
         eval_every: evaluate on the whole training and test sets every so many epochs, and at the end.
-        every: read the metric on the training batch every so many steps.
+        target_accuracies: test accuracies whose first evaluation at or above them is kept in the summary.
+        every: read the metric on the training batch every so many steps; null for never.
         probe_size: rows of the fixed probe batch, the same training images for every run.
-        probe_every: read the metric on the probe batch every so many steps, and at the end.
+        probe_every: read the metric on the probe batch every so many steps, and at the end; null for the end
+            alone.
         max_probes: raise probe_every so that a run probes about this often at most; null sets no limit.
         layers: glob patterns of the modules to read, separated by commas; null reads every nonlinearity.
         unfold: how an activation becomes a matrix: flatten, channel or pool.
@@ -44,23 +61,30 @@ class RunOptions:
         atol: absolute threshold; null means none.
         center: subtract the column means before counting.
         device: device to train on, cpu or cuda.
-        out: directory of the results; null makes a new one named after the time under runs/.
+        threads: CPU threads of a run; null for torch's own number, or an even share among side-by-side runs.
+        checkpoint_seconds: save a checkpoint about every so many seconds; null for only when stopped.
+        keep_checkpoints: how many of the last checkpoints are kept while a run works.
+        out: directory of the results; null makes a new one named after the time under runs/. The same
+            command on the same directory goes on where it was stopped, and skips what is done.
         overwrite: replace earlier results in that directory.
     """
 
     data: str = "digits"
     data_root: str | None = None
+    augment: str = "none"
     model: str = "lenet5"
-    lr: float = 0.02
+    lr: float | None = None
     lr_rule: str = "fixed"
     base_batch_size: int = 128
-    momentum: float = 0.9
+    precision: str = "float32"
+    micro_batch: int | None = None
     epochs: int | None = None
     steps: int | None = None
     eval_every: int = 1
-    every: int = 1
+    target_accuracies: list[float] = field(default_factory=lambda: list(TARGET_ACCURACIES))
+    every: int | None = 1
     probe_size: int = 512
-    probe_every: int = 1
+    probe_every: int | None = 1
     max_probes: int | None = None
     layers: list[str] | str | None = None
     unfold: str = "flatten"
@@ -68,39 +92,48 @@ class RunOptions:
     atol: float | None = None
     center: bool = False
     device: str = "cpu"
+    threads: int | None = None
+    checkpoint_seconds: float | None = 60.0
+    keep_checkpoints: int = 2
     out: str | None = None
     overwrite: bool = False
+    hyper: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _one_of("data", self.data, DATASETS)
-        _one_of("model", self.model, MODELS)
-        _one_of("lr_rule", self.lr_rule, LR_RULES)
-        _one_of("unfold", self.unfold, UNFOLDS)
+        one_of("data", self.data, DATASETS)
+        one_of("augment", self.augment, AUGMENTATIONS)
+        one_of("model", self.model, MODELS)
+        one_of("lr_rule", self.lr_rule, LR_RULES)
+        one_of("precision", self.precision, PRECISIONS)
+        one_of("unfold", self.unfold, UNFOLDS)
         if self.data != "digits" and not self.data_root:
             raise UserError(
                 f"data_root: got none, expected the directory that holds torchvision's files of {self.data}"
             )
-        _number("lr", self.lr, minimum=0.0)
-        _number("momentum", self.momentum, minimum=0.0, below=1.0)
-        _number("rtol", self.rtol, minimum=0.0)
+        if self.lr is not None:
+            number("lr", self.lr, minimum=0.0)
+        number("rtol", self.rtol, minimum=0.0)
         if self.atol is not None:
-            _number("atol", self.atol, minimum=0.0)
+            number("atol", self.atol, minimum=0.0)
+        if self.checkpoint_seconds is not None:
+            number("checkpoint_seconds", self.checkpoint_seconds, minimum=0.0)
         if self.epochs is not None and self.steps is not None:
             raise UserError(
                 f"epochs, steps: got both {self.epochs} and {self.steps}, expected one of the two budgets"
             )
         if self.epochs is None and self.steps is None:
             self.epochs = DEFAULT_EPOCHS
-        for option in ("base_batch_size", "eval_every", "every", "probe_size", "probe_every"):
-            _integer(option, getattr(self, option))
-        for option in ("epochs", "steps", "max_probes"):
+        for option in ("base_batch_size", "eval_every", "probe_size", "keep_checkpoints"):
+            integer(option, getattr(self, option))
+        for option in ("epochs", "steps", "every", "probe_every", "max_probes", "micro_batch", "threads"):
             if getattr(self, option) is not None:
-                _integer(option, getattr(self, option))
+                integer(option, getattr(self, option))
         for option in ("center", "overwrite"):
             if not isinstance(getattr(self, option), bool):
                 raise UserError(f"{option}: got {getattr(self, option)!r}, expected true or false")
+        self.target_accuracies = _accuracies(self.target_accuracies)
         if self.layers is not None:
-            patterns = [item.strip() if isinstance(item, str) else item for item in _items(self.layers)]
+            patterns = [item.strip() if isinstance(item, str) else item for item in items(self.layers)]
             if not patterns or not all(isinstance(item, str) and item for item in patterns):
                 raise UserError(
                     f"layers: got {self.layers!r}, expected patterns such as relu*, or null for the default"
@@ -112,67 +145,135 @@ class RunOptions:
         """The budget in words, e.g. `20 epochs`."""
         return f"{self.steps} steps" if self.steps is not None else f"{self.epochs} epochs"
 
+    def mapping(self) -> dict[str, Any]:
+        """The options as written to YAML: a method's hyper-parameters stand under its name."""
+        values = dataclasses.asdict(self)
+        hyper = values.pop("hyper")
+        return {**values, **hyper}
+
+    @classmethod
+    def from_mapping(cls: type[_Options], values: Mapping[str, Any]) -> _Options:
+        """The options that `mapping` gave.
+
+        Raises:
+            UserError: an option out of range, or one that there is not.
+        """
+        known = {option.name for option in dataclasses.fields(cls)} - {"hyper"}
+        hyper = {name: value for name, value in values.items() if name in methods.REGISTRY}
+        if unknown := sorted(set(values) - known - set(hyper)):
+            raise UserError(f"{unknown[0]}: unknown option")
+        for name, value in hyper.items():
+            if not isinstance(value, dict):
+                raise UserError(f"{name}: got {value!r}, expected a mapping of hyper-parameters")
+        return cls(**{name: values[name] for name in values if name in known}, hyper=hyper)
+
+    def _resolve_hyper(self, names: list[str]) -> None:
+        """Keep the hyper-parameters of these methods, all of each, checked."""
+        given, self.hyper = self.hyper, {}
+        for name in names:
+            one_of("method", name, methods.REGISTRY)
+            hyper_type = methods.REGISTRY[name].hyper_type
+            known = {option.name for option in dataclasses.fields(hyper_type)}
+            values = given.get(name) or {}
+            if unknown := sorted(set(values) - known):
+                raise UserError(f"{name}.{unknown[0]}: unknown option, expected {', '.join(sorted(known))}")
+            self.hyper[name] = hyper_type(**values).asdict()
+
 
 @dataclass
 class TrainConfig(RunOptions):
     """Options of one run.
 
     Args:
+        method: how to train: sgd or adam.
         batch_size: rows of a training batch, or full for the whole training set.
         seed: seed of the initial weights and of the order of the data.
     """
 
+    method: str = "sgd"
     batch_size: int | str = 128
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.batch_size = parse_batch_size(self.batch_size)
-        _integer("seed", self.seed, minimum=0)
+        integer("seed", self.seed, minimum=0)
+        self._resolve_hyper([self.method])
+        if self.lr is None:
+            self.lr = methods.REGISTRY[self.method].default_lr
 
     @property
     def run(self) -> str:
-        """Name of the run, e.g. `b128-s0`."""
-        return f"b{self.batch_size}-s{self.seed}"
+        """Name of the run, e.g. `b128-s0` or `adam-b128-s0`."""
+        method = "" if self.method == "sgd" else f"{self.method}-"
+        return f"{method}b{self.batch_size}-s{self.seed}"
+
+    @property
+    def hyper_parameters(self) -> methods.Hyper:
+        """The method's hyper-parameters."""
+        return methods.REGISTRY[self.method].hyper_type(**self.hyper[self.method])
+
+    def differences(self, other: TrainConfig) -> list[str]:
+        """Options that change a run's numbers and differ from another's, as `name: theirs, mine`."""
+        mine, others = self.mapping(), other.mapping()
+        return [
+            f"{name}: {others.get(name)!r} there, {mine.get(name)!r} now"
+            for name in dict.fromkeys([*mine, *others])
+            if name not in INDIFFERENT and mine.get(name) != others.get(name)
+        ]
 
 
 @dataclass
 class SweepConfig(RunOptions):
-    """Options of a sweep: every batch size with every seed.
+    """Options of a sweep: every method at every batch size with every seed.
 
     Args:
+        methods: methods separated by commas: sgd, adam.
         batch_sizes: batch sizes separated by commas, full for the whole training set.
         seeds: seeds separated by commas.
+        jobs: runs side by side, each in a process of its own; 1 runs one after another in this process.
+        launcher: local, or ray for the machines of a Ray cluster that share the directory of results.
+        ray_address: the cluster to join, such as auto; null starts one on this machine.
     """
 
+    methods: str | list[str] = "sgd"
     batch_sizes: str | int | list[int | str] = "16,128,full"
     seeds: str | int | list[int] = "0"
+    jobs: int = 1
+    launcher: str = "local"
+    ray_address: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = [parse_batch_size(item, "batch_sizes") for item in _items(self.batch_sizes)]
+        integer("jobs", self.jobs)
+        one_of("launcher", self.launcher, LAUNCHERS)
+        names = [str(item).strip() for item in items(self.methods)]
+        sizes = [parse_batch_size(item, "batch_sizes") for item in items(self.batch_sizes)]
         seeds: list[int] = []
-        for item in _items(self.seeds):
+        for item in items(self.seeds):
             text = str(item).strip()
             if isinstance(item, bool) or not (text.isascii() and text.isdigit()):
                 raise UserError(f"seeds: got {item!r}, expected integers of at least 0")
             seeds.append(int(text))
-        for option, values in (("batch_sizes", sizes), ("seeds", seeds)):
+        for option, values in (("methods", names), ("batch_sizes", sizes), ("seeds", seeds)):
             if not values:
                 raise UserError(f"{option}: got an empty list, expected at least one value")
             if len(set(values)) != len(values):
                 raise UserError(f"{option}: got {values}, expected each value once")
+        self.methods = names
         self.batch_sizes = sizes
         self.seeds = list(seeds)
+        self._resolve_hyper(names)
 
     def runs(self) -> list[TrainConfig]:
-        """One TrainConfig a run, batch sizes outermost; `out` and `overwrite` are the sweep's own."""
-        shared = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunOptions)}
+        """One TrainConfig a run, methods outermost, then batch sizes; without the sweep's `out`."""
+        shared = {option.name: getattr(self, option.name) for option in dataclasses.fields(RunOptions)}
         shared.update(out=None, overwrite=False)
         return [
-            TrainConfig(**shared, batch_size=batch_size, seed=int(seed))
-            for batch_size in _items(self.batch_sizes)
-            for seed in _items(self.seeds)
+            TrainConfig(**shared, method=str(method), batch_size=batch_size, seed=int(seed))
+            for method in items(self.methods)
+            for batch_size in items(self.batch_sizes)
+            for seed in items(self.seeds)
         ]
 
 
@@ -186,24 +287,12 @@ def parse_batch_size(value: Any, option: str = "batch_size") -> int | str:
     return int(text)
 
 
-def _items(value: Any) -> Iterable[Any]:
-    if isinstance(value, str):
-        return [item for item in value.strip("[] ").split(",") if item.strip()]
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-def _one_of(option: str, value: Any, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise UserError(f"{option}: got {value!r}, expected one of {', '.join(allowed)}")
-
-
-def _integer(option: str, value: Any, minimum: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{option}: got {value!r}, expected an integer of at least {minimum}")
-
-
-def _number(option: str, value: Any, minimum: float, below: float = math.inf) -> None:
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value < below
-    if not valid:
-        bound = f" and below {below:g}" if math.isfinite(below) else ""
-        raise UserError(f"{option}: got {value!r}, expected a finite number of at least {minimum:g}{bound}")
+def _accuracies(values: Any) -> list[float]:
+    found = []
+    for item in items(values):
+        try:
+            found.append(float(item))
+        except (TypeError, ValueError):
+            raise UserError(f"target_accuracies: got {item!r}, expected numbers between 0 and 1") from None
+        number("target_accuracies", found[-1], minimum=0.0, below=1.0 + 1e-9)
+    return found

@@ -38,6 +38,20 @@ class ImageData:
     test_images: Tensor
     test_labels: Tensor
     classes: int
+    synthetic: bool = False
+
+    @property
+    def image_shape(self) -> torch.Size:
+        """(channels, height, width)."""
+        return self.train_images.shape[1:]
+
+    def train(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Normalised float32 training images of these rows, and their labels."""
+        return self.train_images[rows], self.train_labels[rows]
+
+    def test(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Normalised float32 test images of these rows, and their labels."""
+        return self.test_images[rows], self.test_labels[rows]
 
     def to(self, device: torch.device) -> ImageData:
         """The same data on another device."""

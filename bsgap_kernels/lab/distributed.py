@@ -45,14 +45,13 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def loss(self, logits: Tensor, labels: Tensor, rows: int) -> Tensor:
-        """This rank's cross entropy, whose gradients averaged over the ranks are those of the whole batch.
-
-        `rows` is the size of the whole batch; shares may be uneven or empty.
-        """
+    def from_main(self, value: T) -> T:
+        """What rank 0 gave, on every rank."""
         if self.world == 1:
-            return nn.functional.cross_entropy(logits, labels)
-        return nn.functional.cross_entropy(logits, labels, reduction="sum") * (self.world / rows)
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0)
+        return holder[0]
 
     def parallel(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model to train: itself, or wrapped so that gradients are averaged over the ranks."""

@@ -1,4 +1,4 @@
-"""Packages of the `lab` extra, imported when needed."""
+"""Packages of the extras `lab` and `ray`, imported when needed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def require(module: str) -> Any:
             import with a RuntimeError).
     """
     package = module.split(".")[0]
+    extra = package if package == "ray" else "lab"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -23,7 +24,7 @@ def require(module: str) -> Any:
         if missing == "bsgap_kernels":
             raise
         raise UserError(
-            f"{missing} is not installed; install it by: pip install 'bsgap_kernels[lab]'"
+            f"{missing} is not installed; install it by: pip install 'bsgap_kernels[{extra}]'"
         ) from error
     except (ImportError, RuntimeError) as error:
         if package == "bsgap_kernels":

@@ -1,24 +1,25 @@
-"""Files of a run: config.yaml, metrics.jsonl, summary.json."""
+"""What a run writes: rows of metrics.jsonl, summary.json, and the weights at its end."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bsgap_kernels.lab.config import RunOptions, UserError
+import torch
+from torch import nn
+
+from bsgap_kernels.lab.files import sha256_of_tensors, write_atomically, write_text
 from bsgap_kernels.tracking import SiteRecord
 from bsgap_kernels.tracking.sinks.jsonl import JsonlSink
 
-CONFIG_FILE = "config.yaml"
-SWEEP_FILE = "sweep.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
-REPORT_FILE = "report.html"
-_RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE)
+WEIGHTS_FILE = "weights.pt"
+FINISHED, STOPPED = "finished", "stopped"
 
 
 class MetricWriter(JsonlSink):
@@ -35,9 +36,16 @@ class MetricWriter(JsonlSink):
                 self.add(step, site, f"{view}.{column}", value)
         self.flush_if_due()
 
+    def sync(self) -> None:
+        """Bring every row so far to the disk."""
+        self.flush()
+        os.fsync(self._file.fileno())
+
 
 class NoWriter:
     """The writer of a process that writes nothing."""
+
+    attempt = 0
 
     def __enter__(self) -> NoWriter:
         return self
@@ -53,57 +61,60 @@ class NoWriter:
     def add_records(self, step: int, view: str, records: dict[str, SiteRecord]) -> None:
         """Nothing is kept."""
 
+    def sync(self) -> None:
+        """Nothing is kept."""
+
 
 Writer = MetricWriter | NoWriter
 
 
-def open_writer(directory: Path, run: str, *, write: bool = True) -> Writer:
-    """The writer of a run's metrics.jsonl, or one that writes nothing."""
-    return MetricWriter(directory / METRICS_FILE, run) if write else NoWriter()
+def open_writer(directory: Path, run: str, first_step: int | None = None, *, write: bool = True) -> Writer:
+    """The writer of a run's metrics.jsonl, or one that writes nothing.
 
-
-def prepare_directory(directory: Path, *, overwrite: bool = False) -> None:
-    """Make `directory`, or with `overwrite` take the files of earlier results out of it.
-
-    Only files that this package writes are removed, so a mistyped path cannot cost anything else.
-
-    Raises:
-        UserError: it is a file; it holds something and `overwrite` is not set; or it holds no results to
-            overwrite.
+    With `first_step` the run goes on there: the rows from that step on, which it writes again, are taken out,
+    and its own carry the next attempt's number.
     """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"out: {directory} is a file, expected a directory or a new path")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"out: {directory} already exists and is not empty; name another one or give --overwrite"
-            )
-        runs = [path.parent for path in directory.glob(f"*/{CONFIG_FILE}")]
-        if not runs and not any((directory / name).is_file() for name in (CONFIG_FILE, SWEEP_FILE)):
-            raise UserError(
-                f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE}, so it is not overwritten"
-            )
-        for run in [*runs, directory]:
-            for name in (*_RUN_FILES, SWEEP_FILE, REPORT_FILE):
-                (run / name).unlink(missing_ok=True)
-            if run is not directory and not any(run.iterdir()):
-                run.rmdir()
-    directory.mkdir(parents=True, exist_ok=True)
+    if not write:
+        return NoWriter()
+    path = directory / METRICS_FILE
+    if first_step is None or not path.exists():
+        return MetricWriter(path, run)
+    return MetricWriter(path, run, attempt=last_attempt(path) + 1, first_step=first_step)
 
 
-def write_config(path: Path, config: RunOptions) -> None:
-    """Write the resolved options as YAML; the same file can be given back by --config."""
-    import yaml
+def last_attempt(path: Path) -> int:
+    """The attempt of a file's last whole row; 0 if there is none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - (1 << 16)))
+        lines = file.read().split(b"\n")[:-1]
+    for line in reversed(lines):
+        try:
+            return int(json.loads(line)["attempt"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return 0
 
-    with path.open("w", encoding="utf-8") as file:
-        yaml.safe_dump(dataclasses.asdict(config), file, sort_keys=False, default_flow_style=None)
+
+def write_weights(path: Path, model: nn.Module) -> str:
+    """Write a model's parameters and buffers, whole or not at all; return the SHA-256 of their bits."""
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    write_atomically(path, lambda file: torch.save({"model": state}, file))
+    return sha256_of_tensors(state)
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write summary.json, whole or not at all; non-finite numbers become null."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A summary.json, or nothing where there is none that can be read."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _finite(value: Any) -> Any:

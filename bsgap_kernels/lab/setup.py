@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bsgap_kernels.lab import methods
 from bsgap_kernels.lab.batch_norm import use_global_batch_norm
-from bsgap_kernels.lab.config import TrainConfig, UserError
+from bsgap_kernels.lab.config import RunOptions, TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData, load_data
 from bsgap_kernels.lab.distributed import ALONE, Ranks
+from bsgap_kernels.lab.gradients import passes
+from bsgap_kernels.lab.methods import Method
 from bsgap_kernels.lab.models import build_model
 from bsgap_kernels.tracking import RankTracker
 
 MOST_FEATURES = 4096
-"""Of a site under several processes; the tracker's `max_features`."""
+"""Of a site under several processes or with micro-batches; the tracker's `max_features`."""
 
 
 @dataclass
@@ -29,15 +32,24 @@ class Setup:
     data: ImageData
     model: nn.Module
     tracker: RankTracker
-    optimizer: torch.optim.Optimizer
+    method: Method
     probe: Tensor
     """This rank's share of the probe batch."""
     batch_size: int
     lr: float
     steps_per_epoch: int
     steps: int
-    probe_every: int
+    probe_every: int | None
+    device: torch.device
     ranks: Ranks = ALONE
+
+    def batch_due(self, step: int) -> bool:
+        """Whether the metric is read on the training batch of this step."""
+        return self.config.every is not None and step % self.config.every == 0
+
+    def probe_due(self, step: int) -> bool:
+        """Whether the metric is read on the probe batch before this step."""
+        return self.probe_every is not None and step % self.probe_every == 0
 
 
 def learning_rate(lr: float, rule: str, batch_size: int, base_batch_size: int) -> float:
@@ -58,6 +70,11 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def data_of(config: RunOptions) -> ImageData:
+    """The data set that the options name, on the CPU."""
+    return load_data(config.data, config.data_root)
+
+
 def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = ALONE) -> Setup:
     """Build data, model, tracker and optimizer; initial weights depend on `config.seed` alone.
 
@@ -67,8 +84,8 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         UserError: an option does not fit the data, the model or this machine.
     """
     device = resolve_device(config.device)
-    data = (load_data(config.data, config.data_root) if data is None else data).to(device)
-    total = len(data.train_images)
+    data = (data_of(config) if data is None else data).to(device)
+    total = len(data.train_labels)
     batch_size = total if config.batch_size == "full" else int(config.batch_size)
     if batch_size > total:
         raise UserError(
@@ -77,35 +94,39 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     probe = data.probe(config.probe_size)
     probe = probe[ranks.share(len(probe))]
     torch.manual_seed(config.seed)
-    model = build_model(config.model, data.train_images.shape[1:], data.classes).to(device)
+    model = build_model(config.model, data.image_shape, data.classes).to(device)
     if ranks.world > 1:
         use_global_batch_norm(model)
-    tracker = _track(model, config, data.train_images[:1], ranks)
-    lr = learning_rate(config.lr, config.lr_rule, batch_size, config.base_batch_size)
+    tracker = _track(model, config, data.train(slice(0, 1))[0], batch_size, ranks)
+    lr = learning_rate(config.lr or 0.0, config.lr_rule, batch_size, config.base_batch_size)
     steps_per_epoch = total // batch_size
     steps = config.steps if config.steps is not None else (config.epochs or 0) * steps_per_epoch
     probe_every = config.probe_every
-    if config.max_probes is not None:
+    if probe_every is not None and config.max_probes is not None:
         probe_every = max(probe_every, math.ceil(steps / config.max_probes))
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=config.momentum)
+    method = methods.REGISTRY[config.method](model, lr, config.hyper_parameters)
     return Setup(
         config,
         data,
         model,
         tracker,
-        optimizer,
+        method,
         probe,
         batch_size,
         lr,
         steps_per_epoch,
         steps,
         probe_every,
+        device,
         ranks,
     )
 
 
-def _track(model: nn.Module, config: TrainConfig, image: Tensor, ranks: Ranks) -> RankTracker:
-    """The run's tracker, whose numbers are those of the batch of all ranks."""
+def _track(
+    model: nn.Module, config: TrainConfig, image: Tensor, batch_size: int, ranks: Ranks
+) -> RankTracker:
+    """The run's tracker, whose numbers are of the whole batch: of all ranks and all passes of a step."""
+    parts = 1 if config.every is None else passes(batch_size, ranks, config.micro_batch)
     options: dict[str, Any] = {
         "layers": [config.layers] if isinstance(config.layers, str) else config.layers,
         "unfold": config.unfold,
@@ -115,12 +136,13 @@ def _track(model: nn.Module, config: TrainConfig, image: Tensor, ranks: Ranks) -
         "verbose": False,
     }
     try:
-        if ranks.world > 1:
+        if ranks.world > 1 or parts > 1:
             _check_features(model, image, options)
         return RankTracker(
             model,
             certify=True,
             metrics="all",
+            micro_batches=parts,
             process_group=ranks.group,
             max_features=MOST_FEATURES,
             **options,
@@ -130,7 +152,7 @@ def _track(model: nn.Module, config: TrainConfig, image: Tensor, ranks: Ranks) -
 
 
 def _check_features(model: nn.Module, image: Tensor, options: dict[str, Any]) -> None:
-    """Ranks add up n × n Gram matrices: a site of too many features is refused before a file is written."""
+    """Ranks and passes add up n × n Gram matrices: too many features are refused before a file is written."""
     training = model.training
     with warnings.catch_warnings():
         warnings.simplefilter(
@@ -145,6 +167,6 @@ def _check_features(model: nn.Module, image: Tensor, options: dict[str, Any]) ->
         if record.shape[1] > MOST_FEATURES:
             raise UserError(
                 f"unfold: {options['unfold']} makes {record.shape[1]} features of {site}, and several "
-                f"processes add up at most {MOST_FEATURES}; give --unfold channel or pool, or leave it out "
-                "by --layers"
+                f"processes or passes add up at most {MOST_FEATURES}; give --unfold channel or pool, or "
+                "leave it out by --layers"
             )

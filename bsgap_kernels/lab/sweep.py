@@ -1,4 +1,4 @@
-"""Batch sizes × seeds, one directory a run, and the table at the end."""
+"""Methods × batch sizes × seeds, one directory a run, and the table at the end."""
 
 from __future__ import annotations
 
@@ -8,29 +8,47 @@ from typing import Any
 
 import torch
 
-from bsgap_kernels.lab import results
-from bsgap_kernels.lab.config import SweepConfig
-from bsgap_kernels.lab.data import load_data
-from bsgap_kernels.lab.setup import set_up
-from bsgap_kernels.lab.train import train
+from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
+from bsgap_kernels.lab.data import ImageData
+from bsgap_kernels.lab.directories import open_sweep
+from bsgap_kernels.lab.launchers import Job, launch
+from bsgap_kernels.lab.setup import data_of, set_up
+from bsgap_kernels.lab.stop import NEVER, Stop
 
 
-def sweep(config: SweepConfig, directory: Path) -> list[dict[str, Any]]:
-    """Run every batch size with every seed into sub-directories of `directory`; return the summaries.
+def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[dict[str, Any]]:
+    """Run every method at every batch size with every seed into sub-directories of `directory`.
 
-    Every run is checked before the first one starts, so that a mistake costs no training.
+    Every run is checked before the first one starts, so that a mistake costs no training. Runs that are done
+    are skipped, runs that were stopped go on. A run that fails does not stop the others. Returns the
+    summaries in the order of `config.runs()`, without those of runs that failed or were not reached.
 
     Raises:
-        UserError: an option does not fit, or `directory` holds something and `config.overwrite` is not set.
+        UserError: an option does not fit, or `directory` holds something else and `config.overwrite` is not
+            set; or, after all other runs, one failed.
     """
     runs = config.runs()
-    data = load_data(config.data, config.data_root)
+    data = data_of(runs[0])
+    _check(runs, data)
+    open_sweep(directory, config)
+    jobs = [Job(run, directory / run.run) for run in runs]
+    summaries: dict[str, dict[str, Any]] = {}
+    failures: dict[str, str] = {}
+    for outcome in launch(jobs, config, data, stop):
+        if outcome.summary is not None:
+            summaries[outcome.run] = outcome.summary
+        else:
+            failures[outcome.run] = outcome.problem
+    if failures:
+        told = "; ".join(f"{run}: {problem}" for run, problem in failures.items())
+        raise UserError(f"{len(failures)} of {len(runs)} runs failed ({told}); the others are in {directory}")
+    return [summaries[run.run] for run in runs if run.run in summaries]
+
+
+def _check(runs: Sequence[TrainConfig], data: ImageData) -> None:
     with torch.random.fork_rng():
         for run in runs:
             set_up(run, data).tracker.close()
-    results.prepare_directory(directory, overwrite=config.overwrite)
-    results.write_config(directory / results.SWEEP_FILE, config)
-    return [train(run, directory / run.run, data=data) for run in runs]
 
 
 def format_table(summaries: Sequence[dict[str, Any]]) -> str:

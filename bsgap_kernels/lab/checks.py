@@ -1,0 +1,38 @@
+"""What an option may hold, each check with the sentence that says what came and what is expected."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from typing import Any
+
+
+class UserError(ValueError):
+    """A mistake of the user that one sentence explains; the command line prints it without a traceback."""
+
+
+def items(value: Any) -> Iterable[Any]:
+    """The parts of a comma-separated text, of a list, or the value alone."""
+    if isinstance(value, str):
+        return [item for item in value.strip("[] ").split(",") if item.strip()]
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def one_of(option: str, value: Any, allowed: Collection[str]) -> None:
+    """Raise a UserError unless `value` is among `allowed`."""
+    if value not in allowed:
+        raise UserError(f"{option}: got {value!r}, expected one of {', '.join(allowed)}")
+
+
+def integer(option: str, value: Any, minimum: int = 1) -> None:
+    """Raise a UserError unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise UserError(f"{option}: got {value!r}, expected an integer of at least {minimum}")
+
+
+def number(option: str, value: Any, minimum: float, below: float = math.inf) -> None:
+    """Raise a UserError unless `value` is a finite number in [minimum, below)."""
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value < below
+    if not valid:
+        bound = f" and below {below:g}" if math.isfinite(below) else ""
+        raise UserError(f"{option}: got {value!r}, expected a finite number of at least {minimum:g}{bound}")

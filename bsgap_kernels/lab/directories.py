@@ -1,0 +1,167 @@
+"""Directories of results: made, gone on with, or cleared, and never another one's files destroyed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bsgap_kernels.lab.checkpoint import FOLDER, Checkpoints
+from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
+from bsgap_kernels.lab.files import TEMPORARY, write_text
+from bsgap_kernels.lab.results import FINISHED, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_summary
+
+CONFIG_FILE = "config.yaml"
+SWEEP_FILE = "sweep.yaml"
+REPORT_FILE = "report.html"
+SHARPNESS_FILE = "sharpness.json"
+CURVES_FOLDER = "curves"
+# The options last: a directory that is half cleared is still known as one of results.
+_RUN_FILES = (METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, SHARPNESS_FILE, REPORT_FILE, CONFIG_FILE)
+
+_Options = TypeVar("_Options", TrainConfig, SweepConfig)
+
+
+def open_run(directory: Path, config: TrainConfig) -> tuple[bool, dict[str, Any] | None]:
+    """Make a run's directory with its config.yaml, or find the run that it holds.
+
+    Returns whether it holds an earlier attempt of this run, and that one's summary if it is finished. With
+    `config.overwrite` earlier results are removed first.
+
+    Raises:
+        UserError: it is a file; it holds something else, or a run with other options; or it holds no results
+            to overwrite.
+    """
+    if config.overwrite:
+        clear(directory)
+    found = _read_options(directory / CONFIG_FILE, TrainConfig)
+    if found is None:
+        _make(directory)
+        write_config(directory / CONFIG_FILE, config)
+        return False, None
+    if different := config.differences(found):
+        raise UserError(
+            f"out: {directory} holds a run with other options ({'; '.join(different)}); name another "
+            "directory or give --overwrite"
+        )
+    summary = read_summary(directory / SUMMARY_FILE)
+    finished = summary.get("status") == FINISHED and (directory / WEIGHTS_FILE).is_file()
+    return True, summary if finished else None
+
+
+def open_sweep(directory: Path, config: SweepConfig) -> None:
+    """Make a sweep's directory with its sweep.yaml, or find one that this sweep can go on with or extend.
+
+    Methods, batch sizes and seeds may differ from the earlier sweep's, which keeps its runs; nothing else.
+
+    Raises:
+        UserError: as of `open_run`.
+    """
+    if config.overwrite:
+        clear(directory)
+    found = _read_options(directory / SWEEP_FILE, SweepConfig)
+    if found is None:
+        _make(directory)
+    elif different := _shared_differences(config, found):
+        raise UserError(
+            f"out: {directory} holds a sweep with other options ({'; '.join(different)}); name another "
+            "directory or give --overwrite"
+        )
+    write_config(directory / SWEEP_FILE, config)
+
+
+def _shared_differences(config: SweepConfig, other: SweepConfig) -> list[str]:
+    """Options of the runs that differ; hyper-parameters of methods that only one has do not count."""
+    runs, others = ({run.method: run for run in options.runs()} for options in (config, other))
+    shared = [method for method in runs if method in others]
+    if not shared:
+        method = next(iter(runs))
+        return runs[method].differences(next(iter(others.values())))
+    return list(
+        dict.fromkeys(
+            text
+            for method in shared
+            for text in runs[method].differences(others[method])
+            if not text.startswith(("batch_size:", "seed:"))
+        )
+    )
+
+
+def clear(directory: Path) -> None:
+    """Take the files of earlier results out of a directory, if it is there.
+
+    Only files that this package writes are removed, so a mistyped path cannot cost anything else.
+
+    Raises:
+        UserError: it is a file, or it holds something and no results.
+    """
+    _refuse_file(directory)
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    runs = [path.parent for path in directory.glob(f"*/{CONFIG_FILE}")]
+    if not runs and not any((directory / name).is_file() for name in (CONFIG_FILE, SWEEP_FILE)):
+        raise UserError(f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE}, so it is not overwritten")
+    for run in [*runs, directory]:
+        Checkpoints(run / FOLDER).clear()
+        for name in _RUN_FILES:
+            (run / name).unlink(missing_ok=True)
+            (run / (name + TEMPORARY)).unlink(missing_ok=True)
+        if run is not directory and not any(run.iterdir()):
+            run.rmdir()
+    curves = directory / CURVES_FOLDER
+    if curves.is_dir():
+        for file in curves.glob("*--*.json"):
+            file.unlink()
+        if not any(curves.iterdir()):
+            curves.rmdir()
+    (directory / SWEEP_FILE).unlink(missing_ok=True)
+
+
+def _make(directory: Path) -> None:
+    _refuse_file(directory)
+    # A kill while the options were written leaves a temporary file.
+    if directory.is_dir() and any(path.suffix != TEMPORARY for path in directory.iterdir()):
+        raise UserError(
+            f"out: {directory} already exists and is not empty; name another one or give --overwrite"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+
+
+def _refuse_file(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"out: {directory} is a file, expected a directory or a new path")
+
+
+def write_config(path: Path, config: RunOptions) -> None:
+    """Write the resolved options as YAML; the same file can be given back by --config."""
+    import yaml
+
+    write_text(path, yaml.safe_dump(config.mapping(), sort_keys=False, default_flow_style=None))
+
+
+def read_config(path: Path) -> TrainConfig:
+    """The options of a run, from its config.yaml.
+
+    Raises:
+        UserError: the file is missing or holds something else.
+    """
+    config = _read_options(path, TrainConfig)
+    if config is None:
+        raise UserError(f"{path}: there is no such file, expected the options of a run")
+    return config
+
+
+def _read_options(path: Path, kind: type[_Options]) -> _Options | None:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: the file is no YAML, expected the options of a run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: the file holds no options")
+    try:
+        return kind.from_mapping(content)
+    except (UserError, TypeError) as error:
+        raise UserError(f"{path}: {error}") from error

@@ -1,0 +1,222 @@
+"""The training loop: updates, reads of the layers, evaluations, and the state that a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bsgap_kernels.lab.gradients import Gradients
+from bsgap_kernels.lab.progress import Progress
+from bsgap_kernels.lab.results import Writer
+from bsgap_kernels.lab.setup import Setup
+from bsgap_kernels.lab.stop import Stop
+from bsgap_kernels.tracking import SiteRecord
+
+_EVALUATION_ROWS = 1000
+
+
+class Loop:
+    """A run under way: `done` updates made, and what it adds up for the summary.
+
+    Everything that later steps and the summary depend on is in `state_dict`. Rows of step s (reads before
+    update s, the update's own, an evaluation after s updates) are all written while `done` is s: a checkpoint
+    at `done` and the rows below it are the whole run until then.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        config = setup.config
+        self.model = setup.ranks.parallel(setup.model, setup.device)
+        self.gradients = Gradients(
+            self.model, setup.ranks, precision=config.precision, micro_batch=config.micro_batch
+        )
+        self.done = 0
+        self.seconds = {"step": 0.0, "metric": 0.0, "probe": 0.0}
+        self.evaluation: dict[str, float] = {}
+        self.reached: dict[str, dict[str, float]] = {}
+        self.batch_shapes: dict[str, list[int]] = {}
+        self.probe_records: dict[str, SiteRecord] = {}
+        self._shuffle = torch.Generator().manual_seed(config.seed)
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._stopping = False
+
+    def run(self, writer: Writer, progress: Progress, stop: Stop, save: Callable[[], None]) -> bool:
+        """Train to the end, or until asked to stop; returns whether the end was reached.
+
+        `save` is called between steps, before anything of the coming one; it decides whether to save.
+        """
+        self.setup.model.train()
+        while True:
+            save()
+            if self._stopping:
+                return False
+            if self.done and self._evaluation_due():
+                self._evaluate(writer)
+            finished = self.done == self.setup.steps
+            if finished or self.setup.probe_due(self.done):
+                self._read_probe(writer)
+            if finished:
+                return True
+            loss, accuracy = self._update(writer, stop)
+            self.done += 1
+            progress.update(self.done, loss, accuracy, _mean_ratio(self.probe_records))
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the run was asked to stop; alike on all ranks."""
+        return self._stopping
+
+    def _evaluation_due(self) -> bool:
+        epochs = self.setup.steps_per_epoch * self.setup.config.eval_every
+        return self.done % epochs == 0 or self.done == self.setup.steps
+
+    def _batch(self) -> Tensor:
+        """Rows of the batch of this step, of all ranks; a new permutation begins with every epoch."""
+        setup = self.setup
+        position = self.done % setup.steps_per_epoch
+        if position == 0:
+            self._order = torch.randperm(len(setup.data.train_labels), generator=self._shuffle)
+        return self._order[position * setup.batch_size : (position + 1) * setup.batch_size]
+
+    def _update(self, writer: Writer, stop: Stop) -> tuple[float, float]:
+        """One update; the metric's share of the time is taken out of the step's."""
+        setup, step = self.setup, self.done
+        tracker, ranks = setup.tracker, setup.ranks
+        rows = self._batch()
+        share = ranks.share(len(rows))
+        started = time.perf_counter()
+        images, labels = setup.data.train(rows[share].to(setup.device))
+        untracked = not setup.batch_due(step)
+        lr = setup.method.lr
+        with tracker.paused(untracked):
+            values = setup.method.update(lambda: self._gradient(images, labels, len(rows), stop))
+        loss, accuracy, asked = values.tolist()
+        self._stopping = asked > 0
+        trained = time.perf_counter()
+        with tracker.paused(untracked):
+            records = tracker.collect()
+        writer.add_records(step, "batch", records)
+        in_hooks = sum(record.seconds for record in records.values())
+        metric = time.perf_counter() - trained + in_hooks
+        update = trained - started - in_hooks
+        self.batch_shapes.update({site: list(record.shape) for site, record in records.items()})
+        self.seconds["step"] += update
+        self.seconds["metric"] += metric
+        writer.add(step, "", "train.loss", loss)
+        writer.add(step, "", "train.accuracy", accuracy)
+        writer.add(step, "", "lr", lr)
+        writer.add(step, "", "time.step_ms", round(update * 1e3, 4))
+        if records:
+            writer.add(step, "", "time.metric_ms", round(metric * 1e3, 4))
+        return loss, accuracy
+
+    def _gradient(self, images: Tensor, labels: Tensor, rows: int, stop: Stop) -> Tensor:
+        """Gradients, and the batch's [loss, accuracy, whether a rank was asked to stop], over all ranks."""
+        values = self.gradients.compute(images, labels, rows)
+        # With the numbers that travel anyway: ranks that stop at different steps would wait for each other.
+        asked = torch.tensor([float(bool(stop))], dtype=values.dtype, device=values.device)
+        return self.setup.ranks.total(torch.cat([values, asked]))
+
+    def _read_probe(self, writer: Writer) -> None:
+        """Read every site on the probe batch, leaving buffers, mode and random state of the run untouched."""
+        model, tracker, probe = self.setup.model, self.setup.tracker, self.setup.probe
+        started = time.perf_counter()
+        training = model.training
+        model.eval()
+        with (
+            torch.no_grad(),
+            torch.random.fork_rng(devices=[probe.device] if probe.device.type == "cuda" else []),
+            tracker.view("probe"),
+        ):
+            model(probe)
+        model.train(training)
+        self.probe_records = tracker.collect("probe")
+        writer.add_records(self.done, "probe", self.probe_records)
+        seconds = time.perf_counter() - started
+        self.seconds["probe"] += seconds
+        writer.add(self.done, "", "time.probe_ms", round(seconds * 1e3, 4))
+
+    def _evaluate(self, writer: Writer) -> None:
+        """Loss and accuracy on both whole sets, and which accuracies are reached."""
+        data = self.setup.data
+        for split, rows, count in (
+            ("train_eval", data.train, len(data.train_labels)),
+            ("test", data.test, len(data.test_labels)),
+        ):
+            loss, accuracy = evaluate(self.setup, rows, count)
+            for name, value in (("loss", loss), ("accuracy", accuracy)):
+                self.evaluation[f"{split}.{name}"] = value
+                writer.add(self.done, "", f"{split}.{name}", value)
+        writer.add(self.done, "", "time.train_s", round(self.seconds["step"], 4))
+        for target in self.setup.config.target_accuracies:
+            if self.evaluation["test.accuracy"] >= target and f"{target:g}" not in self.reached:
+                self.reached[f"{target:g}"] = {
+                    "seconds": self.seconds["step"],
+                    "steps": self.done,
+                    "epochs": self.done / self.setup.steps_per_epoch,
+                }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run needs to go on as if it had not stopped: tensors, numbers and texts."""
+        cuda = self.setup.device.type == "cuda"
+        return {
+            "done": self.done,
+            "model": self.setup.model.state_dict(),
+            "method": self.setup.method.state_dict(),
+            "tracker": self.setup.tracker.state_dict(),
+            "shuffle": self._shuffle.get_state(),
+            "order": self._order,
+            "random": torch.get_rng_state(),
+            "random_cuda": torch.cuda.get_rng_state(self.setup.device) if cuda else None,
+            "seconds": self.seconds,
+            "evaluation": self.evaluation,
+            "reached": self.reached,
+            "batch_shapes": self.batch_shapes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at a state of the same run; torch's global random state is set too."""
+        self.done = int(state["done"])
+        self.setup.model.load_state_dict(state["model"])
+        self.setup.method.load_state_dict(state["method"])
+        self.setup.tracker.load_state_dict(state["tracker"])
+        self._shuffle.set_state(state["shuffle"])
+        self._order = state["order"]
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and self.setup.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"], self.setup.device)
+        self.seconds = dict(state["seconds"])
+        self.evaluation = dict(state["evaluation"])
+        self.reached = dict(state["reached"])
+        self.batch_shapes = dict(state["batch_shapes"])
+
+
+def evaluate(setup: Setup, read: Callable[[slice], tuple[Tensor, Tensor]], count: int) -> tuple[float, float]:
+    """Mean loss and accuracy over a whole set, in eval mode, each rank its share; nothing is recorded.
+
+    `read` gives images and labels of rows, of which there are `count`. Float32 whatever the run's precision.
+    """
+    model, ranks = setup.model, setup.ranks
+    training = model.training
+    model.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=setup.device)
+    with torch.no_grad(), setup.tracker.paused():
+        share = ranks.share(count)
+        for start in range(share.start, share.stop, _EVALUATION_ROWS):
+            images, labels = read(slice(start, min(start + _EVALUATION_ROWS, share.stop)))
+            logits = model(images)
+            totals[0] += nn.functional.cross_entropy(logits, labels, reduction="sum")
+            totals[1] += (logits.argmax(1) == labels).sum()
+    model.train(training)
+    loss, correct = (ranks.total(totals) / count).tolist()
+    return loss, correct
+
+
+def _mean_ratio(records: dict[str, SiteRecord]) -> float:
+    ratios = [record.ratio for record in records.values()]
+    return sum(ratios) / len(ratios) if ratios else math.nan

@@ -1,0 +1,55 @@
+"""A finished run, read back from its directory."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsgap_kernels.lab.config import TrainConfig, UserError
+from bsgap_kernels.lab.data import ImageData
+from bsgap_kernels.lab.directories import CONFIG_FILE, read_config
+from bsgap_kernels.lab.models import build_model
+from bsgap_kernels.lab.results import SUMMARY_FILE, WEIGHTS_FILE, read_summary
+from bsgap_kernels.lab.setup import data_of
+
+
+@dataclass
+class SavedRun:
+    """A run as it ended: its options, its data, and its network in eval mode."""
+
+    directory: Path
+    config: TrainConfig
+    data: ImageData
+    model: nn.Module
+    summary: dict[str, Any]
+
+
+def load_run(directory: Path, data: ImageData | None = None) -> SavedRun:
+    """Read a finished run's options, data and network (on the CPU); the weights file executes nothing.
+
+    `data` saves loading the run's data where it is at hand.
+
+    Raises:
+        UserError: a file is missing or damaged; the message names it.
+    """
+    if not directory.is_dir():
+        raise UserError(f"run: looked at {directory} and found no such directory, expected one of a run")
+    config = read_config(directory / CONFIG_FILE)
+    path = directory / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"{path}: there are no weights; run the command of this run again to its end")
+    data = data_of(config) if data is None else data
+    model = build_model(config.model, data.image_shape, data.classes)
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: the file is damaged or of another network; remove it and run the command of this run "
+            "again"
+        ) from error
+    return SavedRun(directory, config, data, model.eval(), read_summary(directory / SUMMARY_FILE))

@@ -1,0 +1,98 @@
+"""summary.json: what a run ended with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+import bsgap_kernels as bsgap
+from bsgap_kernels.lab.loop import Loop
+from bsgap_kernels.lab.setup import Setup
+from bsgap_kernels.lab.versions import versions
+from bsgap_kernels.tracking import SiteRecord
+
+# The Gaussian null matrix depends on the shape alone.
+_NULL_SEED = 20221012
+
+
+def summary_of(loop: Loop, status: str, weights: str | None) -> dict[str, Any]:
+    """The content of summary.json; `weights` is the SHA-256 of the final weights' bits, if written."""
+    setup, config, evaluation = loop.setup, loop.setup.config, loop.evaluation
+    train_accuracy, test_accuracy = evaluation.get("train_eval.accuracy"), evaluation.get("test.accuracy")
+    gap = None
+    if train_accuracy is not None and test_accuracy is not None:
+        gap = train_accuracy - test_accuracy
+    milliseconds = {name: 1e3 * seconds / max(loop.done, 1) for name, seconds in loop.seconds.items()}
+    step_ms, train_seconds = milliseconds["step"], loop.seconds["step"]
+    images = loop.done * setup.batch_size
+    return {
+        "run": config.run,
+        "status": status,
+        "model": config.model,
+        "data": config.data,
+        "synthetic": setup.data.synthetic,
+        "augment": config.augment,
+        "method": config.method,
+        "hyper": config.hyper[config.method],
+        "batch_size": setup.batch_size,
+        "micro_batch": config.micro_batch,
+        "precision": config.precision,
+        "seed": config.seed,
+        "lr": setup.lr,
+        "budget": config.budget,
+        "steps": loop.done,
+        "epochs": loop.done / setup.steps_per_epoch,
+        "train_accuracy": train_accuracy,
+        "test_accuracy": test_accuracy,
+        "generalization_gap": gap,
+        "train_loss": evaluation.get("train_eval.loss"),
+        "test_loss": evaluation.get("test.loss"),
+        "sites": _sites(loop),
+        "train_seconds": train_seconds,
+        "images_per_second": images / train_seconds if train_seconds else None,
+        "time_to_accuracy": {
+            f"{target:g}": loop.reached.get(f"{target:g}") for target in config.target_accuracies
+        },
+        "metric_ms_per_step": milliseconds["metric"],
+        "probe_ms_per_step": milliseconds["probe"],
+        "step_ms": step_ms,
+        "metric_percent_of_step": 100 * milliseconds["metric"] / step_ms if step_ms else None,
+        "probe_percent_of_step": 100 * milliseconds["probe"] / step_ms if step_ms else None,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "rtol": config.rtol,
+        "unfold": config.unfold,
+        "weights_sha256": weights,
+    }
+
+
+def _sites(loop: Loop) -> list[dict[str, Any]]:
+    null: dict[tuple[int, int], int] = {}
+    sites = []
+    for site, record in loop.probe_records.items():
+        if record.shape not in null:
+            null[record.shape] = gaussian_near_rank(loop.setup, record.shape)
+        sites.append(_site(site, record, loop.batch_shapes.get(site), null[record.shape]))
+    return sites
+
+
+def _site(site: str, record: SiteRecord, batch_shape: list[int] | None, null: int) -> dict[str, Any]:
+    return {
+        "site": site,
+        "batch_shape": batch_shape,
+        "probe_shape": list(record.shape),
+        "near_rank": record.near_rank,
+        "lower": record.lower,
+        "upper": record.upper,
+        "ratio": record.ratio,
+        "null_near_rank": null,
+        "null_ratio": null / min(record.shape),
+    }
+
+
+def gaussian_near_rank(setup: Setup, shape: tuple[int, int]) -> int:
+    """Near-rank of a matrix of standard normal entries: what the shape alone gives."""
+    config = setup.config
+    gaussian = torch.randn(shape, generator=torch.Generator().manual_seed(_NULL_SEED))
+    return int(bsgap.near_rank(gaussian, rtol=config.rtol, atol=config.atol, center=config.center))

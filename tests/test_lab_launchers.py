@@ -1,0 +1,133 @@
+"""The runs of a sweep side by side, by processes of our own and by Ray: the same runs, and nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bsgap_kernels.lab import launchers
+from bsgap_kernels.lab.config import SweepConfig, UserError
+from bsgap_kernels.lab.data import load_data
+from bsgap_kernels.lab.launchers import Job, launch
+from bsgap_kernels.lab.stop import NEVER, Stop
+from bsgap_kernels.lab.sweep import sweep
+
+pytest.importorskip("sklearn")
+OPTIONS: dict[str, Any] = {
+    "batch_sizes": "64,128", "seeds": "0,1", "steps": 3, "probe_size": 32, "layers": "relu4", "threads": 1,
+}  # fmt: skip
+
+
+def hashes(directory: Path) -> dict[str, str]:
+    return {
+        path.parent.name: json.loads(path.read_text())["weights_sha256"]
+        for path in directory.glob("*/summary.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    directory = tmp_path_factory.mktemp("sweep")
+    sweep(SweepConfig(**OPTIONS), directory)
+    return hashes(directory)
+
+
+def test_runs_side_by_side_are_those_of_one_process(one_by_one: dict[str, str], tmp_path: Path) -> None:
+    config = SweepConfig(**OPTIONS, jobs=2)
+    summaries = sweep(config, tmp_path)
+    assert [summary["run"] for summary in summaries] == [run.run for run in config.runs()]
+    assert {summary["threads"] for summary in summaries} == {1}
+    assert hashes(tmp_path) == one_by_one
+
+
+def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path) -> None:
+    config = SweepConfig(**{**OPTIONS, "seeds": "0", "steps": 100_000}, jobs=2)
+    short = SweepConfig(**{**OPTIONS, "seeds": "1,2"}, jobs=2)
+    jobs = [Job(run, tmp_path / run.run) for run in [config.runs()[0], *short.runs()]]
+    killed: list[int] = []
+
+    def kill_the_long_run() -> None:
+        import multiprocessing
+
+        while not (tmp_path / "b64-s0" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        # Workers are started in the order of the jobs.
+        first = min(multiprocessing.active_children(), key=lambda child: int(child.name.rpartition("-")[2]))
+        killed.append(first.pid or 0)
+        first.kill()
+
+    killer = threading.Thread(target=kill_the_long_run)
+    killer.start()
+    outcomes = {outcome.run: outcome for outcome in launch(jobs, config, load_data("digits"), NEVER)}
+    killer.join()
+    assert killed
+    assert outcomes.pop("b64-s0").problem == "its process died with exit code -9"
+    assert sorted(outcomes) == ["b128-s1", "b128-s2", "b64-s1", "b64-s2"]
+    assert all(outcome.summary is not None for outcome in outcomes.values())
+
+
+def test_a_stop_reaches_every_process(tmp_path: Path) -> None:
+    config = SweepConfig(**{**OPTIONS, "steps": 100_000}, jobs=2)
+    stop = Stop()
+
+    def ask() -> None:
+        while len(list(tmp_path.glob("*/metrics.jsonl"))) < 2:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        stop.ask(signal.SIGTERM)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    summaries = sweep(config, tmp_path, stop=stop)
+    asker.join()
+    assert [summary["status"] for summary in summaries] == ["stopped"] * 2
+    assert len(list(tmp_path.glob("*/checkpoints/*.pt"))) == 2
+    assert len(list(tmp_path.glob("*/config.yaml"))) == 2  # the others were not begun
+
+
+def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    in_the_way = tmp_path / "b64-s1"
+    in_the_way.mkdir()
+    (in_the_way / "thesis.tex").write_text("x")
+    (tmp_path / "sweep.yaml").write_text(json.dumps(SweepConfig(**OPTIONS).mapping()))
+    with pytest.raises(UserError, match=r"1 of 4 runs failed \(b64-s1: out: .* is not empty"):
+        sweep(SweepConfig(**OPTIONS), tmp_path)
+    assert sorted(hashes(tmp_path)) == ["b128-s0", "b128-s1", "b64-s0"]
+
+
+def test_an_extended_sweep_does_only_what_is_new(
+    one_by_one: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep(SweepConfig(**{**OPTIONS, "seeds": "0"}), tmp_path)
+    capsys.readouterr()
+    summaries = sweep(SweepConfig(**OPTIONS, methods="sgd"), tmp_path)
+    assert len(summaries) == 4
+    assert capsys.readouterr().out.count("done already") == 2
+    assert hashes(tmp_path) == one_by_one
+
+
+def test_methods_are_swept_too(tmp_path: Path) -> None:
+    options = {**OPTIONS, "batch_sizes": "64", "seeds": "0", "methods": "sgd,adam"}
+    summaries = sweep(SweepConfig(**options), tmp_path)
+    assert [(summary["run"], summary["method"], summary["lr"]) for summary in summaries] == [
+        ("b64-s0", "sgd", 0.02), ("adam-b64-s0", "adam", 0.001),
+    ]  # fmt: skip
+
+
+def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+    assert launchers.cores() == 3
+
+
+def test_ray_runs_the_same_sweep(one_by_one: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    summaries = sweep(SweepConfig(**OPTIONS, launcher="ray", jobs=2), tmp_path)
+    assert [summary["status"] for summary in summaries] == ["finished"] * 4
+    assert hashes(tmp_path) == one_by_one
