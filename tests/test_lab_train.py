@@ -172,6 +172,12 @@ def test_max_probes_spreads_the_probes(tmp_path: Path) -> None:
     assert steps_of(rows(tmp_path), "time.probe_ms") == [0, 4, 7]
 
 
+def test_max_evaluations_spreads_the_evaluations(tmp_path: Path) -> None:
+    train(config(steps=14, epochs=None, max_evaluations=3, probe_every=None), tmp_path, data=small_data())
+    # Three steps an epoch: every second epoch, and at the end.
+    assert steps_of(rows(tmp_path), "test.accuracy") == [6, 12, 14]
+
+
 def test_full_batch_takes_every_image_once_an_epoch() -> None:
     setup = set_up(config(batch_size="full", epochs=3), small_data())
     assert (setup.batch_size, setup.steps_per_epoch, setup.steps) == (48, 1, 3)

@@ -22,6 +22,10 @@ LAUNCHERS = ("local", "ray")
 DEFAULT_EPOCHS = 20
 TARGET_ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
+_OPTIONAL_INTEGERS = (
+    "epochs", "steps", "max_evaluations", "every", "probe_every", "max_probes", "micro_batch", "threads",
+)  # fmt: skip
+
 INDIFFERENT = frozenset(
     {"out", "overwrite", "data_root", "checkpoint_seconds", "keep_checkpoints", "jobs", "launcher"}
     | {"ray_address", "threads"}
@@ -49,6 +53,7 @@ class RunOptions:
         epochs: budget in epochs (20 if neither epochs nor steps is given); equal epochs across a sweep.
         steps: budget in updates instead of epochs; equal steps across a sweep.
         eval_every: evaluate on the whole training and test sets every so many epochs, and at the end.
+        max_evaluations: raise eval_every so that a run evaluates about this often at most; null sets no limit.
         target_accuracies: test accuracies whose first evaluation at or above them is kept in the summary.
         every: read the metric on the training batch every so many steps; null for never.
         probe_size: rows of the fixed probe batch, the same training images for every run.
@@ -81,6 +86,7 @@ class RunOptions:
     epochs: int | None = None
     steps: int | None = None
     eval_every: int = 1
+    max_evaluations: int | None = None
     target_accuracies: list[float] = field(default_factory=lambda: list(TARGET_ACCURACIES))
     every: int | None = 1
     probe_size: int = 512
@@ -125,7 +131,7 @@ class RunOptions:
             self.epochs = DEFAULT_EPOCHS
         for option in ("base_batch_size", "eval_every", "probe_size", "keep_checkpoints"):
             integer(option, getattr(self, option))
-        for option in ("epochs", "steps", "every", "probe_every", "max_probes", "micro_batch", "threads"):
+        for option in _OPTIONAL_INTEGERS:
             if getattr(self, option) is not None:
                 integer(option, getattr(self, option))
         for option in ("center", "overwrite"):

@@ -72,8 +72,7 @@ class Loop:
         return self._stopping
 
     def _evaluation_due(self) -> bool:
-        epochs = self.setup.steps_per_epoch * self.setup.config.eval_every
-        return self.done % epochs == 0 or self.done == self.setup.steps
+        return self.done % self.setup.evaluate_every == 0 or self.done == self.setup.steps
 
     def _batch(self) -> Tensor:
         """Rows of the batch of this step, of all ranks; a new permutation begins with every epoch."""

@@ -40,6 +40,8 @@ class Setup:
     steps_per_epoch: int
     steps: int
     probe_every: int | None
+    evaluate_every: int
+    """Steps between evaluations."""
     device: torch.device
     ranks: Ranks = ALONE
 
@@ -104,6 +106,9 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     probe_every = config.probe_every
     if probe_every is not None and config.max_probes is not None:
         probe_every = max(probe_every, math.ceil(steps / config.max_probes))
+    evaluate_every = config.eval_every * steps_per_epoch
+    if config.max_evaluations is not None:
+        evaluate_every *= math.ceil(steps / (evaluate_every * config.max_evaluations))
     method = methods.REGISTRY[config.method](model, lr, config.hyper_parameters)
     return Setup(
         config,
@@ -117,6 +122,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         steps_per_epoch,
         steps,
         probe_every,
+        max(1, evaluate_every),
         device,
         ranks,
     )
