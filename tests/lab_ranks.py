@@ -14,7 +14,7 @@ from torch import nn
 
 from bsgap_kernels import cli
 from bsgap_kernels.lab import setup
-from bsgap_kernels.lab.batch_norm import GlobalBatchNorm2d, use_global_batch_norm
+from bsgap_kernels.lab.batch_norm import GlobalBatchNorm1d, GlobalBatchNorm2d, use_global_batch_norm
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.distributed import Ranks, launched
 from bsgap_kernels.lab.train import train
@@ -37,16 +37,22 @@ def gradients(model: nn.Module) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
-def batch_norm_error(ranks: Ranks, rows: int) -> float:
+def normalising(flat: bool) -> nn.Sequential:
+    """A layer with batch norm for (B, 2, 3, 3), or flat for (B, 2); the same weights each time."""
+    torch.manual_seed(2)
+    if flat:
+        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh()).double()
+    return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()).double()
+
+
+def batch_norm_error(ranks: Ranks, rows: int, flat: bool = False) -> float:
     """Largest difference of outputs, gradients and buffers from those of one process on the whole batch."""
     torch.manual_seed(1)
-    x, weights = 3 + torch.randn(rows, 2, 3, 3, dtype=torch.float64), torch.randn(rows, 4, 3, 3)
-    torch.manual_seed(2)
-    whole = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()).double()
-    torch.manual_seed(2)
-    parts = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Tanh()).double()
+    positions = () if flat else (3, 3)
+    x, weights = 3 + torch.randn(rows, 2, *positions, dtype=torch.float64), torch.randn(rows, 4, *positions)
+    whole, parts = normalising(flat), normalising(flat)
     use_global_batch_norm(parts)
-    assert type(parts[1]) is GlobalBatchNorm2d
+    assert type(parts[1]) is (GlobalBatchNorm1d if flat else GlobalBatchNorm2d)
     parallel = ranks.parallel(parts, torch.device("cpu"))
     share = ranks.share(rows)
     expected, found = whole(x), parallel(x[share])
@@ -84,7 +90,9 @@ def main(out: Path) -> None:
         found = {
             "codes": codes,
             "said": said,
-            "batch_norm": [batch_norm_error(ranks, rows) for rows in (5, 1)],
+            "batch_norm": [
+                batch_norm_error(ranks, rows, flat) for rows, flat in ((5, False), (1, False), (5, True))
+            ],
         }
         every: list[Any] = [None] * ranks.world
         dist.all_gather_object(every, found)

@@ -29,6 +29,11 @@ def test_sweep_lists_from_text_and_from_lists() -> None:
     assert SweepConfig(batch_sizes=8, seeds=3).runs()[0].run == "b8-s3"
 
 
+def test_models_of_torchvision_are_looked_up_when_built() -> None:
+    # Its names are torchvision's, which the command line does not import to check its options.
+    assert TrainConfig(model="torchvision:resnet18").model == "torchvision:resnet18"
+
+
 def test_layers_from_text() -> None:
     assert TrainConfig(layers="relu1, fc*").layers == ["relu1", "fc*"]
 
@@ -45,6 +50,8 @@ def test_layers_from_text() -> None:
             "data_root: got none, expected the directory that holds torchvision's files of mnist",
         ),
         ({"model": "vgg"}, "model: got 'vgg', expected one of lenet5"),
+        ({"model": "torchvision"}, "model: got 'torchvision', expected one of lenet5"),
+        ({"model": 3}, "model: got 3, expected one of lenet5"),
         ({"lr": -0.1}, "lr: got -0.1, expected a finite number of at least 0"),
         ({"lr": float("nan")}, "lr: got nan, expected"),
         ({"lr_rule": "cubic"}, "lr_rule: got 'cubic', expected one of fixed, linear, sqrt"),

@@ -18,6 +18,7 @@ from bsgap_kernels.bench.overhead_command import main
 from bsgap_kernels.bench.overhead_hooks import HookClock, HookSet
 from bsgap_kernels.bench.overhead_report import bar, layers_table, steps_table, text_report
 from bsgap_kernels.bench.overhead_result import OverheadResult, SiteCount, WayTimes
+from bsgap_kernels.bench.overhead_subjects import Subject
 from bsgap_kernels.bench.overhead_ways import DELVE, NAIVE, NONE, OURS, STEP_END, Ours
 
 SITES = ["1#0", "3#0"]
@@ -333,7 +334,7 @@ def test_command_fails_on_wrong_counts(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("--model vgg", "model: got 'vgg', expected one of lenet5, resnet56"),
+        ("--model vgg", "model: got 'vgg', expected one of lenet5, cnn, vgg16"),
         ("--batch 0", "batch: got 0, expected an integer of at least 1"),
         ("--rtol 2", "rtol: got 2.0, expected a number between 0 and 1"),
         ("--max-overhead 0", "max-overhead: got 0.0, expected a number between 0 and 1"),
@@ -359,3 +360,17 @@ def test_lenet5_is_fed_digits_and_no_more_than_there_are(
     assert "batch: got 49, expected at most the 48 images of digits" in capsys.readouterr().err
     assert main([*arguments, "--batch", "48"]) == 0
     assert "lenet5, batch 48, digits, cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("model", "shape"), [("cnn", (8, 3, 32, 32)), ("lenet5", (8, 1, 28, 28))])
+def test_every_model_of_the_lab_has_images(model: str, shape: tuple[int, ...]) -> None:
+    images, labels, classes = Subject(model, batch=2, data="random").images()
+    assert (images.shape, len(labels), classes) == (shape, 8, 10)
+
+
+def test_models_but_lenet5_are_fed_random_images() -> None:
+    assert [Subject(name, 2).feed for name in ("lenet5", "resnet56", "vgg16")] == [
+        "digits",
+        "random",
+        "random",
+    ]

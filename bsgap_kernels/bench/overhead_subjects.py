@@ -12,9 +12,11 @@ from ..lab.data import load_data
 from ..lab.models import build_model
 
 DIGITS, RANDOM = "digits", "random"
-DATA = {"lenet5": DIGITS, "resnet56": RANDOM}
-"""What a model is fed unless told: digits (28×28) or random images of `SHAPES`."""
-SHAPES = {"lenet5": (1, 28, 28), "resnet56": (3, 32, 32)}
+DATA = {"lenet5": DIGITS}
+"""What a model is fed unless told: digits (28×28) or, those not named here, random images."""
+SHAPES = {"lenet5": (1, 28, 28)}
+RANDOM_SHAPE = (3, 32, 32)
+"""Of random images for models without one of their own in `SHAPES`."""
 RANDOM_BATCHES = 4
 LEARNING_RATE, MOMENTUM = 0.02, 0.9
 
@@ -33,7 +35,7 @@ class Subject:
     @property
     def feed(self) -> str:
         """The data: as asked for, or the model's own."""
-        return self.data or DATA[self.model]
+        return self.data or DATA.get(self.model, RANDOM)
 
     @property
     def title(self) -> str:
@@ -49,7 +51,7 @@ class Subject:
         else:
             generator = torch.Generator().manual_seed(self.seed)
             rows = RANDOM_BATCHES * self.batch
-            images = torch.randn(rows, *SHAPES[self.model], generator=generator)
+            images = torch.randn(rows, *SHAPES.get(self.model, RANDOM_SHAPE), generator=generator)
             labels, classes = torch.randint(10, (rows,), generator=generator), 10
         if len(images) < self.batch:
             raise ValueError(

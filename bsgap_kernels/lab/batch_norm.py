@@ -8,26 +8,28 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
 
 
-class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm2d whose statistics are those of the whole batch, on any device, empty shares included.
+class _GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose statistics are those of the whole batch, on any device, empty shares included.
 
     torch's SyncBatchNorm does the same on GPUs alone. Mean and variance are taken one after the other, so
     that nothing cancels; each is one small all-reduce forward and one backward. Weights and buffers are those
-    of BatchNorm2d, by the same names.
+    of torch's batch norm, by the same names.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalised activations of (B, C, H, W)."""
+        """Normalised activations of (B, C, ...)."""
         if not self.training:
             return super().forward(input)
+        others = [0, *range(2, input.ndim)]
+        per_channel = (-1, *[1] * (input.ndim - 2))
         rows = torch.tensor([float(input.numel() // self.num_features)], device=input.device)
         dist.all_reduce(rows)
-        mean = all_reduce(input.sum((0, 2, 3))) / rows
-        centred = input - mean.view(-1, 1, 1)
-        variance = all_reduce(centred.square().sum((0, 2, 3))) / rows
+        mean = all_reduce(input.sum(others)) / rows
+        centred = input - mean.view(per_channel)
+        variance = all_reduce(centred.square().sum(others)) / rows
         self._track(mean.detach(), variance.detach() * rows / (rows - 1).clamp_min(1))
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        return centred * scale.view(-1, 1, 1) + self.bias.view(-1, 1, 1)
+        return centred * scale.view(per_channel) + self.bias.view(per_channel)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
@@ -38,8 +40,21 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance, momentum)
 
 
+class GlobalBatchNorm1d(_GlobalBatchNorm, nn.BatchNorm1d):
+    """BatchNorm1d, of (B, C) or (B, C, L), over the rows of all ranks."""
+
+
+class GlobalBatchNorm2d(_GlobalBatchNorm, nn.BatchNorm2d):
+    """BatchNorm2d, of (B, C, H, W), over the rows of all ranks."""
+
+
+_GLOBAL: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: GlobalBatchNorm1d,
+    nn.BatchNorm2d: GlobalBatchNorm2d,
+}
+
+
 def use_global_batch_norm(model: nn.Module) -> None:
-    """Make every BatchNorm2d of a model, in place, one over all ranks; nothing else about it changes."""
+    """Make every BatchNorm1d and BatchNorm2d of a model, in place, one over all ranks; all else stays."""
     for module in model.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = GlobalBatchNorm2d
+        module.__class__ = _GLOBAL.get(type(module), type(module))

@@ -13,7 +13,12 @@ from bsgap_kernels.lab.checks import UserError, integer, items, number, one_of
 __all__ = ["RunOptions", "SweepConfig", "TrainConfig", "UserError", "parse_batch_size"]
 
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
-MODELS = ("lenet5", "resnet56")
+MODELS = (
+    "lenet5", "cnn", "vgg16", "vgg16-bn", "resnet18", "resnet56",
+    "keskar-f1", "keskar-f2", "keskar-c1", "keskar-c2", "keskar-c3", "keskar-c4",
+)  # fmt: skip
+TORCHVISION = "torchvision:"
+"""Before the name of one of torchvision's models."""
 LR_RULES = ("fixed", "linear", "sqrt")
 UNFOLDS = ("flatten", "channel", "pool")
 PRECISIONS = ("float32", "bfloat16")
@@ -43,7 +48,8 @@ class RunOptions:
         data: digits, mnist, fashion-mnist, cifar10 or cifar100.
         data_root: directory that holds torchvision's files of the data set; not needed for digits.
         augment: none, or standard (random crops, and flips of colour images) on training batches.
-        model: lenet5 or resnet56.
+        model: lenet5, cnn, vgg16, vgg16-bn, resnet18, resnet56, keskar-f1, -f2, -c1 to -c4, or
+            torchvision:NAME.
         lr: learning rate at the base batch size; null for the method's default.
         lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt.
         base_batch_size: the batch size at which every rule gives lr.
@@ -108,7 +114,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         one_of("data", self.data, DATASETS)
         one_of("augment", self.augment, AUGMENTATIONS)
-        one_of("model", self.model, MODELS)
+        if not (isinstance(self.model, str) and self.model.startswith(TORCHVISION)):
+            one_of("model", self.model, (*MODELS, f"{TORCHVISION}NAME"))
         one_of("lr_rule", self.lr_rule, LR_RULES)
         one_of("precision", self.precision, PRECISIONS)
         one_of("unfold", self.unfold, UNFOLDS)
