@@ -18,6 +18,7 @@ import torch
 from lab_data import small_data
 
 from bsgap_kernels.lab.config import TrainConfig, UserError
+from bsgap_kernels.lab.directories import locked
 from bsgap_kernels.lab.results import FINISHED
 from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.stop import Stop, on_signals
@@ -221,6 +222,16 @@ def test_sigterm_saves_and_exits_cleanly(tmp_path: Path) -> None:
     assert [path.suffix for path in sorted((directory / "checkpoints").iterdir())] == [".json", ".pt"]
     steps = [row["step"] for row in rows(directory) if row["metric"] == "train.loss"]
     assert steps == list(range(summary["steps"]))
+
+
+def test_two_processes_do_not_write_the_same_run(tmp_path: Path) -> None:
+    settings = config()
+    run_again(tmp_path / "whole", settings)
+    with locked(tmp_path / "run"), pytest.raises(UserError, match="out: another process is at work on .*run"):
+        train(settings, tmp_path / "run", data=small_data())
+    assert list((tmp_path / "run").iterdir()) == []
+    run_again(tmp_path / "run", settings)
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
 
 
 def test_a_second_interrupt_does_not_wait() -> None:

@@ -231,6 +231,8 @@ def test_a_stop_keeps_what_was_measured(tmp_path: Path, monkeypatch: pytest.Monk
         ({"batch_size": 49}, "batch_size: got 49, expected at most the 48 images of digits, or full"),
         ({"probe_size": 49}, "probe_size: got 49, expected at most the 48 training images"),
         ({"layers": ["rleu2"]}, "'rleu2' matches no module; the nearest names are .*relu2"),
+        ({"batch_size": 1, "model": "keskar-f1"}, "batch_size: got passes of 1 row, expected at least 2"),
+        ({"micro_batch": 1, "model": "keskar-f1"}, "micro_batch: got passes of 1 row, expected at least 2"),
         ({"device": "tpu"}, "device: got 'tpu', expected one that torch can use here"),
         ({"device": "meta"}, "device: got 'meta', expected cpu or cuda: the ops have no meta kernels"),
     ],

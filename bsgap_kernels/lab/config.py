@@ -59,11 +59,11 @@ class RunOptions:
         epochs: budget in epochs (20 if neither epochs nor steps is given); equal epochs across a sweep.
         steps: budget in updates instead of epochs; equal steps across a sweep.
         eval_every: evaluate on the whole training and test sets every so many epochs, and at the end.
-        max_evaluations: raise eval_every so that a run evaluates about this often at most; null sets no limit.
+        max_evaluations: raise eval_every so that a run evaluates about this often at most; null: no limit.
         target_accuracies: test accuracies whose first evaluation at or above them is kept in the summary.
         every: read the metric on the training batch every so many steps; null for never.
         probe_size: rows of the fixed probe batch, the same training images for every run.
-        probe_every: read the metric on the probe batch every so many steps, and at the end; null for the end
+        probe_every: read the metric on the probe batch every so many steps, and at the end; null: at the end
             alone.
         max_probes: raise probe_every so that a run probes about this often at most; null sets no limit.
         layers: glob patterns of the modules to read, separated by commas; null reads every nonlinearity.

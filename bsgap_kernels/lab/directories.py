@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +23,28 @@ CURVES_FOLDER = "curves"
 _RUN_FILES = (METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, SHARPNESS_FILE, REPORT_FILE, CONFIG_FILE)
 
 _Options = TypeVar("_Options", TrainConfig, SweepConfig)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Make a directory and hold it alone inside the block; the system lets go of it when the process ends.
+
+    Raises:
+        UserError: it is a file, or another process holds it.
+    """
+    _refuse_file(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"out: another process is at work on {directory}") from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def open_run(directory: Path, config: TrainConfig) -> tuple[bool, dict[str, Any] | None]:

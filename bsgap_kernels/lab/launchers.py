@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -105,6 +106,8 @@ def _side_by_side(jobs: Sequence[Job], count: int, threads: int, stop: Stop) -> 
                     outcome = worker.outcome()
                     if worker.dead:
                         workers.remove(worker)
+                        if stop:  # asked before it could listen: the run was not begun
+                            continue
                     yield outcome
     finally:
         for worker in workers:
@@ -167,7 +170,8 @@ def _work(connection: Connection, threads: int) -> None:
                 outcome = run_job(job, data, stop)
             except Exception as error:  # nobody here to raise it to
                 outcome = Outcome(job.config.run, None, f"{type(error).__name__}: {error}")
-            connection.send(outcome)
+            with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+                connection.send(outcome)
 
 
 # -- Ray

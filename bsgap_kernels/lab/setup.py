@@ -97,6 +97,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     probe = probe[ranks.share(len(probe))]
     torch.manual_seed(config.seed)
     model = build_model(config.model, data.image_shape, data.classes).to(device)
+    _check_rows(model, batch_size, config.micro_batch, ranks)
     if ranks.world > 1:
         use_global_batch_norm(model)
     tracker = _track(model, config, data.train(slice(0, 1))[0], batch_size, ranks)
@@ -126,6 +127,14 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         device,
         ranks,
     )
+
+
+def _check_rows(model: nn.Module, batch_size: int, micro_batch: int | None, ranks: Ranks) -> None:
+    """Batch norm of dense layers has no variance of one row."""
+    rows = batch_size // passes(batch_size, ranks, micro_batch)
+    if rows < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        option = "batch_size" if batch_size < 2 else "micro_batch"
+        raise UserError(f"{option}: got passes of {rows} row, expected at least 2 for batch norm")
 
 
 def _track(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bsgap_kernels.lab import results
 from bsgap_kernels.lab.checkpoint import FOLDER, Checkpoints
 from bsgap_kernels.lab.config import TrainConfig
 from bsgap_kernels.lab.data import ImageData
-from bsgap_kernels.lab.directories import open_run
+from bsgap_kernels.lab.directories import locked, open_run
 from bsgap_kernels.lab.distributed import ALONE, Ranks
 from bsgap_kernels.lab.loop import Loop
 from bsgap_kernels.lab.progress import Progress
@@ -58,8 +58,8 @@ def train(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), _threads(config.threads):
         setup = ranks.together(lambda: set_up(config, data, ranks))
-        with setup.tracker:
-            opened = ranks.together(lambda: open_run(directory, config) if ranks.main else (False, None))
+        with setup.tracker, ExitStack() as held:
+            opened = ranks.together(lambda: _open(config, directory, ranks, held))
             earlier, finished = ranks.from_main(opened)
             if finished is not None:
                 if ranks.main:
@@ -67,6 +67,16 @@ def train(
                     print(f"{config.run}: done already, nothing is trained again", flush=True)
                 return finished
             return _run(setup, directory, stop, earlier=earlier)
+
+
+def _open(
+    config: TrainConfig, directory: Path, ranks: Ranks, held: ExitStack
+) -> tuple[bool, dict[str, Any] | None]:
+    """What `open_run` finds, on the rank that writes; the directory is locked until `held` ends."""
+    if not ranks.main:
+        return False, None
+    held.enter_context(locked(directory))
+    return open_run(directory, config)
 
 
 def _run(setup: Setup, directory: Path, stop: Stop, *, earlier: bool) -> dict[str, Any]:
