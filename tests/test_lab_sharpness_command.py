@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -13,34 +14,22 @@ import torch
 from torch import nn
 
 from bsgap_kernels.cli import main
-from bsgap_kernels.lab import results
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.saved import SavedRun, load_run
-from bsgap_kernels.lab.setup import set_up
 from bsgap_kernels.lab.sharpness_run import SharpnessOptions, curves_of, curves_path, sharpness_of
+from bsgap_kernels.lab.train import train
 
 for needed in ("scipy", "sklearn", "yaml"):
     pytest.importorskip(needed)
 QUICK = ["--images", "40", "--iterations", "2", "--subspace", "5"]
 
 
-def finished_run(sweep: Path, batch_size: int, seed: int = 0) -> Path:
-    """LeNet-5 on digits after a few updates, as a training leaves it."""
-    config = TrainConfig(batch_size=batch_size, seed=seed, steps=20)
-    setup = set_up(config)
-    setup.tracker.close()
-    for step in range(setup.steps):
-        rows = slice(step * batch_size, (step + 1) * batch_size)
-        images, labels = setup.data.train_images[rows], setup.data.train_labels[rows]
-        setup.optimizer.zero_grad()
-        nn.functional.cross_entropy(setup.model(images), labels).backward()
-        setup.optimizer.step()
-    directory = sweep / config.run
-    directory.mkdir(parents=True)
-    results.write_config(directory / "config.yaml", config)
-    results.write_summary(directory / "summary.json", {"run": config.run, "batch_size": batch_size})
-    torch.save({"model": setup.model.state_dict()}, directory / "weights.pt")
-    return directory
+def finished_run(sweep: Path, batch_size: int) -> Path:
+    """LeNet-5 on digits after a few updates."""
+    quick: dict[str, Any] = {"steps": 20, "every": None, "probe_every": None, "probe_size": 8}
+    config = TrainConfig(batch_size=batch_size, **quick)
+    train(config, sweep / config.run)
+    return sweep / config.run
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +155,7 @@ def test_batch_norm_is_said_to_be_reestimated(tmp_path: Path, runs: tuple[Path, 
     torch.manual_seed(0)
     first, second = (
         SavedRun(
+            directory=tmp_path,
             config=TrainConfig(batch_size=batch_size),
             data=saved.data,
             model=nn.Sequential(nn.Conv2d(1, 2, 5, 4), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 10)),
@@ -230,24 +220,17 @@ def test_mistakes_in_runs(
     (runs[1] / "weights.pt").unlink()
     sentence = mistake(capsys, small, large)
     assert "weights.pt" in sentence
-    assert "train" in sentence
+    assert "again" in sentence
     assert not (runs[0] / "sharpness.json").exists()
 
 
 def test_runs_of_different_networks(runs: tuple[Path, Path]) -> None:
     small, large = runs
     saved = load_run(small)
-    other = SavedRun(
-        config=TrainConfig(batch_size=32, model="resnet56"), data=saved.data, model=saved.model, summary={}
-    )
+    other = dataclasses.replace(saved, config=TrainConfig(batch_size=32, model="resnet56"))
     with pytest.raises(UserError, match="got lenet5 on digits and resnet56 on digits, expected the same"):
         curves_of(small, large, saved=(saved, other))
-    wider = SavedRun(
-        config=TrainConfig(batch_size=32),
-        data=saved.data,
-        model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)),
-        summary={},
-    )
+    wider = dataclasses.replace(saved, model=nn.Sequential(nn.Flatten(), nn.Linear(784, 10)))
     with pytest.raises(UserError, match="runs: the networks differ in shape"):
         curves_of(small, large, saved=(saved, wider))
 

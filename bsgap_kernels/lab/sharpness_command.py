@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.directories import SHARPNESS_FILE
 from bsgap_kernels.lab.objective import CHUNK
 from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.sharpness import EPSILONS, ITERATIONS, SUBSPACE
-from bsgap_kernels.lab.sharpness_run import SHARPNESS_FILE, SharpnessOptions, curves_of, sharpness_of
+from bsgap_kernels.lab.sharpness_run import SharpnessOptions, curves_of, sharpness_of
 
 _NOTE = (
     "φ: rise of the loss within the box of size ε, in % of 1 + train loss, as far as L-BFGS-B climbs; it\n"
@@ -34,6 +36,8 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 0; 2 for a mistake; 130 when interrupted."""
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("one process runs this command; start it without torchrun")
         runs, options, as_json = _options(arguments)
         _run(runs, options, as_json)
     except UserError as error:
@@ -47,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _mistake(message: str) -> int:
-    print(f"bsgap sharpness: {' '.join(message.split())}", file=sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"bsgap sharpness: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

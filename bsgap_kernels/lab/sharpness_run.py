@@ -17,7 +17,7 @@ from bsgap_kernels.lab import results
 from bsgap_kernels.lab.config import UserError
 from bsgap_kernels.lab.curvature import max_eigenvalue
 from bsgap_kernels.lab.curves import KINDS, check_comparable, curve
-from bsgap_kernels.lab.data import ImageData
+from bsgap_kernels.lab.directories import CURVES_FOLDER, SHARPNESS_FILE
 from bsgap_kernels.lab.objective import CHUNK, Objective
 from bsgap_kernels.lab.optional import require
 from bsgap_kernels.lab.saved import SavedRun, load_run
@@ -25,8 +25,6 @@ from bsgap_kernels.lab.setup import resolve_device
 from bsgap_kernels.lab.sharpness import EPSILONS, ITERATIONS, SUBSPACE, Subspace, sharpness
 from bsgap_kernels.lab.versions import versions
 
-SHARPNESS_FILE = "sharpness.json"
-CURVES_FOLDER = "curves"
 SCHEMA = 1
 
 # The rows of a part of the training set depend on this and on their number alone: the same for every run.
@@ -46,7 +44,7 @@ class SharpnessOptions:
         hessian: also find the Hessian's largest eigenvalue.
         double: run the network in float64.
         chunk: images of one pass; memory grows with it.
-        device: cpu or cuda; null: where the run was loaded.
+        device: cpu or cuda; null: where the run was trained.
     """
 
     epsilons: tuple[float, ...] = EPSILONS
@@ -119,6 +117,7 @@ def sharpness_of(
         "mode": "eval",
         "precision": str(objective.dtype).removeprefix("torch."),
         "device": objective.device.type,
+        "threads": torch.get_num_threads(),
         "images": objective.images,
         "of": len(saved.data.train_labels),
         "train_loss": own.loss,
@@ -182,6 +181,7 @@ def curves_of(
         "batch_norm": "reestimated" if train.has_batch_norm else None,
         "precision": str(train.dtype).removeprefix("torch."),
         "device": train.device.type,
+        "threads": torch.get_num_threads(),
         "images": train.images,
         "of": len(a.data.train_labels),
         "test_images": test.images,
@@ -203,11 +203,10 @@ def curves_path(at_a: Path, a: str, at_b: Path, b: str) -> Path:
 
 
 def _objective(saved: SavedRun, split: str, options: SharpnessOptions) -> Objective:
-    data = saved.data
-    device = None if options.device is None else resolve_device(options.device)
-    if device is not None:
-        data = data.to(device)
-    total = len(data.train_labels if split == "train" else data.test_labels)
+    device = resolve_device(options.device or saved.config.device)
+    data = saved.data.to(device)
+    read, labels = (data.train, data.train_labels) if split == "train" else (data.test, data.test_labels)
+    total = len(labels)
     rows: Tensor | None = None
     if split == "train" and options.images is not None:
         if options.images > total:
@@ -215,23 +214,16 @@ def _objective(saved: SavedRun, split: str, options: SharpnessOptions) -> Object
                 f"images: got {options.images}, expected at most the {total} training images of {data.name}"
             )
         order = torch.randperm(total, generator=torch.Generator().manual_seed(_ROWS_SEED))
-        rows = order[: options.images].sort().values.to(data.train_labels.device)
+        rows = order[: options.images].sort().values.to(device)
         total = options.images
     return Objective(
         saved.model,
-        lambda chunk: _rows(data, split, chunk if rows is None else rows[chunk]),
+        lambda chunk: read(chunk if rows is None else rows[chunk]),
         total,
         chunk=options.chunk,
         double=options.double,
         device=device,
     )
-
-
-def _rows(data: ImageData, split: str, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-    """Normalised images and labels of some rows."""
-    if split == "train":
-        return data.train_images[rows], data.train_labels[rows]
-    return data.test_images[rows], data.test_labels[rows]
 
 
 def _batch_rows(saved: SavedRun) -> int:
