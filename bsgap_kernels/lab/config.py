@@ -53,7 +53,7 @@ class RunOptions:
         epochs: budget in epochs (20 if neither epochs nor steps is given); equal epochs across a sweep.
         steps: budget in updates instead of epochs; equal steps across a sweep.
         eval_every: evaluate on the whole training and test sets every so many epochs, and at the end.
-        max_evaluations: raise eval_every so that a run evaluates about this often at most; null sets no limit.
+        max_evaluations: raise eval_every so that a run evaluates about this often at most; null: no limit.
         target_accuracies: test accuracies whose first evaluation at or above them is kept in the summary.
         every: read the metric on the training batch every so many steps; null for never.
         probe_size: rows of the fixed probe batch, the same training images for every run.
