@@ -1,4 +1,4 @@
-"""The command `bsgap`: train, sweep, report, demo, sharpness, bench, overhead, roofline, info.
+"""The command `bsgap`: train, sweep, report, demo, sharpness, study, bench, overhead, roofline, info.
 
 Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A
 user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
@@ -37,6 +37,7 @@ _COMMANDS = {
     "report": "write report.html for a sweep or a run",
     "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
     "sharpness": "how sharp the minimum of a run is, and the loss along curves between two runs",
+    "study": "run the study of large batches as its plan declares it",
     "bench": "time the ops beside torch's and NumPy's, with the counts checked",
     "overhead": "time a training step without tracking, with naive hooks, with ours",
     "roofline": "bytes, operations and floor times of tracking a model on a GPU",
@@ -45,6 +46,7 @@ _COMMANDS = {
 # Commands with a parser of their own, so that they run without the trainer's dependencies.
 _SELF_PARSED = {
     "bench": "bsgap_kernels.bench.command",
+    "study": "bsgap_kernels.lab.study.command",
     "overhead": "bsgap_kernels.bench.overhead_command",
     "roofline": "bsgap_kernels.bench.roofline_report",
     "sharpness": "bsgap_kernels.lab.sharpness_command",

@@ -96,6 +96,32 @@ def test_sweep_runs_every_batch_size_with_every_seed(
 
 
 @pytest.mark.usefixtures("small_digits")
+def test_sharpness_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of every run, once; and the curves between the ends of the first seed."""
+    options = {"batch_sizes": "full,16,24", "steps": 2, "probe_size": 24, "layers": "relu4"}
+    sweep(SweepConfig(**options, seeds="1,0", sharpness=True, sharpness_images=32), tmp_path)
+    files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json"))
+    runs = [f"b{size}-s{seed}" for size in (16, 24, "full") for seed in (0, 1)]
+    expected = [f"{run}/{name}.json" for run in runs for name in ("sharpness", "summary")]
+    assert files == sorted([*expected, "curves/b16-s1--bfull-s1.json"])
+    record = json.loads((tmp_path / "b24-s0" / "sharpness.json").read_text())
+    assert (record["images"], record["of"]) == (32, 48)
+    assert (
+        record["weights_sha256"]
+        == json.loads((tmp_path / "b24-s0" / "summary.json").read_text())["weights_sha256"]
+    )
+    assert capsys.readouterr().out.count("sharpness measured") == 6
+    sweep(SweepConfig(**options, seeds="1,0", sharpness=True, sharpness_images=32), tmp_path)
+    assert "measured" not in capsys.readouterr().out
+    sweep(SweepConfig(**options, seeds="0", sharpness=True, sharpness_images=16), tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("sharpness measured") == 3
+    assert "b16-s0, bfull-s0: loss between them drawn" in said
+    with pytest.raises(UserError, match="sharpness_images: got 49, expected at most the 48 training images"):
+        sweep(SweepConfig(**options, sharpness=True, sharpness_images=49), tmp_path)
+
+
+@pytest.mark.usefixtures("small_digits")
 def test_equal_steps(tmp_path: Path) -> None:
     summaries = sweep(SweepConfig(batch_sizes="16,full", steps=3, probe_size=24), tmp_path)
     assert [s["steps"] for s in summaries] == [3, 3]

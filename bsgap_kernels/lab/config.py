@@ -244,6 +244,9 @@ class SweepConfig(RunOptions):
         methods: methods separated by commas: sgd, adam.
         batch_sizes: batch sizes separated by commas, full for the whole training set.
         seeds: seeds separated by commas.
+        sharpness: measure the sharpness of every run at its end, and the loss between the smallest and the
+            largest batch of the first seed.
+        sharpness_images: training images that sharpness is measured on; null for all.
         jobs: runs side by side, each in a process of its own; 1 runs one after another in this process.
         launcher: local, or ray for the machines of a Ray cluster that share the directory of results.
         ray_address: the cluster to join, such as auto; null starts one on this machine.
@@ -252,6 +255,8 @@ class SweepConfig(RunOptions):
     methods: str | list[str] = "sgd"
     batch_sizes: str | int | list[int | str] = "16,128,full"
     seeds: str | int | list[int] = "0"
+    sharpness: bool = False
+    sharpness_images: int | None = None
     jobs: int = 1
     launcher: str = "local"
     ray_address: str | None = None
@@ -259,6 +264,10 @@ class SweepConfig(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("jobs", self.jobs)
+        if self.sharpness_images is not None:
+            integer("sharpness_images", self.sharpness_images)
+        if not isinstance(self.sharpness, bool):
+            raise UserError(f"sharpness: got {self.sharpness!r}, expected true or false")
         one_of("launcher", self.launcher, LAUNCHERS)
         names = [str(item).strip() for item in items(self.methods)]
         sizes = [parse_batch_size(item, "batch_sizes") for item in items(self.batch_sizes)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import signal
@@ -18,8 +19,12 @@ import torch
 from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData
 from bsgap_kernels.lab.optional import require
+from bsgap_kernels.lab.results import FINISHED
+from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.setup import data_of
+from bsgap_kernels.lab.sharpness_run import SharpnessOptions, is_measured, sharpness_of
 from bsgap_kernels.lab.stop import NEVER, Stop, on_signals
+from bsgap_kernels.lab.threads import use_threads
 from bsgap_kernels.lab.train import train
 
 
@@ -29,6 +34,8 @@ class Job:
 
     config: TrainConfig
     directory: Path
+    sharpness: SharpnessOptions | None = None
+    """Measured at its end unless it is there already."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +67,15 @@ def cores() -> int:
 
 
 def run_job(job: Job, data: ImageData | None, stop: Stop) -> Outcome:
-    """Do one run in this process; a mistake becomes the outcome's problem. Without `data` it is loaded."""
+    """Do one run and its sharpness here, loading data if None; a mistake becomes the outcome's problem."""
     try:
-        return Outcome(job.config.run, train(job.config, job.directory, data=data, stop=stop))
+        summary = train(job.config, job.directory, data=data, stop=stop)
+        finished = summary["status"] == FINISHED and not stop
+        if finished and job.sharpness is not None and not is_measured(job.directory, job.sharpness):
+            with use_threads(job.config.threads):
+                sharpness_of(job.directory, job.sharpness, saved=load_run(job.directory, data))
+            print(f"{job.config.run}: sharpness measured", flush=True)
+        return Outcome(job.config.run, summary)
     except (UserError, OSError) as error:
         return Outcome(job.config.run, None, " ".join(str(error).split()))
 
@@ -190,7 +203,7 @@ def _by_ray(jobs: Sequence[Job], config: SweepConfig, stop: Stop) -> Iterator[Ou
     names = {}
     try:
         for job in jobs:
-            absolute = Job(job.config, job.directory.resolve())
+            absolute = dataclasses.replace(job, directory=job.directory.resolve())
             names[remote.remote(absolute, threads)] = job.config.run
         left = list(names)
         while left:

@@ -114,6 +114,8 @@ def sharpness_of(
     record = {
         "schema": SCHEMA,
         "run": saved.config.run,
+        "weights_sha256": saved.summary.get("weights_sha256"),
+        "options": _plain(options),
         "mode": "eval",
         "precision": str(objective.dtype).removeprefix("torch."),
         "device": objective.device.type,
@@ -177,6 +179,8 @@ def curves_of(
         "schema": SCHEMA,
         "a": a.config.run,
         "b": b.config.run,
+        "weights_sha256": [saved.summary.get("weights_sha256") for saved in (a, b)],
+        "options": _plain(options),
         "mode": "eval",
         "batch_norm": "reestimated" if train.has_batch_norm else None,
         "precision": str(train.dtype).removeprefix("torch."),
@@ -193,6 +197,32 @@ def curves_of(
     path.parent.mkdir(exist_ok=True)
     results.write_summary(path, record)
     return path, record
+
+
+def is_measured(directory: Path, options: SharpnessOptions) -> bool:
+    """Whether a run's sharpness.json is of its present weights by these options."""
+    weights = results.read_summary(directory / results.SUMMARY_FILE).get("weights_sha256")
+    record = results.read_summary(directory / SHARPNESS_FILE)
+    return weights is not None and _is_of(record, weights, options)
+
+
+def are_drawn(first: Path, second: Path, options: SharpnessOptions) -> bool:
+    """Whether the curves of two runs of one sweep, the smaller batch first, are of their present weights."""
+    summaries = [results.read_summary(path / results.SUMMARY_FILE) for path in (first, second)]
+    weights = [summary.get("weights_sha256") for summary in summaries]
+    record = results.read_summary(curves_path(first, first.name, second, second.name))
+    return None not in weights and _is_of(record, weights, options)
+
+
+def _is_of(record: dict[str, Any], weights: Any, options: SharpnessOptions) -> bool:
+    return bool(record.get("weights_sha256") == weights and record.get("options") == _plain(options))
+
+
+def _plain(options: SharpnessOptions) -> dict[str, Any]:
+    """As JSON gives it back; where the loss is evaluated does not count."""
+    plain = dataclasses.asdict(options)
+    del plain["device"], plain["chunk"]
+    return {**plain, "epsilons": list(options.epsilons)}
 
 
 def curves_path(at_a: Path, a: str, at_b: Path, b: str) -> Path:

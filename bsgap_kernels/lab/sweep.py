@@ -12,8 +12,11 @@ from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData
 from bsgap_kernels.lab.directories import open_sweep
 from bsgap_kernels.lab.launchers import Job, launch
+from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.setup import data_of, set_up
+from bsgap_kernels.lab.sharpness_run import SharpnessOptions, are_drawn, curves_of
 from bsgap_kernels.lab.stop import NEVER, Stop
+from bsgap_kernels.lab.threads import use_threads
 
 
 def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[dict[str, Any]]:
@@ -30,8 +33,14 @@ def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[d
     runs = config.runs()
     data = data_of(runs[0])
     _check(runs, data)
+    sharpness = SharpnessOptions(images=config.sharpness_images) if config.sharpness else None
+    if sharpness is not None and (sharpness.images or 0) > len(data.train_labels):
+        raise UserError(
+            f"sharpness_images: got {sharpness.images}, expected at most the {len(data.train_labels)} "
+            f"training images of {data.name}"
+        )
     open_sweep(directory, config)
-    jobs = [Job(run, directory / run.run) for run in runs]
+    jobs = [Job(run, directory / run.run, sharpness) for run in runs]
     summaries: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     for outcome in launch(jobs, config, data, stop):
@@ -39,6 +48,8 @@ def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[d
             summaries[outcome.run] = outcome.summary
         else:
             failures[outcome.run] = outcome.problem
+    if sharpness is not None and not stop:
+        _draw_curves([job for job in jobs if job.config.run in summaries], data, sharpness)
     if failures:
         told = "; ".join(f"{run}: {problem}" for run, problem in failures.items())
         raise UserError(f"{len(failures)} of {len(runs)} runs failed ({told}); the others are in {directory}")
@@ -49,6 +60,23 @@ def _check(runs: Sequence[TrainConfig], data: ImageData) -> None:
     with torch.random.fork_rng():
         for run in runs:
             set_up(run, data).tracker.close()
+
+
+def _draw_curves(jobs: Sequence[Job], data: ImageData, options: SharpnessOptions) -> None:
+    """The loss between the smallest and the largest batch of each method's first seed."""
+    for method in dict.fromkeys(job.config.method for job in jobs):
+        own = [job for job in jobs if job.config.method == method]
+        first_seed = [job for job in own if job.config.seed == own[0].config.seed]
+        by_size = sorted(first_seed, key=lambda job: _rows(job.config, data))
+        a, b = by_size[0].directory, by_size[-1].directory
+        if len(by_size) > 1 and not are_drawn(a, b, options):
+            with use_threads(by_size[0].config.threads):
+                curves_of(a, b, options, saved=(load_run(a, data), load_run(b, data)))
+            print(f"{a.name}, {b.name}: loss between them drawn", flush=True)
+
+
+def _rows(config: TrainConfig, data: ImageData) -> int:
+    return len(data.train_labels) if config.batch_size == "full" else int(config.batch_size)
 
 
 def format_table(summaries: Sequence[dict[str, Any]]) -> str:

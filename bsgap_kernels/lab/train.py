@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bsgap_kernels.lab.progress import Progress
 from bsgap_kernels.lab.setup import Setup, resolve_device, set_up
 from bsgap_kernels.lab.stop import NEVER, Stop
 from bsgap_kernels.lab.summary import summary_of
+from bsgap_kernels.lab.threads import use_threads
 
 
 def train(
@@ -56,7 +57,7 @@ def train(
     """
     device = resolve_device(config.device)
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), _threads(config.threads):
+    with torch.random.fork_rng(devices=devices), use_threads(config.threads):
         setup = ranks.together(lambda: set_up(config, data, ranks))
         with setup.tracker, ExitStack() as held:
             opened = ranks.together(lambda: _open(config, directory, ranks, held))
@@ -135,15 +136,3 @@ def _saving(loop: Loop, checkpoints: Checkpoints, writer: results.Writer) -> Cal
             saved = time.monotonic()
 
     return save
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Use so many CPU threads inside the block; None changes nothing."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(
         prog="bsgap study",
-        description="Run the study of large batches as its plan declares it; the same command goes on where it "
-        "was stopped.",
+        description="Run the study of large batches as its plan declares it; the same command goes on where "
+        "it was stopped.",
     )
     parser.add_argument("--out", type=Path, default=Path("runs/study"), help="directory of the results")
     parser.add_argument("--plan", type=Path, default=PLAN, help="the plan; the default is the package's own")

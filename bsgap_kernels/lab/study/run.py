@@ -26,7 +26,7 @@ _KEPT = (
     "test_loss", "images_per_second", "train_seconds", "time_to_accuracy", "weights_sha256",
 )  # fmt: skip
 _KEPT_OF_SITES = ("site", "probe_shape", "near_rank", "lower", "upper", "ratio", "null_near_rank")
-_KEPT_OF_SHARPNESS = ("space", "dimension", "epsilon", "phi", "loss", "max_loss", "evaluations")
+_KEPT_OF_SHARPNESS = ("space", "dimension", "epsilon", "phi", "loss", "max_loss", "at_bound", "evaluations")
 
 
 def cells(plan: Plan) -> Iterator[tuple[Experiment, str, str]]:
