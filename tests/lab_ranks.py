@@ -74,7 +74,7 @@ def main(out: Path) -> None:
             "wide": sentence(ranks, out / "wide", batch_size=16, steps=1, probe_size=9),
         }
         # The command, as `torchrun -m bsgap_kernels train ...` calls it.
-        setup.load_data = lambda name, root: small_data()
+        setup.load_data = lambda *arguments, **options: small_data()
         codes = [cli.main([*COMMAND, "--out", str(out / "command")]), cli.main(["train", "--lr", "abc"])]
         found = {
             "codes": codes,

@@ -103,7 +103,7 @@ def test_the_command_under_torchrun(ranks_run: Run, tmp_path: Path, monkeypatch:
     assert done.stdout.count("results: ") == 1
     assert done.stdout.count("b9-s0: step 2/2") == 1
     assert done.stderr.count("bsgap train: lr: got 'abc', expected a number") == 1
-    monkeypatch.setattr("bsgap_kernels.lab.setup.load_data", lambda name, root: small_data())
+    monkeypatch.setattr("bsgap_kernels.lab.setup.load_data", lambda *arguments, **options: small_data())
     assert main([*COMMAND, "--out", str(tmp_path / "one")]) == 0
     assert_same_run(directory / "command", tmp_path / "one")
 

@@ -103,7 +103,7 @@ def test_a_file_in_the_way(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_digits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "load_data", lambda name, root: small_data())
+    monkeypatch.setattr(sweep_module, "load_data", lambda *arguments, **options: small_data())
 
 
 @pytest.mark.usefixtures("small_digits")

@@ -145,7 +145,7 @@ def test_probe_leaves_buffers_mode_and_random_state(tmp_path: Path) -> None:
         with train_module.results.MetricWriter(tmp_path / "metrics.jsonl", "r") as writer:
             loop._read_probe(0, writer)
             assert loop.probe_records["3#0"].shape == (24, 784)
-            evaluate(setup.model, setup.tracker, setup.data.test_images, setup.data.test_labels)
+            evaluate(setup.model, setup.tracker, setup.data.test, len(setup.data.test_labels))
         assert setup.tracker.collect() == {}
     assert torch.equal(random_state, torch.get_rng_state())
     assert setup.model.training

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
+FILE_DATASETS = ("mnist", "fashion-mnist", "cifar10", "cifar100")
+DATASETS = ("digits", "procedural", *FILE_DATASETS)
+MAX_PROCEDURAL_CLASSES = 64
 MODELS = ("lenet5", "resnet56")
 LR_RULES = ("fixed", "linear", "sqrt")
 UNFOLDS = ("flatten", "channel", "pool")
@@ -19,13 +21,63 @@ class UserError(ValueError):
     """A mistake of the user that one sentence explains; the command line prints it without a traceback."""
 
 
+@dataclass(frozen=True)
+class ProceduralOptions:
+    """Options of the procedural data set, which is drawn by a program (bsgap_kernels/lab/data/procedural.py).
+
+    Args:
+        train: training images; more of them leave the first ones as they are.
+        test: test images, likewise.
+        classes: number of classes, from 2 to 64.
+        difficulty: from 0 to 2, how far everything goes that says nothing about the class.
+        label_noise: share of the training labels that are replaced by another class.
+        seed: of images and labels.
+    """
+
+    train: int = 10_000
+    test: int = 20_000
+    classes: int = 10
+    difficulty: float = 1.0
+    label_noise: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for option in ("train", "test"):
+            _integer(f"procedural.{option}", getattr(self, option))
+        _integer("procedural.classes", self.classes, minimum=2, maximum=MAX_PROCEDURAL_CLASSES)
+        _integer("procedural.seed", self.seed, minimum=0, maximum=2**63 - 1)
+        _number("procedural.difficulty", self.difficulty, minimum=0.0, maximum=2.0)
+        _number("procedural.label_noise", self.label_noise, minimum=0.0, below=1.0)
+
+    @classmethod
+    def of(cls, values: ProceduralOptions | Mapping[str, Any] | None) -> ProceduralOptions:
+        """The options from a mapping, as a YAML file or the command line gives them; None gives defaults.
+
+        Raises:
+            UserError: an option is unknown, or its value does not fit.
+        """
+        if isinstance(values, ProceduralOptions):
+            return values
+        if not isinstance(values, Mapping) and values is not None:
+            raise UserError(f"procedural: got {values!r}, expected options such as classes: 10")
+        given = dict(values or {})
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in given:
+            if name not in known:
+                raise UserError(f"procedural.{name}: unknown option, expected one of {', '.join(known)}")
+        return cls(**given)
+
+
 @dataclass
 class RunOptions:
     """Options shared by one run and a sweep.
 
     Args:
-        data: digits, mnist, fashion-mnist, cifar10 or cifar100.
-        data_root: directory that holds torchvision's files of the data set; not needed for digits.
+        data: digits, procedural (drawn by a program), mnist, fashion-mnist, cifar10 or cifar100.
+        data_root: directory that holds torchvision's files; not needed for digits and procedural.
+        download: let torchvision fetch missing files into data_root.
+        procedural: options of the procedural set: train, test, classes, difficulty, label_noise and seed, as
+            in --procedural.classes 20.
         model: lenet5 or resnet56.
         lr: learning rate at the base batch size.
         lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt.
@@ -50,6 +102,8 @@ class RunOptions:
 
     data: str = "digits"
     data_root: str | None = None
+    download: bool = False
+    procedural: ProceduralOptions | None = None
     model: str = "lenet5"
     lr: float = 0.02
     lr_rule: str = "fixed"
@@ -76,10 +130,14 @@ class RunOptions:
         _one_of("model", self.model, MODELS)
         _one_of("lr_rule", self.lr_rule, LR_RULES)
         _one_of("unfold", self.unfold, UNFOLDS)
-        if self.data != "digits" and not self.data_root:
+        if self.data in FILE_DATASETS and not self.data_root:
             raise UserError(
                 f"data_root: got none, expected the directory that holds torchvision's files of {self.data}"
             )
+        if self.data == "procedural":
+            self.procedural = ProceduralOptions.of(self.procedural)
+        elif self.procedural is not None:
+            raise UserError(f"procedural: got options of the procedural set, but data is {self.data}")
         _number("lr", self.lr, minimum=0.0)
         _number("momentum", self.momentum, minimum=0.0, below=1.0)
         _number("rtol", self.rtol, minimum=0.0)
@@ -96,7 +154,7 @@ class RunOptions:
         for option in ("epochs", "steps", "max_probes"):
             if getattr(self, option) is not None:
                 _integer(option, getattr(self, option))
-        for option in ("center", "overwrite"):
+        for option in ("center", "download", "overwrite"):
             if not isinstance(getattr(self, option), bool):
                 raise UserError(f"{option}: got {getattr(self, option)!r}, expected true or false")
         if self.layers is not None:
@@ -197,13 +255,18 @@ def _one_of(option: str, value: Any, allowed: Collection[str]) -> None:
         raise UserError(f"{option}: got {value!r}, expected one of {', '.join(allowed)}")
 
 
-def _integer(option: str, value: Any, minimum: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{option}: got {value!r}, expected an integer of at least {minimum}")
+def _integer(option: str, value: Any, minimum: int = 1, maximum: int | None = None) -> None:
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    if not valid or (maximum is not None and value > maximum):
+        bound = "" if maximum is None else f" and at most {maximum}"
+        raise UserError(f"{option}: got {value!r}, expected an integer of at least {minimum}{bound}")
 
 
-def _number(option: str, value: Any, minimum: float, below: float = math.inf) -> None:
+def _number(
+    option: str, value: Any, minimum: float, below: float = math.inf, maximum: float = math.inf
+) -> None:
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value < below
-    if not valid:
+    if not valid or value > maximum:
         bound = f" and below {below:g}" if math.isfinite(below) else ""
+        bound += f" and at most {maximum:g}" if math.isfinite(maximum) else ""
         raise UserError(f"{option}: got {value!r}, expected a finite number of at least {minimum:g}{bound}")

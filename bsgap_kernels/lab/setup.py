@@ -67,7 +67,9 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         UserError: an option does not fit the data, the model or this machine.
     """
     device = resolve_device(config.device)
-    data = (load_data(config.data, config.data_root) if data is None else data).to(device)
+    if data is None:
+        data = load_data(config.data, config.data_root, download=config.download, options=config.procedural)
+    data = data.to(device)
     total = len(data.train_images)
     batch_size = total if config.batch_size == "full" else int(config.batch_size)
     if batch_size > total:
@@ -77,10 +79,10 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     probe = data.probe(config.probe_size)
     probe = probe[ranks.share(len(probe))]
     torch.manual_seed(config.seed)
-    model = build_model(config.model, data.train_images.shape[1:], data.classes).to(device)
+    model = build_model(config.model, data.image_shape, data.classes).to(device)
     if ranks.world > 1:
         use_global_batch_norm(model)
-    tracker = _track(model, config, data.train_images[:1], ranks)
+    tracker = _track(model, config, data.train(slice(0, 1))[0], ranks)
     lr = learning_rate(config.lr, config.lr_rule, batch_size, config.base_batch_size)
     steps_per_epoch = total // batch_size
     steps = config.steps if config.steps is not None else (config.epochs or 0) * steps_per_epoch

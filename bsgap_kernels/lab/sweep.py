@@ -24,7 +24,7 @@ def sweep(config: SweepConfig, directory: Path) -> list[dict[str, Any]]:
         UserError: an option does not fit, or `directory` holds something and `config.overwrite` is not set.
     """
     runs = config.runs()
-    data = load_data(config.data, config.data_root)
+    data = load_data(config.data, config.data_root, download=config.download, options=config.procedural)
     with torch.random.fork_rng():
         for run in runs:
             set_up(run, data).tracker.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class _Loop:
         tracker = setup.tracker
         started = time.perf_counter()
         own = rows[self.ranks.share(len(rows))]
-        images, labels = setup.data.train_images[own], setup.data.train_labels[own]
+        images, labels = setup.data.train(own)
         untracked = step % setup.config.every != 0
         with tracker.paused(untracked):
             logits = self.model(images)
@@ -172,11 +173,11 @@ class _Loop:
 
     def _evaluate(self, writer: results.Writer) -> None:
         data = self.setup.data
-        for split, images, labels in (
-            ("train_eval", data.train_images, data.train_labels),
-            ("test", data.test_images, data.test_labels),
+        for split, read, rows in (
+            ("train_eval", data.train, len(data.train_labels)),
+            ("test", data.test, len(data.test_labels)),
         ):
-            loss, accuracy = evaluate(self.setup.model, self.setup.tracker, images, labels, self.ranks)
+            loss, accuracy = evaluate(self.setup.model, self.setup.tracker, read, rows, self.ranks)
             for name, value in (("loss", loss), ("accuracy", accuracy)):
                 self.evaluation[f"{split}.{name}"] = value
                 writer.add(self.done, "", f"{split}.{name}", value)
@@ -234,21 +235,29 @@ class _Loop:
 
 
 def evaluate(
-    model: nn.Module, tracker: RankTracker, images: Tensor, labels: Tensor, ranks: Ranks = ALONE
+    model: nn.Module,
+    tracker: RankTracker,
+    read: Callable[[slice], tuple[Tensor, Tensor]],
+    rows: int,
+    ranks: Ranks = ALONE,
 ) -> tuple[float, float]:
-    """Mean loss and accuracy over a whole set, in eval mode, each rank its share; nothing is recorded."""
+    """Mean loss and accuracy over a whole set, in eval mode, each rank its share; nothing is recorded.
+
+    `read` gives the images and labels of a slice of the set's `rows`: `ImageData.train` or `ImageData.test`.
+    """
     training = model.training
     model.eval()
-    totals = torch.zeros(2, dtype=torch.float64, device=images.device)
+    totals = torch.zeros(2, dtype=torch.float64, device=read(slice(0, 0))[1].device)
     with torch.no_grad(), tracker.paused():
-        share = ranks.share(len(images))
+        share = ranks.share(rows)
         for start in range(share.start, share.stop, _EVALUATION_ROWS):
             chunk = slice(start, min(start + _EVALUATION_ROWS, share.stop))
-            logits, expected = model(images[chunk]), labels[chunk]
+            images, expected = read(chunk)
+            logits = model(images)
             totals[0] += nn.functional.cross_entropy(logits, expected, reduction="sum")
             totals[1] += (logits.argmax(1) == expected).sum()
     model.train(training)
-    loss, correct = (ranks.total(totals) / len(images)).tolist()
+    loss, correct = (ranks.total(totals) / rows).tolist()
     return loss, correct
 
 

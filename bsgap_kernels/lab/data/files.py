@@ -1,201 +1,217 @@
-"""Image data as two tensors a split: digits from scikit-learn, the rest from torchvision's files on disk."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 from the files that torchvision keeps under a root.
+
+Every file is checked before it is read. Published are the MD5 sums of CIFAR's files, and of the archives of
+MNIST's: those are compared with what was unpacked from them, where they lie beside it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import gzip
 import hashlib
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.data.images import ImageData, byte_data
 from bsgap_kernels.lab.optional import require
 
-# The rows of the probe batch depend on this alone, so every run of every sweep reads the same images.
-_PROBE_SEED = 20221012
-
-_MNIST_FILES = (
-    ("train-images-idx3-ubyte", 3),
-    ("train-labels-idx1-ubyte", 1),
-    ("t10k-images-idx3-ubyte", 3),
-    ("t10k-labels-idx1-ubyte", 1),
-)
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """A data set in memory: images (N, channels, size, size) float32, normalised; labels (N,) int64."""
-
-    name: str
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
-    classes: int
-
-    def to(self, device: torch.device) -> ImageData:
-        """The same data on another device."""
-        return dataclasses.replace(
-            self,
-            train_images=self.train_images.to(device),
-            train_labels=self.train_labels.to(device),
-            test_images=self.test_images.to(device),
-            test_labels=self.test_labels.to(device),
-        )
-
-    def probe(self, size: int) -> Tensor:
-        """The fixed probe batch: `size` training images, the same for every run."""
-        total = len(self.train_images)
-        if size > total:
-            raise UserError(
-                f"probe_size: got {size}, expected at most the {total} training images of {self.name}"
-            )
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(_PROBE_SEED))
-        return self.train_images[order[:size].to(self.train_images.device)]
+_TORCHVISION_NAMES = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+}
+_MNIST_FILES = {
+    "train-images-idx3-ubyte": (28, 28),
+    "train-labels-idx1-ubyte": (),
+    "t10k-images-idx3-ubyte": (28, 28),
+    "t10k-labels-idx1-ubyte": (),
+}
+"""Shape of one entry, by file; the names end in the number of dimensions."""
+_CHUNK = 2**20
 
 
-def load_data(name: str, data_root: str | os.PathLike[str] | None = None) -> ImageData:
-    """Load a data set; nothing is ever downloaded.
+def load_files(name: str, root: Path, *, download: bool = False) -> ImageData:
+    """A data set from torchvision's files under `root`, as uint8.
 
-    Every channel is shifted and scaled to mean 0 and standard deviation 1 over the training images. `digits`
-    is split 80/20 (1437 / 360, stratified, the same split always) and upsampled from 8×8 to 28×28.
+    With `download`, torchvision fetches them first unless all are there. Processes that share the root wait
+    for the one that fetches (on systems with flock).
 
     Raises:
-        UserError: the data root or a file is missing, truncated or corrupt; the message names the path.
+        UserError: a file is missing, truncated, foreign or corrupt, or the download failed.
     """
-    if name == "digits":
-        return _digits()
-    if data_root is None:
-        raise UserError(
-            f"data_root: got none, expected the directory that holds torchvision's files of {name}"
-        )
-    root = Path(data_root).expanduser()
-    loaders = {"mnist": _mnist, "fashion-mnist": _mnist, "cifar10": _cifar, "cifar100": _cifar}
-    return loaders[name](name, root)
+    dataset = getattr(require("torchvision.datasets"), _TORCHVISION_NAMES[name])
+    mnist = name in ("mnist", "fashion-mnist")
+    if mnist:
+        paths = [root / dataset.__name__ / "raw" / file for file in _MNIST_FILES]
+    else:
+        files = [file for file, _ in (*dataset.train_list, *dataset.test_list)]
+        paths = [root / dataset.base_folder / file for file in (*files, dataset.meta["filename"])]
+    if download:
+        _download(name, dataset, root, paths)
+    _require(paths, name, root)
+    return _mnist(name, dataset, paths) if mnist else _cifar(name, dataset, root)
 
 
-def _digits() -> ImageData:
-    pixels, labels = require("sklearn.datasets").load_digits(return_X_y=True)
-    split = require("sklearn.model_selection").train_test_split(
-        pixels.reshape(-1, 1, 8, 8), labels, test_size=0.2, stratify=labels, random_state=0
-    )
-    small_train, small_test = (torch.from_numpy(part).float() / 16 for part in split[:2])
-    train, test = (
-        torch.nn.functional.interpolate(part, size=(28, 28), mode="bilinear", align_corners=False)
-        for part in (small_train, small_test)
-    )
-    return _normalised(
-        "digits", train, torch.from_numpy(split[2]), test, torch.from_numpy(split[3]), classes=10
-    )
-
-
-def _mnist(name: str, root: Path) -> ImageData:
-    datasets = require("torchvision.datasets")
-    dataset = datasets.MNIST if name == "mnist" else datasets.FashionMNIST
-    folder = root / dataset.__name__ / "raw"
-    _require([folder / file for file, _ in _MNIST_FILES], name, root)
-    for file, ndim in _MNIST_FILES:
-        _check_idx(folder / file, ndim)
-    train, test = (_read(name, partial(dataset, str(root), train=train)) for train in (True, False))
-    return _normalised(
-        name,
-        train.data.unsqueeze(1).float() / 255,
-        train.targets,
-        test.data.unsqueeze(1).float() / 255,
-        test.targets,
-        10,
+def _mnist(name: str, dataset: Any, paths: list[Path]) -> ImageData:
+    sums = dict(dataset.resources)
+    parts = []
+    for path in paths:
+        part = _read_idx(path, _MNIST_FILES[path.name])
+        archive = path.with_name(path.name + ".gz")
+        if archive.is_file() and archive.name in sums:
+            _check_archive(archive, sums[archive.name], path)
+        parts.append(part)
+    train, train_labels, test, test_labels = parts
+    # The mirror image of a digit is no digit; that of a shirt is a shirt.
+    mirrored = name != "mnist"
+    return byte_data(
+        name, train.unsqueeze(1), train_labels, test.unsqueeze(1), test_labels, 10, mirrored=mirrored
     )
 
 
-def _cifar(name: str, root: Path) -> ImageData:
-    datasets = require("torchvision.datasets")
-    dataset = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    folder = root / dataset.base_folder
-    listed = [*dataset.train_list, *dataset.test_list, [dataset.meta["filename"], dataset.meta["md5"]]]
-    _require([folder / file for file, _ in listed], name, root)
-    for file, expected in listed:
-        # torchvision makes the same check, but its message names neither the file nor what to do.
-        found = hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest()
+def _cifar(name: str, dataset: Any, root: Path) -> ImageData:
+    meta = [dataset.meta["filename"], dataset.meta["md5"]]
+    for file, expected in [*dataset.train_list, *dataset.test_list, meta]:
+        # torchvision makes the same check, but its message names neither the file nor what to do. They are
+        # pickles, which can run anything: none is opened before its sum is right.
+        path = root / dataset.base_folder / file
+        found = _md5(path)
         if found != expected:
             raise UserError(
-                f"{folder / file}: the file is truncated or corrupt (MD5 {found}, expected {expected}); "
+                f"{path}: the file is truncated, corrupt or another one (MD5 {found}, expected {expected}); "
                 f"delete it and unpack {dataset.filename} again in {root}"
             )
-    train, test = (_read(name, partial(dataset, str(root), train=train)) for train in (True, False))
-    images = [torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 255 for part in (train, test)]
-    labels = [torch.tensor(part.targets) for part in (train, test)]
-    return _normalised(name, images[0], labels[0], images[1], labels[1], classes=len(train.classes))
+    try:
+        train, test = (dataset(str(root), train=train) for train in (True, False))
+        images = [torch.from_numpy(part.data).permute(0, 3, 1, 2) for part in (train, test)]
+        labels = [torch.tensor(part.targets) for part in (train, test)]
+    except Exception as error:
+        # Files with the right sums that this torchvision cannot read, whatever it makes of them.
+        raise UserError(f"data: torchvision could not read {name}: {_sentence(error)}") from error
+    return byte_data(name, images[0], labels[0], images[1], labels[1], len(train.classes))
+
+
+# -- what is there
 
 
 def _require(paths: list[Path], name: str, root: Path) -> None:
     tree = ", ".join(str(path.relative_to(root)) for path in paths)
     if not root.is_dir():
         raise UserError(
-            f"data_root: looked at {root} and found no such directory; {name} expects in it: {tree}"
+            f"data_root: looked at {root} and found no such directory; {name} expects in it: {tree}; "
+            "or give --download"
         )
     missing = [path for path in paths if not path.is_file()]
     if missing:
         zipped = [path for path in missing if path.with_name(path.name + ".gz").is_file()]
-        hint = f"; unpack {zipped[0]}.gz first (gunzip -k)" if zipped else ""
+        hint = f"unpack {zipped[0]}.gz first (gunzip -k)" if zipped else "or give --download"
         raise UserError(
-            f"data_root: looked at {root} and found no {missing[0].relative_to(root)}; expected: {tree}{hint}"
+            f"data_root: looked at {root} and found no {missing[0].relative_to(root)}; expected: {tree}; "
+            f"{hint}"
         )
 
 
-def _check_idx(path: Path, ndim: int) -> None:
-    """Compare an IDX file's header (magic number, then one big-endian size a dimension) with its length."""
-    with path.open("rb") as file:
-        header = file.read(4 * (1 + ndim))
-    length = path.stat().st_size
+def _read_idx(path: Path, entry: tuple[int, ...]) -> Tensor:
+    """The unsigned bytes of an IDX file: a magic number, one big-endian size a dimension, the bytes."""
+    ndim = 1 + len(entry)
+    content = path.read_bytes()
+    start = 4 * (1 + ndim)
     fix = "delete it and unpack its .gz archive again"
     # Third byte 8: unsigned bytes; fourth byte: the number of dimensions.
-    if header[:4] != bytes((0, 0, 8, ndim)):
+    if content[:4] != bytes((0, 0, 8, ndim)):
         raise UserError(
             f"{path}: the file is corrupt (no IDX header of unsigned bytes in {ndim} dimensions); {fix}"
         )
-    expected = len(header)
-    if len(header) == 4 * (1 + ndim):
-        sizes = [int.from_bytes(header[4 * i : 4 * i + 4], "big") for i in range(1, ndim + 1)]
-        payload = 1
-        for size in sizes:
-            payload *= size
-        expected += payload
-    if len(header) < 4 * (1 + ndim) or length != expected:
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
+    expected = start + math.prod(shape) if len(content) >= start else start
+    if len(content) != expected:
         raise UserError(
-            f"{path}: the file is truncated or corrupt ({length} bytes, expected {expected}); {fix}"
+            f"{path}: the file is truncated or corrupt ({len(content)} bytes, expected {expected}); {fix}"
+        )
+    if tuple(shape[1:]) != entry:
+        found, wanted = ("×".join(map(str, sizes)) for sizes in (shape[1:], entry))
+        raise UserError(f"{path}: the file is another one (images of {found}, expected {wanted}); {fix}")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
+
+
+def _check_archive(archive: Path, expected: str, unpacked: Path) -> None:
+    """The archive is the published one, and `unpacked` is what it holds."""
+    found = _md5(archive)
+    if found != expected:
+        raise UserError(
+            f"{archive}: the file is truncated, corrupt or another one (MD5 {found}, expected {expected}); "
+            "delete it and download it again"
+        )
+    try:
+        with gzip.open(archive) as packed, unpacked.open("rb") as plain:
+            same = True
+            while same and (part := packed.read(_CHUNK)):
+                same = part == plain.read(len(part))
+            same = same and not plain.read(1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{archive}: could not be unpacked: {_sentence(error)}") from error
+    if not same:
+        raise UserError(
+            f"{unpacked}: the file is not what {archive.name} holds; delete it and unpack the archive again"
         )
 
 
-def _read(name: str, load: Callable[[], Any]) -> Any:
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+# -- downloads
+
+
+def _download(name: str, dataset: Any, root: Path, paths: list[Path]) -> None:
+    """Let torchvision fetch and unpack the set if a file is missing; a wrong file is not its business."""
+    by_hand = _by_hand(dataset, root, paths[0].parent)
     try:
-        return load()
+        root.mkdir(parents=True, exist_ok=True)
+        with _alone(root):
+            if not all(path.is_file() for path in paths):
+                dataset(str(root), train=True, download=True)
     except Exception as error:
-        # The checks above have passed, so this is a file that is consistent and still not what torchvision
-        # reads.
-        raise UserError(f"data: torchvision could not read {name}: {' '.join(str(error).split())}") from error
+        # Of many kinds: no name server, a refusal, a time-out, a wrong sum, a full disk, a broken archive.
+        raise UserError(f"data: the download of {name} failed ({_sentence(error)}); {by_hand}") from error
 
 
-def _normalised(
-    name: str, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, classes: int
-) -> ImageData:
-    for split, images, labels in (("training", train, train_labels), ("test", test, test_labels)):
-        if len(images) == 0:
-            raise UserError(f"data: the {split} set of {name} is empty, expected at least one image")
-        if len(images) != len(labels):
-            raise UserError(
-                f"data: the {split} set of {name} has {len(images)} images but {len(labels)} labels"
-            )
-        low, high = int(labels.min()), int(labels.max())
-        if low < 0 or high >= classes:
-            raise UserError(f"data: labels of {name} run from {low} to {high}, expected 0 to {classes - 1}")
-    mean = train.mean((0, 2, 3), keepdim=True)
-    std = train.std((0, 2, 3), keepdim=True).clamp_min(1e-6)
-    return ImageData(
-        name, (train - mean) / std, train_labels.long(), (test - mean) / std, test_labels.long(), classes
-    )
+def _by_hand(dataset: Any, root: Path, folder: Path) -> str:
+    if hasattr(dataset, "resources"):
+        archives = ", ".join(file for file, _ in dataset.resources)
+        return f"by hand: fetch {archives} from {dataset.mirrors[0]} and unpack them (gunzip -k) in {folder}"
+    return f"by hand: fetch {dataset.url} and unpack it (tar -xzf {dataset.filename}) in {root}"
+
+
+@contextlib.contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Hold the download lock of a root, so that one process fetches and the others find the files."""
+    try:
+        import fcntl
+    except ImportError:  # no flock here: processes that start together may fetch twice
+        yield
+        return
+    descriptor = os.open(root / ".download.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _sentence(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
