@@ -132,6 +132,13 @@ def _parser(command: str) -> ArgumentParser:
 def _explain(message: str, names: list[str]) -> str:
     """jsonargparse's message in the words of our own checks: the option, what came, what is expected."""
     text = " ".join(message.split())
+    if match := re.match(r"Parser key \"(\w+)\": .*Subtypes: \[<class '[\w.]+Options'>", text):
+        # An option that is a group of options: the parser of the group has explained its own mistake.
+        name = match[1]
+        if inner := re.search(r"Errors: - (\w+: (?:got|unknown) .*?) - Expected a <class", text):
+            return f"{name}.{inner[1].replace('--', f'--{name}.')}"
+        value = text.rpartition("Given value: ")[2]
+        return f"{name}: got {value!r}, expected its options one by one, as in --help, or null"
     if match := re.match(r"Parser key \"(\w+)\": .*?(?:Got|Given) value: (.*)", text):
         types = [_TYPE_NAMES.get(name, name) for name in re.findall(r"Expected a <class '(\w+)'>", text)]
         if types:

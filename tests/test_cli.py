@@ -86,6 +86,18 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "train --data mnist",
             "data_root: got none, expected the directory that holds torchvision's files of mnist",
         ),
+        ("train --download maybe", "bsgap train: download: got 'maybe', expected true or false"),
+        ("train --procedural.test 9", "procedural: got options of the procedural set, but data is digits"),
+        (
+            "train --data procedural --procedural.label-noise x --procedural.test 9",
+            "bsgap train: procedural.label_noise: got 'x', expected a number",
+        ),
+        (
+            "train --data procedural --procedural.test 9 --procedural.trian 9",
+            "procedural.trian: unknown option; the nearest is --procedural.train",
+        ),
+        ("train --data procedural --procedural 9", "procedural: got '9', expected its options one by one"),
+        ("train --data procedural --procedural.seed -1", "procedural.seed: got -1, expected an integer of"),
         ("sweep --batch-sizes 16,half", "bsgap sweep: batch_sizes: got 'half', expected an integer"),
         (
             "sweep --batch-sizes 16,2000 --probe-size 9",
@@ -114,6 +126,8 @@ def test_mistakes(arguments: str, sentence: str, capsys: pytest.CaptureFixture[s
         (b"lr: 0.1\nbatch_sise: 3\n", "batch_sise: unknown option; the nearest is --batch_size"),
         (b"- 1\n- 2\n", "config: the file holds no mapping of options"),
         (b"lr: fast\n", "lr: got 'fast', expected a number"),
+        (b"procedural: {train: few}\n", "procedural.train: got 'few', expected an integer"),
+        (b"procedural: 3\n", "procedural: got '3', expected its options one by one"),
         (b"\xff\xfe\x00", "config: the file is not UTF-8 text"),
     ],
 )
@@ -136,6 +150,20 @@ def test_missing_data_root(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     sentence = mistake(capsys, "train", "--data", "cifar10", "--data-root", str(root))
     assert f"looked at {root}" in sentence
     assert "cifar-10-batches-py/data_batch_1" in sentence
+
+
+def test_procedural_options_from_the_command_line_and_from_its_config(tmp_path: Path) -> None:
+    sizes = ["--procedural.train", "40", "--procedural.test", "30"]
+    options = ["--data", "procedural", *sizes, "--procedural.label-noise", "1e-1"]
+    assert main(["train", *SMALL, *options, "--out", str(tmp_path / "first")]) == 0
+    config = tmp_path / "first" / "config.yaml"
+    written = yaml.safe_load(config.read_text())
+    expected = {"train": 40, "test": 30, "classes": 10, "difficulty": 1.0, "label_noise": 0.1, "seed": 0}
+    assert written["procedural"] == expected
+    again = ["--config", str(config), "--procedural.seed", "7", "--out", str(tmp_path / "second")]
+    assert main(["train", *again]) == 0
+    written = yaml.safe_load((tmp_path / "second" / "config.yaml").read_text())
+    assert written["procedural"] == {**expected, "seed": 7}
 
 
 @pytest.mark.usefixtures("small_digits")

@@ -4,6 +4,7 @@ import pytest
 
 from bsgap_kernels.lab import config as options
 from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
+from bsgap_kernels.lab.data_options import MAX_PROCEDURAL_CLASSES
 from bsgap_kernels.lab.models import REGISTRY
 from bsgap_kernels.tracking.sites import UNFOLDS
 
@@ -12,6 +13,17 @@ def test_names_agree_with_the_modules_that_hold_them() -> None:
     # config.py repeats the names so that the command line can check them without importing torch.
     assert set(options.MODELS) == set(REGISTRY)
     assert set(UNFOLDS) - set(options.UNFOLDS) == {"auto", "token"}  # of sequences; the lab has images
+
+
+def test_procedural_options_from_a_mapping_and_defaults() -> None:
+    options.ProceduralOptions(classes=MAX_PROCEDURAL_CLASSES, difficulty=2)
+    config = SweepConfig(data="procedural", procedural={"classes": 5, "label_noise": 0.5})
+    expected = options.ProceduralOptions(classes=5, label_noise=0.5)
+    assert config.procedural == expected
+    assert [run.procedural for run in config.runs()] == [expected] * 3
+    # Defaults are written out, so that a config.yaml says what was drawn.
+    assert TrainConfig(data="procedural").procedural == options.ProceduralOptions()
+    assert TrainConfig().procedural is None
 
 
 def test_budget() -> None:
@@ -43,7 +55,7 @@ def test_layers_from_text() -> None:
     [
         (
             {"data": "imagenet"},
-            "data: got 'imagenet', expected one of digits, mnist, fashion-mnist, cifar10, cifar100",
+            "data: got 'imagenet', expected one of digits, procedural, mnist, fashion-mnist, cifar10",
         ),
         (
             {"data": "mnist"},
@@ -71,6 +83,39 @@ def test_layers_from_text() -> None:
         ({"layers": []}, "layers: got [], expected patterns"),
         ({"layers": [3]}, "layers: got [3], expected patterns"),
         ({"overwrite": "yes"}, "overwrite: got 'yes', expected true or false"),
+        ({"download": 1}, "download: got 1, expected true or false"),
+        ({"procedural": {}}, "procedural: got options of the procedural set, but data is digits"),
+        *(
+            ({"data": "procedural", "procedural": given}, message)
+            for given, message in (
+                (3, "procedural: got 3, expected options such as classes: 10"),
+                ({"size": 3}, "procedural.size: unknown option, expected one of train, test, classes"),
+                ({"train": 0}, "procedural.train: got 0, expected an integer of at least 1"),
+                ({"test": 1.5}, "procedural.test: got 1.5, expected an integer of at least 1"),
+                (
+                    {"classes": 1},
+                    "procedural.classes: got 1, expected an integer of at least 2 and at most 64",
+                ),
+                (
+                    {"classes": 65},
+                    "procedural.classes: got 65, expected an integer of at least 2 and at most",
+                ),
+                ({"seed": -1}, "procedural.seed: got -1, expected an integer of at least 0 and at most"),
+                (
+                    {"seed": 2**63},
+                    "procedural.seed: got 9223372036854775808, expected an integer of at least 0",
+                ),
+                (
+                    {"difficulty": 2.5},
+                    "procedural.difficulty: got 2.5, expected a finite number of at least 0 and at most 2",
+                ),
+                ({"difficulty": float("nan")}, "procedural.difficulty: got nan, expected a finite number"),
+                (
+                    {"label_noise": 1.0},
+                    "procedural.label_noise: got 1.0, expected a finite number of at least",
+                ),
+            )
+        ),
     ],
 )
 def test_mistakes_name_option_value_and_expectation(given: dict[str, object], message: str) -> None:

@@ -65,6 +65,7 @@ def run_again(directory: Path, settings: TrainConfig) -> None:
 METHODS = {
     "sgd": {},
     "adam": {"method": "adam"},
+    "augmentation": {"augment": "standard", "micro_batch": 7, "unfold": "channel"},
     "batch norm": {"model": "resnet56", "layers": ["relu"], "lr": 1e-3, "steps": 3, "unfold": "channel"},
 }
 

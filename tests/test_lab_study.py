@@ -87,7 +87,7 @@ def damaged(change: Any, tmp_path: Path) -> Path:
     content = yaml.safe_load(PLAN.read_text(encoding="utf-8"))
     change(content)
     path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 

@@ -120,6 +120,29 @@ def test_same_seed_gives_bit_identical_values_and_another_seed_does_not(tmp_path
     assert first != run("other", 1)
 
 
+def test_augmentation_changes_training_batches_alone(tmp_path: Path) -> None:
+    """Evaluations and probes before the first update are those without; losses are not."""
+    for name in ("none", "standard"):
+        train(config(augment=name, steps=1, epochs=None), tmp_path / name, data=small_data())
+    found = {
+        name: {(r["step"], r["site"], r["metric"]): r["value"] for r in rows(tmp_path / name)}
+        for name in ("none", "standard")
+    }
+    probe, loss = (0, "relu1#0", "probe.near_rank"), (0, "", "train.loss")
+    assert found["none"][probe] == found["standard"][probe]
+    assert found["none"][loss] != found["standard"][loss]
+
+
+def test_each_step_has_an_augmentation_of_its_own() -> None:
+    first, second = (set_up(config(augment="standard", seed=seed), small_data()) for seed in (0, 1))
+    drawn = [setup.augmentation(step) for setup in (first, second) for step in (0, 1, 0)]
+    parameters = [augmentation.parameters for augmentation in drawn if augmentation is not None]
+    assert torch.equal(parameters[0], parameters[2])
+    assert not torch.equal(parameters[0], parameters[1])
+    assert not torch.equal(parameters[0], parameters[3])
+    assert set_up(config(), small_data()).augmentation(0) is None
+
+
 def test_the_callers_random_state_is_untouched(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     train(config(steps=2, epochs=None), tmp_path, data=small_data())

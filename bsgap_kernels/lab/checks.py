@@ -24,15 +24,20 @@ def one_of(option: str, value: Any, allowed: Collection[str]) -> None:
         raise UserError(f"{option}: got {value!r}, expected one of {', '.join(allowed)}")
 
 
-def integer(option: str, value: Any, minimum: int = 1) -> None:
-    """Raise a UserError unless `value` is an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise UserError(f"{option}: got {value!r}, expected an integer of at least {minimum}")
+def integer(option: str, value: Any, minimum: int = 1, maximum: int | None = None) -> None:
+    """Raise a UserError unless `value` is an integer of at least `minimum` and at most `maximum`."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+    if not valid or (maximum is not None and value > maximum):
+        bound = "" if maximum is None else f" and at most {maximum}"
+        raise UserError(f"{option}: got {value!r}, expected an integer of at least {minimum}{bound}")
 
 
-def number(option: str, value: Any, minimum: float, below: float = math.inf) -> None:
-    """Raise a UserError unless `value` is a finite number in [minimum, below)."""
+def number(
+    option: str, value: Any, minimum: float, below: float = math.inf, maximum: float = math.inf
+) -> None:
+    """Raise a UserError unless `value` is a finite number in [minimum, below) and at most `maximum`."""
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value < below
-    if not valid:
+    if not valid or value > maximum:
         bound = f" and below {below:g}" if math.isfinite(below) else ""
+        bound += f" and at most {maximum:g}" if math.isfinite(maximum) else ""
         raise UserError(f"{option}: got {value!r}, expected a finite number of at least {minimum:g}{bound}")

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bsgap_kernels.lab import methods
+from bsgap_kernels.lab.augment import AUGMENTATIONS
 from bsgap_kernels.lab.checks import UserError, integer, items, number, one_of
+from bsgap_kernels.lab.data_options import DATASETS, FILE_DATASETS, ProceduralOptions
 
-__all__ = ["RunOptions", "SweepConfig", "TrainConfig", "UserError", "parse_batch_size"]
+__all__ = ["ProceduralOptions", "RunOptions", "SweepConfig", "TrainConfig", "UserError", "parse_batch_size"]
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100")
 MODELS = (
     "lenet5", "cnn", "vgg16", "vgg16-bn", "resnet18", "resnet56",
     "keskar-f1", "keskar-f2", "keskar-c1", "keskar-c2", "keskar-c3", "keskar-c4",
@@ -22,7 +23,6 @@ TORCHVISION = "torchvision:"
 LR_RULES = ("fixed", "linear", "sqrt")
 UNFOLDS = ("flatten", "channel", "pool")
 PRECISIONS = ("float32", "bfloat16")
-AUGMENTATIONS = ("none", "standard")
 LAUNCHERS = ("local", "ray")
 DEFAULT_EPOCHS = 20
 TARGET_ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -32,7 +32,16 @@ _OPTIONAL_INTEGERS = (
 )  # fmt: skip
 
 INDIFFERENT = frozenset(
-    {"out", "overwrite", "data_root", "checkpoint_seconds", "keep_checkpoints", "jobs", "launcher"}
+    {
+        "out",
+        "overwrite",
+        "data_root",
+        "download",
+        "checkpoint_seconds",
+        "keep_checkpoints",
+        "jobs",
+        "launcher",
+    }
     | {"ray_address", "threads"}
 )
 """Options that do not change the numbers of a run (threads: by rounding only): it may go on with others."""
@@ -45,8 +54,11 @@ class RunOptions:
     """Options shared by one run and a sweep.
 
     Args:
-        data: digits, mnist, fashion-mnist, cifar10 or cifar100.
-        data_root: directory that holds torchvision's files of the data set; not needed for digits.
+        data: digits, procedural (drawn by a program), mnist, fashion-mnist, cifar10 or cifar100.
+        data_root: directory that holds torchvision's files; not needed for digits and procedural.
+        download: let torchvision fetch missing files into data_root.
+        procedural: options of the procedural set: train, test, classes, difficulty, label_noise and seed, as
+            in --procedural.classes 20.
         augment: none, or standard (random crops, and flips of colour images) on training batches.
         model: lenet5, cnn, vgg16, vgg16-bn, resnet18, resnet56, keskar-f1, -f2, -c1 to -c4, or
             torchvision:NAME.
@@ -82,6 +94,8 @@ class RunOptions:
 
     data: str = "digits"
     data_root: str | None = None
+    download: bool = False
+    procedural: ProceduralOptions | None = None
     augment: str = "none"
     model: str = "lenet5"
     lr: float | None = None
@@ -119,10 +133,14 @@ class RunOptions:
         one_of("lr_rule", self.lr_rule, LR_RULES)
         one_of("precision", self.precision, PRECISIONS)
         one_of("unfold", self.unfold, UNFOLDS)
-        if self.data != "digits" and not self.data_root:
+        if self.data in FILE_DATASETS and not self.data_root:
             raise UserError(
                 f"data_root: got none, expected the directory that holds torchvision's files of {self.data}"
             )
+        if self.data == "procedural":
+            self.procedural = ProceduralOptions.of(self.procedural)
+        elif self.procedural is not None:
+            raise UserError(f"procedural: got options of the procedural set, but data is {self.data}")
         if self.lr is not None:
             number("lr", self.lr, minimum=0.0)
         number("rtol", self.rtol, minimum=0.0)
@@ -141,7 +159,7 @@ class RunOptions:
         for option in _OPTIONAL_INTEGERS:
             if getattr(self, option) is not None:
                 integer(option, getattr(self, option))
-        for option in ("center", "overwrite"):
+        for option in ("center", "download", "overwrite"):
             if not isinstance(getattr(self, option), bool):
                 raise UserError(f"{option}: got {getattr(self, option)!r}, expected true or false")
         self.target_accuracies = _accuracies(self.target_accuracies)

@@ -89,7 +89,8 @@ class Loop:
         rows = self._batch()
         share = ranks.share(len(rows))
         started = time.perf_counter()
-        images, labels = setup.data.train(rows[share].to(setup.device))
+        augmentation = setup.augmentation(step)
+        images, labels = setup.data.train(rows[share].to(setup.device), augmentation, share)
         untracked = not setup.batch_due(step)
         lr = setup.method.lr
         with tracker.paused(untracked):

@@ -7,10 +7,12 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.lab import methods
+from bsgap_kernels.lab.augment import Augmentation, draw
 from bsgap_kernels.lab.batch_norm import use_global_batch_norm
 from bsgap_kernels.lab.config import RunOptions, TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData, load_data
@@ -45,6 +47,16 @@ class Setup:
     device: torch.device
     ranks: Ranks = ALONE
 
+    def augmentation(self, step: int) -> Augmentation | None:
+        """What is done to the batch of this step, of all ranks: drawn from seed and step, nothing to save."""
+        if self.config.augment == "none":
+            return None
+        # torch takes 32 bits of a seed: the two are mixed, not put beside each other.
+        mixed = np.random.SeedSequence((self.config.seed, step)).generate_state(1)[0]
+        generator = torch.Generator().manual_seed(int(mixed))
+        shape, flip = self.data.image_shape, self.data.mirrored
+        return draw(self.config.augment, self.batch_size, shape, generator, flip=flip)
+
     def batch_due(self, step: int) -> bool:
         """Whether the metric is read on the training batch of this step."""
         return self.config.every is not None and step % self.config.every == 0
@@ -74,7 +86,7 @@ def resolve_device(name: str) -> torch.device:
 
 def data_of(config: RunOptions) -> ImageData:
     """The data set that the options name, on the CPU."""
-    return load_data(config.data, config.data_root)
+    return load_data(config.data, config.data_root, download=config.download, options=config.procedural)
 
 
 def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = ALONE) -> Setup:
@@ -93,6 +105,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         raise UserError(
             f"batch_size: got {batch_size}, expected at most the {total} images of {data.name}, or full"
         )
+    draw(config.augment, 1, data.image_shape, torch.Generator())  # images too small for it are refused here
     probe = data.probe(config.probe_size)
     probe = probe[ranks.share(len(probe))]
     torch.manual_seed(config.seed)

@@ -24,15 +24,16 @@ def measures_of(run: dict[str, Any]) -> dict[str, float | None]:
     sharpness.json). What is missing or not finite is None.
     """
     summary, sharpness = run["summary"], run.get("sharpness") or {}
-    ratios = [site.get("ratio") for site in summary.get("sites", []) if (site.get("near_rank") or -1) >= 0]
-    known = [ratio for ratio in ratios if ratio is not None]
+    sites = summary.get("sites", [])
+    # A count of -1 says that the activations were not finite.
+    known = [site["ratio"] for site in sites if site.get("ratio") is not None and site["near_rank"] >= 0]
     phi = {
         entry["space"]: entry["phi"]
         for entry in sharpness.get("sharpness", [])
         if math.isclose(entry["epsilon"], 1e-3)
     }
     return {
-        "near_rank_ratio": statistics.fmean(known) if known and len(known) == len(summary["sites"]) else None,
+        "near_rank_ratio": statistics.fmean(known) if known and len(known) == len(sites) else None,
         "test_accuracy": summary.get("test_accuracy"),
         "train_accuracy": summary.get("train_accuracy"),
         "generalization_gap": summary.get("generalization_gap"),
@@ -85,11 +86,10 @@ def effects(hypothesis: Hypothesis, runs: Sequence[dict[str, Any]]) -> tuple[dic
             found[seed] = slope_per_doubling(list(zip(sizes, values, strict=True)))
             continue
         others = [of_seed[size][hypothesis.against] for size in sizes]
-        rho = float(require("scipy.stats").spearmanr(values, others).statistic)
-        if math.isnan(rho):  # one of the two is the same at every batch size
+        if len(set(values)) == 1 or len(set(others)) == 1:
             problems.append(f"seed {seed}: {' or '.join(names)} does not vary")
         else:
-            found[seed] = rho
+            found[seed] = float(require("scipy.stats").spearmanr(values, others).statistic)
     return found, problems
 
 
