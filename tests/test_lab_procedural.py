@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,3 +161,22 @@ def test_contact_sheet_has_a_column_a_class() -> None:
     assert sheet.dtype == np.uint8
     data = drawn(train=15, classes=5, seed=2)
     assert np.array_equal(sheet[32:64, 64:96], data.train_images[7].permute(1, 2, 0))
+
+
+def test_the_pilot_is_what_the_page_says_and_set_the_default() -> None:
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("pilot", root / "benchmarks" / "procedural_pilot.py")
+    assert spec is not None
+    assert spec.loader is not None
+    pilot = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pilot)
+    result = json.loads(pilot.RESULT.read_text(encoding="utf-8"))
+    text = pilot.PAGE.read_text(encoding="utf-8")
+    assert pilot.page(result, text) == text
+    default = [row for row in result["runs"] if row["difficulty"] == ProceduralOptions().difficulty]
+    assert len({row["seed"] for row in default}) >= 3
+    for row in default:
+        assert row["seed"] >= 1000
+        assert 0.7 < row["cnn"]["test_accuracy"] < 0.9
+        assert row["linear"]["test_accuracy"] < 0.2
+        assert row["cnn"]["train_accuracy"] > row["cnn"]["test_accuracy"] + 0.1
