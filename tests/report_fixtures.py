@@ -229,6 +229,7 @@ def sharpness(run: str, rows: int, seed: int) -> dict[str, object]:
             "phi": phi,
             "loss": loss,
             "max_loss": loss + phi * (1 + loss) / 100,
+            "at_bound": 0.6,
             "iterations": 10,
             "evaluations": 23,
             "seed": None if space == "full" else 0,

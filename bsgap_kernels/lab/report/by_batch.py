@@ -100,7 +100,7 @@ def seed_note(results: Results) -> str:
     many = [count for count in counts if count > 1]
     seeds = f"n = {many[0]}" if len(many) == 1 else f"n = {many[0]} to {many[-1]}"
     note = "Lines join the means over seeds; every seed is a paler point; bars are 95 % intervals of the "
-    note += f"mean over seeds by Student's t ({seeds})."
+    note += f"mean over seeds by Student's t ({seeds}), drawn a little beside their points."
     return note + (" Where a batch size has one seed there is no bar." if counts[0] == 1 else "")
 
 
@@ -122,11 +122,12 @@ class Drawing:
     """The series of one figure, drawn as they are added; one tooltip serves them all.
 
     Glyphs are added as they are: `figure.line` and its kin make three times the objects, for selections that
-    there are none of, and a page of many figures opens the slower for it.
+    there are none of, and a page of many figures opens the slower for it. With up to `slots` series the bars
+    of each stand a little beside its points, or they would hide one another.
     """
 
-    def __init__(self, plot: figure, *tooltips: tuple[str, str]) -> None:
-        self.plot = plot
+    def __init__(self, plot: figure, *tooltips: tuple[str, str], slots: int = 1) -> None:
+        self.plot, self.slots, self._added = plot, slots, 0
         self._hover = hover([("batch size", "@batch"), ("@name", "@said @seed"), *tooltips], [])
         plot.add_tools(self._hover)
 
@@ -149,6 +150,7 @@ class Drawing:
                 dots += [
                     _row(size, label, value, series, f"seed {run.seed}", [run]) for run, value in measured
                 ]
+        self._added += 1
         if not rows:
             return []
         look: dict[str, Any] = {"x": "x", "y": "y", "marker": series.marker}
@@ -158,12 +160,17 @@ class Drawing:
         marks = [self.plot.add_glyph(means, Scatter(size=9, **look))]
         drawn = [self.plot.add_glyph(means, line), *marks]
         if ends:
-            drawn += draw_bars(self.plot, ends, series.color)
+            drawn += draw_bars(self.plot, ends, series.color, self._beside())
             pale = Scatter(size=6, fill_alpha=0.45, line_alpha=0.45, **look)
             marks.append(self.plot.add_glyph(_source(dots), pale))
             drawn.append(marks[-1])
         self._hover.renderers = [*self._hover.renderers, *marks]
         return drawn
+
+    def _beside(self) -> float:
+        """What a batch size is multiplied by to stand beside it: about 3 pixels a series."""
+        decades = math.log10(self.plot.x_range.end / self.plot.x_range.start)
+        return 10 ** (0.008 * decades * (self._added - 1 - (self.slots - 1) / 2))
 
     def add_methods(self, results: Results, series: Series, floor: float | None = None) -> list[Any]:
         """Draw a series for every method, a line pattern each; the renderers."""
@@ -174,11 +181,13 @@ class Drawing:
         return drawn
 
 
-def draw_bars(plot: figure, ends: Iterable[tuple[float, float, float]], color: str) -> list[Any]:
-    """Intervals as bars with caps: (x, lower, upper) each."""
+def draw_bars(
+    plot: figure, ends: Iterable[tuple[float, float, float]], color: str, beside: float
+) -> list[Any]:
+    """Intervals as bars with caps: (x, lower, upper) each, x multiplied by `beside`."""
     bars = list(ends)
     source = ColumnDataSource(
-        {"bar_x": [b[0] for b in bars], "low": [b[1] for b in bars], "high": [b[2] for b in bars]}
+        {"bar_x": [beside * b[0] for b in bars], "low": [b[1] for b in bars], "high": [b[2] for b in bars]}
     )
     segment = Segment(x0="bar_x", x1="bar_x", y0="low", y1="high", line_color=color, line_width=1.4)
     cap: dict[str, Any] = {"x": "bar_x", "marker": "dash", "size": 9, "line_color": color, "line_width": 1.4}

@@ -176,8 +176,10 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
     run.step_ms, run.metric_ms = number(summary.get("step_ms")), number(summary.get("metric_ms_per_step"))
     run.metric_percent = number(summary.get("metric_percent_of_step"))
     run.probe_ms = number(summary.get("probe_ms_per_step"))
+    hyper = summary.get("hyper")
+    hyper = hyper if isinstance(hyper, dict) else {}
     for key in _FACTS:
-        value = summary.get(key, config.get(key))
+        value = summary.get(key, config.get(key, hyper.get(key)))
         if isinstance(value, (str, int, float)):
             run.facts[key] = str(value)
     if "budget" not in run.facts:
@@ -193,13 +195,17 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
     _take_options(run, config)
 
 
-def _take_options(run: Run, config: dict[str, Any]) -> None:
-    """Every option as text, for the comparison of two runs."""
+def _take_options(run: Run, config: dict[str, Any], prefix: str = "") -> None:
+    """Every option as text, for the comparison of two runs; a group's options carry its name."""
     for name, value in config.items():
-        if isinstance(name, str) and name not in _NO_OPTIONS and not isinstance(value, dict):
-            items = value if isinstance(value, list) else [value]
-            words = ", ".join("none" if item is None else str(item) for item in items)
-            run.options[name] = words if len(words) <= 200 else f"{words[:199]}…"
+        if not isinstance(name, str) or name in _NO_OPTIONS:
+            continue
+        if isinstance(value, dict) and not prefix:
+            _take_options(run, value, f"{name}.")
+            continue
+        items = value if isinstance(value, list) else [value]
+        words = ", ".join("none" if item is None else str(item) for item in items)
+        run.options[prefix + name] = words if len(words) <= 200 else f"{words[:199]}…"
 
 
 def _take_speed(run: Run, summary: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def _lines(results: Results, method: str, layers: list[str], has_null: bool) -> 
     )
     items, tops = [], [1.0]
     drawings = [
-        (Drawing(plot, *_TOOLTIPS), measure, digits)
+        (Drawing(plot, *_TOOLTIPS, slots=len(layers)), measure, digits)
         for plot, measure, digits in ((count, near_rank, ".1f"), (share, share_of_null, ".3f"))
     ]
     for index, layer in enumerate(layers):
@@ -278,7 +278,8 @@ def accuracy_by_batch(results: Results) -> Plot | None:
     y_label = "train − test accuracy (percentage points)"
     right = batch_figure(results, "Generalisation gap", WIDTH - 590, 320, y_label)
     items = []
-    accuracies, gaps = Drawing(left), Drawing(right)
+    accuracies = Drawing(left, slots=2 * len(results.methods))
+    gaps = Drawing(right, slots=len(results.methods))
     for drawing, name, color, marker, attribute in (
         (accuracies, "training set", TRAIN, "square", "train_accuracy"),
         (accuracies, "test set", TEST, "circle", "test_accuracy"),

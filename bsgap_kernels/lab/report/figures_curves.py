@@ -60,6 +60,12 @@ def parametric_plots(results: Results) -> Plot | None:
     images = {(curve.images, curve.test_images) for curve in results.curves}
     if len(images) == 1 and None not in (counts := next(iter(images))):
         notes.append(f"Each point is taken on {counts[0]:,} training and {counts[1]:,} test images.")
+    norms = sorted({curve.batch_norm for curve in results.curves if curve.batch_norm})
+    if norms:
+        notes.append(
+            f"Batch norm's statistics are taken anew at every point ({', '.join(norms)}), so the ends differ "
+            "from the losses of the sharpness."
+        )
     if len(found) > MAX_PAIRS:
         left_out = ", ".join(f"{first} to {last}" for first, last in list(found)[MAX_PAIRS:])
         notes.append(f"Not drawn: {left_out}.")

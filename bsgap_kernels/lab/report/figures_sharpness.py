@@ -37,6 +37,7 @@ _TOOLTIPS = (
     ("train loss f(x)", "@loss"),
     ("largest loss found", "@max_loss"),
     ("dimensions", "@dimension"),
+    ("directions at the border", "@at_bound"),
     ("run", "@runs"),
 )
 
@@ -99,7 +100,7 @@ def _phi_figure(results: Results, measured: list[Run], notes: list[str]) -> figu
         return None
     plot, floor = _log_figure(results, "Sharpness φ", _LEFT_WIDTH, "φ", values)
     items = []
-    drawing = Drawing(plot, *_TOOLTIPS)
+    drawing = Drawing(plot, *_TOOLTIPS, slots=len(everything) * len(results.methods))
     for index, kind in enumerate(everything):
         color, marker = LAYER_COLORS[index % 8], _MARKERS[kind[0]]
         series = Series(kind_text(*kind), functools.partial(_drawn, kind), color, marker)
@@ -131,7 +132,7 @@ def _eigenvalue_figure(results: Results, measured: list[Run], notes: list[str]) 
     series = Series("λ max", eigenvalue, LAYER_COLORS[6], "diamond")
     series.details = _eigenvalue_details
     tooltips = (("residual", "@residual"), ("train loss f(x)", "@loss"), ("run", "@runs"))
-    Drawing(plot, *tooltips).add_methods(results, series, floor)
+    Drawing(plot, *tooltips, slots=len(results.methods)).add_methods(results, series, floor)
     return plot
 
 
@@ -159,6 +160,7 @@ def _details(kind: tuple[str, float], runs: list[Run]) -> dict[str, str]:
         "epsilon": f"{kind[1]:g}",
         "loss": _span([entry.loss for entry in maxima]),
         "max_loss": _span([entry.max_loss for entry in maxima]),
+        "at_bound": _span([entry.at_bound for entry in maxima]),
         "dimension": _span([entry.dimension for entry in maxima]),
         "runs": ", ".join(run.name for run in runs),
     }

@@ -58,7 +58,7 @@ def speed_by_batch(results: Results) -> Plot | None:
         plots.append(_throughput_figure(results, width))
     if timed:
         plots.append(_target_figure(results, targets, WIDTH - width if fast else WIDTH))
-        notes += [note for target in targets if (note := _missing_note(runs, target))]
+        notes += _missing_note(runs, targets)
     return Plot([Block(side_by_side(plots, 2), _HEIGHT)], notes)
 
 
@@ -67,7 +67,7 @@ def _throughput_figure(results: Results, width: int) -> figure:
     series = Series("images/s", throughput, LAYER_COLORS[6], "circle")
     series.details = _run_details
     tooltips = (("training time", "@seconds"), ("run", "@runs"))
-    Drawing(plot, *tooltips).add_methods(results, series)
+    Drawing(plot, *tooltips, slots=len(results.methods)).add_methods(results, series)
     plot.y_range.start = 0
     return plot
 
@@ -75,7 +75,8 @@ def _throughput_figure(results: Results, width: int) -> figure:
 def _target_figure(results: Results, targets: list[float], width: int) -> figure:
     plot = batch_figure(results, "Training time to a test accuracy", width, _HEIGHT, "training time (s)")
     items = []
-    drawing = Drawing(plot, ("updates", "@steps"), ("epochs", "@epochs"), ("run", "@runs"))
+    tooltips = (("updates", "@steps"), ("epochs", "@epochs"), ("run", "@runs"))
+    drawing = Drawing(plot, *tooltips, slots=len(targets) * len(results.methods))
     for index, target in enumerate(targets):
         measure, name = functools.partial(seconds_to, target), f"{100 * target:g} %"
         series = Series(name, measure, LAYER_COLORS[index], LAYER_MARKERS[index], say=_seconds)
@@ -111,10 +112,17 @@ def _target_details(target: float, runs: list[Run]) -> dict[str, str]:
     }
 
 
-def _missing_note(runs: list[Run], target: float) -> str:
+def _missing_note(runs: list[Run], targets: list[float]) -> list[str]:
     """Which runs looked for a target and never reached it: a mean of the others would flatter."""
-    never = [run.name for run in runs if target in run.time_to_accuracy and seconds_to(target, run) is None]
-    if not never:
-        return ""
-    shown = ", ".join(never[:8]) + (", …" if len(never) > 8 else "")
-    return f"{100 * target:g} % was never reached by {shown}: means are of the other runs."
+    never = {
+        target: [
+            run.name for run in runs if target in run.time_to_accuracy and seconds_to(target, run) is None
+        ]
+        for target in targets
+    }
+    parts = [
+        f"{100 * target:g} % by {', '.join(names[:8])}{', …' if len(names) > 8 else ''}"
+        for target, names in never.items()
+        if names
+    ]
+    return [f"Never reached: {'; '.join(parts)}. Means are of the other runs."] if parts else []

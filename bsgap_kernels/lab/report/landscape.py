@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class Maximum:
     loss: float | None
     max_loss: float | None
     dimension: int | None
-    iterations: int | None
+    # Share of the directions in which the search came to the border of the box.
+    at_bound: float | None
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,7 @@ class Sharpness:
         if mean is None:
             return None
         first = found[0]
-        return Maximum(
-            space, epsilon, mean.mean, first.loss, first.max_loss, first.dimension, first.iterations
-        )
+        return replace(first, phi=mean.mean)
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,8 @@ class Curve:
     last: str
     images: int | None
     test_images: int | None
+    # How batch norm's statistics came about between the runs; None without batch norm.
+    batch_norm: str | None
     alpha: list[float]
     values: dict[str, list[float]]
 
@@ -114,7 +115,7 @@ def _maximum(entry: Any) -> Maximum | None:
         number(entry.get("loss")),
         number(entry.get("max_loss")),
         count(entry.get("dimension")),
-        count(entry.get("iterations")),
+        number(entry.get("at_bound")),
     )
 
 
@@ -157,7 +158,8 @@ def _curves_of(path: Path, problems: list[str]) -> list[Curve]:
         if gaps:
             problems.append(f"{path.name}: {gaps} values of its {entry['kind']} curve are missing.")
         images, tests = count(content.get("images")), count(content.get("test_images"))
-        curves.append(Curve(entry["kind"], first, last, images, tests, alpha, values))
+        norm = text(content.get("batch_norm"))
+        curves.append(Curve(entry["kind"], first, last, images, tests, norm, alpha, values))
     return sorted(curves, key=lambda curve: curve.kind != "linear")
 
 

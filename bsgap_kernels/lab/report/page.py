@@ -41,8 +41,8 @@ the matrix has the same shape whatever the training batch. <b>Gaussian null</b>:
 matrix of that shape with independent normal entries, what the shape alone gives. <b>Certified
 interval</b>: bounds that hold despite rounding; equal bounds prove the count."""
 
-_MEANS = """ <b>Mean rows</b>: mean over seeds ± half of its 95 % interval by Student's t; a single value has
-none."""
+_MEANS = """ <b>Mean rows</b>: mean over seeds ± half of its 95 % interval by Student's t; a single value, or
+equal ones, have none."""
 
 
 def write_report(directory: Path) -> Path:
@@ -164,7 +164,7 @@ _CAPTIONS = {
     "batch adds, in % of the step; right: the same in milliseconds on top of the step (grey), with the probe "
     "batch spread over all steps.",
     "speed": "Does a larger batch reach an accuracy sooner, or only see more images a second? Training time "
-    "alone, metric and evaluation left out.",
+    "alone, metric and evaluation left out; a target counts as reached at the evaluation that first saw it.",
     "sharpness": "How much does the loss grow at most in a small box about the weights? φ = "
     "100·(max f(x + Az) − f(x))/(1 + f(x)) over |z_i| ≤ ε(|(A⁺x)_i| + 1), A the identity (full space) or a "
     "random matrix (subspace); every value is a lower bound, the best that the maximisation found.",

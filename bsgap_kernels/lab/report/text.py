@@ -49,7 +49,7 @@ def facts(results: Results) -> list[tuple[str, str]]:
     )
     rows = sorted({shape[0] for shape in shapes})
     rates = joined(results, "lr")
-    if rates and joined(results, "momentum"):
+    if rates and len(results.methods) == 1 and joined(results, "momentum"):
         rates += f" (momentum {joined(results, 'momentum')})"
     tolerance = joined(results, "rtol")
     if tolerance and joined(results, "atol"):
