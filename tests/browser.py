@@ -45,6 +45,17 @@ def why_no_browser() -> str | None:
     return None
 
 
+def require_browser() -> None:
+    """Skip a test where there is no browser; fail it under BSGAP_REQUIRE_BROWSER=1."""
+    import pytest
+
+    missing = why_no_browser()
+    if missing and os.environ.get("BSGAP_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"BSGAP_REQUIRE_BROWSER=1, but {missing}")
+    if missing:
+        pytest.skip(missing)
+
+
 @contextmanager
 def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
     """A fresh headless browser; its console and its network requests are logged."""
@@ -58,6 +69,7 @@ def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
         for option in (*_OPTIONS, f"--user-data-dir={profile}", f"--window-size={width},{height}"):
             options.add_argument(option)
         driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+        driver.console, driver.requests = [], []
         try:
             yield driver
         finally:
@@ -65,14 +77,19 @@ def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
 
 
 def open_report(driver: Any, path: Path) -> None:
-    """Open a report and wait until every figure is drawn."""
+    """Open a report and wait until every figure is drawn, those far below the window too."""
+    driver.get(path.resolve().as_uri())
+    wait_until_drawn(driver)
+
+
+def wait_until_drawn(driver: Any) -> None:
+    """Wait until every block of a report's figures is drawn and holds its values."""
     from selenium.webdriver.support.ui import WebDriverWait
 
-    driver.get(path.resolve().as_uri())
     WebDriverWait(driver, 120).until(
         lambda page: page.execute_script(
-            "return !window.Bokeh || "
-            "(Bokeh.documents.length > 0 && Bokeh.documents.every((each) => each.is_idle))"
+            "return !window.Bokeh || (Bokeh.documents.every((each) => each.is_idle) && "
+            "[...document.querySelectorAll('.block')].every((block) => block.dataset.drawn === 'true'))"
         )
     )
 

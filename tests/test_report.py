@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from report_fixtures import LENET, layers, write_run, write_sweep
+from report_fixtures import LENET, layers, unpacked, write_run, write_sweep
 
 pytest.importorskip("bokeh")
 from bsgap_kernels.lab.report import ReportError, write_report
 from bsgap_kernels.lab.report.data import load_results
-from bsgap_kernels.lab.report.figures import SHOWN_STEPS, heat_maps, trajectories
+from bsgap_kernels.lab.report.figures import heat_maps, trajectories
 from bsgap_kernels.lab.report.figures_batch import accuracy_by_batch, near_rank_by_batch
 from bsgap_kernels.lab.report.figures_time import time_by_batch
+from bsgap_kernels.lab.report.series import SHOWN_STEPS, drawn_runs, pack
 from bsgap_kernels.lab.report.style import significant
 
 FIGURES = ("heatmap", "batch", "trajectory", "accuracy", "time")
@@ -49,8 +50,24 @@ def sources(plot, column):
     """Data of every source of a figure that has `column`."""
     from bokeh.models import ColumnDataSource
 
-    found = plot.model.select({"type": ColumnDataSource})
-    return [source.data for source in found if column in source.data]
+    return [source.data for source in models(plot, ColumnDataSource) if column in source.data]
+
+
+def models(plot, kind):
+    """Every Bokeh model of one kind in a figure."""
+    return [model for block in plot.blocks for model in block.model.select({"type": kind})]
+
+
+def filled(results, plot):
+    """{(run's name, layer): values over steps} that the page fills into a figure."""
+    content, runs = pack(results), drawn_runs(results)
+    found = {}
+    for fill in (fill for block in plot.blocks for fill in block.fills):
+        shown = fill["layers"] if fill["kind"] == "heat" else [fill["layer"]]
+        for layer in shown:
+            values = unpacked(content, fill["run"], layer)
+            found[runs[fill["run"]].name, content["layers"][layer]["name"]] = values
+    return found
 
 
 def test_it_is_one_file_with_every_figure(page, sweep):
@@ -59,7 +76,8 @@ def test_it_is_one_file_with_every_figure(page, sweep):
     for name in FIGURES:
         figure = re.search(rf'<figure class="card" id="figure-{name}">(.*?)</figure>', page, re.DOTALL)
         assert figure is not None
-        assert "data-root-id" in figure[1]
+        block = re.search(r'<div class="block" id="([^"]+)" data-block="([^"]+)"', figure[1])
+        assert f'id="{block[2]}">' in figure[1]
         assert "What to look at:" in figure[1]
     assert "Incomplete results" not in page
 
@@ -106,30 +124,30 @@ def test_the_table_holds_the_numbers_of_the_files(page, sweep):
 def test_the_heat_map_holds_the_rows_of_the_files_on_a_fixed_scale(sweep):
     from bokeh.models import LinearColorMapper
 
-    plot = heat_maps(load_results(sweep))
-    panels = sources(plot, "ratio")
-    mappers = list(plot.model.select({"type": LinearColorMapper}))
-    assert len(panels) == len(mappers) == 3
+    results = load_results(sweep)
+    plot = heat_maps(results)
+    mappers = models(plot, LinearColorMapper)
+    assert len(mappers) == 3
     assert all((mapper.low, mapper.high) == (0, 1) for mapper in mappers)
     written = {}
     for line in (sweep / "b128-s0" / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         written[row["site"], row["metric"], row["step"]] = row["value"]
-    panel = next(data for data in panels if max(data["step"]) == 90)
-    assert len(panel["step"]) == 4 * 91
-    for index in range(0, len(panel["step"]), 7):
-        site = list(LENET)[int(panel["row"][index])]
-        step = int(panel["step"][index])
-        for column in ("near_rank", "ratio", "lower", "upper"):
-            assert panel[column][index] == np.float32(written[site, f"probe.{column}", step])
-        assert panel["layer"][index] == f"{site}, probe {LENET[site][0]} × {LENET[site][1]}"
-        assert panel["left"][index] <= step <= panel["right"][index]
+    drawn = filled(results, plot)
+    assert set(drawn) == {(run.name, site) for run in results.runs for site in LENET}
+    for site in LENET:
+        values = drawn["b128-s0", site]
+        assert values["step"].tolist() == list(range(91))
+        for column in ("near_rank", "lower", "upper"):
+            expected = [written[site, f"probe.{column}", step] for step in range(91)]
+            assert values[column].tolist() == expected
+        ratios = [written[site, "probe.ratio", step] for step in range(91)]
+        assert (values["near_rank"] / values["smaller"]).tolist() == pytest.approx(ratios)
 
 
 def test_long_runs_are_thinned_by_the_stated_rule(sweep, page):
     results = load_results(sweep)
-    panel = next(data for data in sources(heat_maps(results), "ratio") if max(data["step"]) == 700)
-    steps = panel["step"][panel["row"] == 0]
+    steps = filled(results, heat_maps(results))["b16-s0", "relu1#0"]["step"]
     assert len(steps) == SHOWN_STEPS
     assert (steps[0], steps[-1]) == (0, 700)
     assert set(np.diff(steps)) <= {2.0, 3.0}
@@ -150,29 +168,34 @@ def test_near_rank_by_batch_stands_beside_its_null(sweep):
                 at = data["x"].index(summary["batch_size"])
                 assert data["near_rank"][at] == site["near_rank"], name
                 assert data["y"][at] in (site["near_rank"], site["near_rank"] / site["null_near_rank"])
-    spans = {span.location for span in plot.model.select({"type": Span})}
+    spans = {span.location for span in models(plot, Span)}
     assert spans == {512, 120, 84, 1}
 
 
 def test_trajectories_have_a_line_per_run_and_bands_where_intervals_are_wide(tmp_path):
-    from bokeh.models import VArea
+    from bokeh.models import Line, VArea
 
-    narrow = write_sweep(tmp_path / "narrow", (16, 64), steps=12)
-    plot, switch = trajectories(load_results(narrow))
-    assert len(switch["sources"]) == 2 * len(LENET)
-    assert switch["start"] == "step"
-    assert not list(plot.model.select({"type": VArea}))
+    narrow = load_results(write_sweep(tmp_path / "narrow", (16, 64), steps=12))
+    plot, switch = trajectories(narrow)
+    assert len(models(plot, Line)) == len(filled(narrow, plot)) == 2 * len(LENET)
+    assert switch.start == "step"
+    assert not models(plot, VArea)
     assert any("single number" in note for note in plot.notes)
-    wide = write_sweep(tmp_path / "wide", (16, 64), steps=12, wide_intervals=True)
-    plot, _ = trajectories(load_results(wide))
-    assert len(list(plot.model.select({"type": VArea}))) == 2 * len(LENET)
-    assert all(np.all(data["lower"] <= data["near_rank"]) for data in sources(plot, "epoch"))
+    wide = load_results(write_sweep(tmp_path / "wide", (16, 64), steps=12, wide_intervals=True))
+    plot, _ = trajectories(wide)
+    assert len(models(plot, VArea)) == 2 * len(LENET)
+    for values in filled(wide, plot).values():
+        assert np.all(values["lower"] <= values["near_rank"])
+        assert np.any(values["lower"] < values["upper"])
 
 
 def test_runs_of_unequal_length_are_compared_in_epochs(sweep):
-    plot, switch = trajectories(load_results(sweep))
-    assert switch["start"] == "epoch"
-    assert all(max(data["x"]) == pytest.approx(20) for data in sources(plot, "epoch"))
+    results = load_results(sweep)
+    _, switch = trajectories(results)
+    assert switch.start == "epoch"
+    assert switch.ends == {"step": 700, "epoch": pytest.approx(20)}
+    for run, packed in zip(drawn_runs(results), pack(results)["runs"], strict=True):
+        assert packed["rate"] * run.steps == pytest.approx(20)
 
 
 def test_accuracy_and_time_hold_the_numbers_of_the_files(sweep):
@@ -261,7 +284,7 @@ def test_the_style_and_script_of_the_page_are_packaged():
     patterns = settings["tool"]["setuptools"]["package-data"]["bsgap_kernels.lab.report"]
     folder = root / "bsgap_kernels" / "lab" / "report"
     assets = [path for path in folder.glob("*.*") if path.suffix != ".py"]
-    assert len(assets) == 2
+    assert {path.name for path in assets} == {"page.css", "page.js", "series.js", "compare.js"}
     assert all(any(path.match(pattern) for pattern in patterns) for path in assets)
 
 

@@ -5,112 +5,32 @@ Nothing here raises because of what a file holds: what cannot be read becomes a 
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bsgap_kernels.lab.report.files import count, number, read_json, read_yaml, text
+from bsgap_kernels.lab.report.landscape import load_curves, load_sharpness
+from bsgap_kernels.lab.report.null import marchenko_pastur_near_rank
 from bsgap_kernels.lab.report.rows import Rows, read_rows
+from bsgap_kernels.lab.report.runs import PLAIN_METHOD, Reached, Results, Run, Site, Trajectory
 
 CONFIG_FILE, METRICS_FILE, SUMMARY_FILE = "config.yaml", "metrics.jsonl", "summary.json"
 RUN_FILES = (CONFIG_FILE, METRICS_FILE, SUMMARY_FILE)
+_RUN_NAME = re.compile(r"(?:(?P<method>[\w.+-]{1,60})-)?b(?P<size>\d{1,15}|full)-s(?P<seed>\d{1,15})")
+_FACTS: tuple[str, ...] = (
+    *("model", "data", "budget", "lr", "lr_rule", "momentum", "rtol", "atol", "unfold", "center", "device"),
+    *("method", "augment", "precision", "threads", "micro_batch"),
+)
+# Options that say where a run was kept, not what it was.
+_NO_OPTIONS = ("out", "overwrite", "fixture", "resume", "data_root")
 
 
 class ReportError(ValueError):
     """There is nothing to report on; the message is one sentence that names the path and what is expected."""
-
-
-@dataclass
-class Site:
-    """What one layer ended with on the probe batch; None where the files do not say."""
-
-    name: str
-    probe_shape: tuple[int, int] | None = None
-    near_rank: float | None = None
-    lower: float | None = None
-    upper: float | None = None
-    ratio: float | None = None
-    null_near_rank: float | None = None
-    null_ratio: float | None = None
-
-
-@dataclass
-class Trajectory:
-    """Near-rank of one layer on the probe at every step that has one; NaN where it was null or −1."""
-
-    steps: NDArray[np.int64]
-    near_rank: NDArray[np.float64]
-    lower: NDArray[np.float64]
-    upper: NDArray[np.float64]
-    ratio: NDArray[np.float64]
-
-    def thinned(self, limit: int) -> Trajectory:
-        """At most `limit` steps, evenly spaced in the recorded ones, first and last kept, no averages."""
-        if len(self.steps) <= limit:
-            return self
-        kept = np.unique(np.linspace(0, len(self.steps) - 1, limit).round().astype(np.int64))
-        return Trajectory(
-            self.steps[kept], self.near_rank[kept], self.lower[kept], self.upper[kept], self.ratio[kept]
-        )
-
-
-@dataclass
-class Run:
-    """One run; None where the files do not say."""
-
-    name: str
-    batch_size: int | None = None
-    full_batch: bool = False
-    seed: int | None = None
-    status: str | None = None
-    steps: int | None = None
-    epochs: float | None = None
-    train_accuracy: float | None = None
-    test_accuracy: float | None = None
-    gap: float | None = None
-    step_ms: float | None = None
-    metric_ms: float | None = None
-    metric_percent: float | None = None
-    probe_ms: float | None = None
-    facts: dict[str, str] = field(default_factory=dict)
-    sites: dict[str, Site] = field(default_factory=dict)
-    trajectories: dict[str, Trajectory] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        """Batch size in words: `128`, `1437 (full)`, `full`, or the run's name where it is unknown."""
-        if self.batch_size is None:
-            return "full" if self.full_batch else self.name
-        return f"{self.batch_size} (full)" if self.full_batch else str(self.batch_size)
-
-
-@dataclass
-class Results:
-    """Every run of a directory, ordered by batch size and seed."""
-
-    directory: Path
-    runs: list[Run]
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def sites(self) -> list[str]:
-        """Every layer, in forward order."""
-        return list(dict.fromkeys(name for run in self.runs for name in (*run.sites, *run.trajectories)))
-
-    @property
-    def batch_labels(self) -> list[str]:
-        """Every batch size in words, smallest first."""
-        return list(dict.fromkeys(run.label for run in self.runs))
-
-    def of(self, label: str) -> list[Run]:
-        """The runs of one batch size, one a seed."""
-        return [run for run in self.runs if run.label == label]
 
 
 def load_results(directory: Path) -> Results:
@@ -149,7 +69,20 @@ def load_results(directory: Path) -> Results:
             run.problems.append(
                 "its batch size in samples is not recorded: it is not drawn against batch size."
             )
-    runs.sort(key=lambda run: (run.batch_size or math.inf, run.full_batch, run.seed or 0, run.name))
+    order = {method: place for place, method in enumerate(results.methods)}
+    runs.sort(
+        key=lambda run: (
+            run.batch_size or math.inf,
+            run.full_batch,
+            order[run.method],
+            run.seed or 0,
+            run.name,
+        )
+    )
+    for run in runs:
+        # A method is told only where it tells runs apart.
+        run.label = f"{run.batch_label} · {run.method}" if len(order) > 1 else run.batch_label
+    results.curves = load_curves(directory, results.problems)
     return results
 
 
@@ -165,16 +98,23 @@ def _check_sweep(results: Results) -> None:
     """Name the runs that sweep.yaml announces and that are not there."""
     path = results.directory / "sweep.yaml"
     problems: list[str] = []
-    sweep = _read_yaml(path, problems) if path.is_file() else {}
+    sweep = read_yaml(path, problems) if path.is_file() else {}
     results.problems += problems
     sizes, seeds = sweep.get("batch_sizes"), sweep.get("seeds")
-    if not isinstance(sizes, list) or not isinstance(seeds, list):
+    methods = sweep.get("methods") or [sweep.get("method") or PLAIN_METHOD]
+    if not isinstance(sizes, list) or not isinstance(seeds, list) or not isinstance(methods, list):
         return
+    names = [
+        f"b{size}-s{seed}" if method == PLAIN_METHOD else f"{method}-b{size}-s{seed}"
+        for method in methods
+        for size in sizes
+        for seed in seeds
+    ]
     present = {run.name for run in results.runs}
-    missing = [name for size in sizes for seed in seeds if (name := f"b{size}-s{seed}") not in present]
+    missing = [name for name in names if name not in present]
     if missing:
         results.problems.append(
-            f"{len(missing)} of {len(sizes) * len(seeds)} runs of the sweep are not there: "
+            f"{len(missing)} of {len(names)} runs of the sweep are not there: "
             + ", ".join(missing[:12])
             + (", …" if len(missing) > 12 else ".")
         )
@@ -183,14 +123,23 @@ def _check_sweep(results: Results) -> None:
 def _load_run(folder: Path) -> Run | None:
     """One run, or None where no file of it can be read."""
     run = Run(_name_of(folder))
-    config = _read_yaml(folder / CONFIG_FILE, run.problems)
-    summary = _read_json(folder / SUMMARY_FILE, run.problems)
+    config = read_yaml(folder / CONFIG_FILE, run.problems)
+    summary = read_json(
+        folder / SUMMARY_FILE,
+        run.problems,
+        holds="summary",
+        otherwise=f"its numbers are taken from {METRICS_FILE}",
+        missing="the run did not finish",
+    )
     rows = read_rows(folder / METRICS_FILE, run.problems)
     if not config and not summary and not rows.series:
         return None
     _take_facts(run, config, summary)
+    _take_speed(run, summary)
     _take_sites(run, summary)
     _take_rows(run, rows)
+    _take_law(run, config, summary)
+    run.sharpness = load_sharpness(folder, run.problems)
     if run.status == "stopped":
         run.problems.append(
             f"it was stopped after {run.steps if run.steps is not None else 'unknown'} steps."
@@ -200,96 +149,42 @@ def _load_run(folder: Path) -> Run | None:
     return run
 
 
-def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        problems.append(f"{path.name} is missing.")
-        return {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        problems.append(f"{path.name} cannot be read.")
-        return {}
-    if not isinstance(content, dict):
-        problems.append(f"{path.name} holds no options.")
-        return {}
-    return content
-
-
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        problems.append(
-            f"{path.name} is missing (the run did not finish): its numbers are taken from {METRICS_FILE}."
-        )
-        return {}
-    except (OSError, ValueError, RecursionError):
-        problems.append(f"{path.name} cannot be read: its numbers are taken from {METRICS_FILE}.")
-        return {}
-    if not isinstance(content, dict):
-        problems.append(f"{path.name} holds no summary: its numbers are taken from {METRICS_FILE}.")
-        return {}
-    return content
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, or None."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _count(value: Any) -> int | None:
-    number = _number(value)
-    return int(number) if number is not None and 0 <= number < 2**53 else None
-
-
 def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
     """The head of the report and the row of the table."""
-    from_name = re.fullmatch(r"b(\d{1,15}|full)-s(\d{1,15})", run.name)
-    size = config.get("batch_size", from_name[1] if from_name else None)
+    from_name = _RUN_NAME.fullmatch(run.name)
+    named: dict[str, str | None] = from_name.groupdict() if from_name else {}
+    size = config.get("batch_size", named.get("size"))
     run.full_batch = size == "full"
-    run.batch_size = _count(summary.get("batch_size")) or _count(size)
-    if run.batch_size is None and from_name and from_name[1] != "full":
-        run.batch_size = int(from_name[1])
-    for value in (summary.get("seed"), config.get("seed"), int(from_name[2]) if from_name else None):
-        run.seed = _count(value) if run.seed is None else run.seed
+    run.batch_size = count(summary.get("batch_size")) or count(size)
+    if run.batch_size is None and named.get("size") not in (None, "full"):
+        run.batch_size = int(named["size"] or 0)
+    for value in (summary.get("seed"), config.get("seed"), int(named["seed"] or 0) if named else None):
+        run.seed = count(value) if run.seed is None else run.seed
+    methods = (
+        text(content) for content in (summary.get("method"), config.get("method"), named.get("method"))
+    )
+    run.method = next(filter(None, methods), PLAIN_METHOD)
+    run.synthetic = summary.get("synthetic") is True
     status = summary.get("status")
     run.status = status if isinstance(status, str) else None
-    run.steps, run.epochs = _count(summary.get("steps")), _number(summary.get("epochs"))
+    run.steps, run.epochs = count(summary.get("steps")), number(summary.get("epochs"))
     run.train_accuracy, run.test_accuracy = (
-        _number(summary.get("train_accuracy")),
-        _number(summary.get("test_accuracy")),
+        number(summary.get("train_accuracy")),
+        number(summary.get("test_accuracy")),
     )
-    run.gap = _number(summary.get("generalization_gap"))
-    run.step_ms, run.metric_ms = _number(summary.get("step_ms")), _number(summary.get("metric_ms_per_step"))
-    run.metric_percent = _number(summary.get("metric_percent_of_step"))
-    run.probe_ms = _number(summary.get("probe_ms_per_step"))
-    for key in (
-        "model",
-        "data",
-        "budget",
-        "lr",
-        "lr_rule",
-        "momentum",
-        "rtol",
-        "atol",
-        "unfold",
-        "center",
-        "device",
-    ):
-        value = summary.get(key, config.get(key))
+    run.gap = number(summary.get("generalization_gap"))
+    run.step_ms, run.metric_ms = number(summary.get("step_ms")), number(summary.get("metric_ms_per_step"))
+    run.metric_percent = number(summary.get("metric_percent_of_step"))
+    run.probe_ms = number(summary.get("probe_ms_per_step"))
+    hyper = summary.get("hyper")
+    hyper = hyper if isinstance(hyper, dict) else {}
+    for key in _FACTS:
+        value = summary.get(key, config.get(key, hyper.get(key)))
         if isinstance(value, (str, int, float)):
             run.facts[key] = str(value)
     if "budget" not in run.facts:
         for unit in ("steps", "epochs"):
-            if (amount := _count(config.get(unit))) is not None:
+            if (amount := count(config.get(unit))) is not None:
                 run.facts["budget"] = f"{amount} {unit}"
                 break
     versions = summary.get("versions")
@@ -297,6 +192,57 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
         run.facts["versions"] = ", ".join(
             f"{key} {value}" for key, value in versions.items() if value is not None
         )
+    _take_options(run, config)
+
+
+def _take_options(run: Run, config: dict[str, Any], prefix: str = "") -> None:
+    """Every option as text, for the comparison of two runs; a group's options carry its name."""
+    for name, value in config.items():
+        if not isinstance(name, str) or name in _NO_OPTIONS:
+            continue
+        if isinstance(value, dict) and not prefix:
+            _take_options(run, value, f"{name}.")
+            continue
+        items = value if isinstance(value, list) else [value]
+        words = ", ".join("none" if item is None else str(item) for item in items)
+        run.options[prefix + name] = words if len(words) <= 200 else f"{words[:199]}…"
+
+
+def _take_speed(run: Run, summary: dict[str, Any]) -> None:
+    """Throughput, and when each target of test accuracy was reached."""
+    run.images_per_second = number(summary.get("images_per_second"))
+    run.train_seconds = number(summary.get("train_seconds"))
+    targets = summary.get("time_to_accuracy")
+    for key, reached in targets.items() if isinstance(targets, dict) else ():
+        try:
+            target = float(key)
+        except ValueError:
+            target = math.nan
+        seconds = number(reached.get("seconds")) if isinstance(reached, dict) else None
+        if not 0 < target <= 1 or (reached is not None and seconds is None):
+            run.problems.append(f"{SUMMARY_FILE}: a time to accuracy cannot be read and is left out.")
+        elif seconds is None:
+            run.time_to_accuracy[target] = None
+        else:
+            steps, epochs = count(reached.get("steps")), number(reached.get("epochs"))
+            run.time_to_accuracy[target] = Reached(seconds, steps, epochs)
+
+
+def _take_law(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Marchenko and Pastur's prediction for each layer, where shape and threshold are known."""
+    tolerances = [number(summary.get(key, config.get(key))) for key in ("rtol", "atol")]
+    rtol, atol = tolerances
+    if (rtol is None and atol is None) or min(rtol or 0.0, atol or 0.0) < 0:
+        return
+    for site in run.sites.values():
+        if site.probe_shape:
+            site.law_near_rank = marchenko_pastur_near_rank(
+                *site.probe_shape,
+                # A bound on the singular values alone leaves the relative threshold at 0.
+                rtol=rtol or 0.0,
+                atol=atol,
+                center=config.get("center") is True,
+            )
 
 
 def _take_sites(run: Run, summary: dict[str, Any]) -> None:
@@ -306,13 +252,13 @@ def _take_sites(run: Run, summary: dict[str, Any]) -> None:
             run.problems.append(f"{SUMMARY_FILE} holds a layer without a name.")
             continue
         shape = entry.get("probe_shape")
-        sizes = [_count(size) for size in shape] if isinstance(shape, list) else []
+        sizes = [count(size) for size in shape] if isinstance(shape, list) else []
         site = Site(entry["site"])
         # A count of -1 says that the activations were not finite: ratio and bounds then say nothing.
-        failed = (_number(entry.get("near_rank")) or 0) < 0
+        failed = (number(entry.get("near_rank")) or 0) < 0
         for key in ("near_rank", "lower", "upper", "ratio", "null_near_rank", "null_ratio"):
             if not failed or key.startswith("null"):
-                setattr(site, key, _number(entry.get(key)))
+                setattr(site, key, number(entry.get(key)))
         if len(sizes) == 2 and sizes[0] is not None and sizes[1] is not None:
             site.probe_shape = (sizes[0], sizes[1])
         run.sites[site.name] = site

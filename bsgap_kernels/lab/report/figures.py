@@ -1,4 +1,7 @@
-"""The report's figures over steps: heat map of the near-rank ratio, and near-rank trajectories."""
+"""The report's figures over steps: heat map of the near-rank ratio, and near-rank trajectories.
+
+Their sources hold no values: the page fills them from the values over steps that it holds once (series.py).
+"""
 
 from __future__ import annotations
 
@@ -7,45 +10,72 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, FixedTicker, Line, LinearColorMapper, Model, Range1d, Span, VArea
-from numpy.typing import NDArray
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    HBar,
+    Line,
+    LinearColorMapper,
+    Quad,
+    Range1d,
+    Scatter,
+    Span,
+    VArea,
+)
+from bokeh.plotting import figure
 
-from bsgap_kernels.lab.report.data import Results, Run, Trajectory
+from bsgap_kernels.lab.report.grid import MAX_SINGLE_PANELS, chunks, make_grid, panel_title
+from bsgap_kernels.lab.report.plot import Block, Plot, shape_text
+from bsgap_kernels.lab.report.runs import Results, Run
+from bsgap_kernels.lab.report.series import SHOWN_STEPS, drawn_runs, end_of, smaller_dimension
 from bsgap_kernels.lab.report.style import (
     EMPTY,
     MUTED,
     RATIO_PALETTE,
     WIDTH,
     base_figure,
-    batch_colors,
+    batch_styles,
     hover,
-    plain,
     short,
     side_by_side,
 )
 
-# Steps drawn per run and layer: about one per pixel of a panel, and 15 runs of 8 layers stay under 5 MB.
-SHOWN_STEPS = 300
+X_LABELS = {"step": "step (updates done)", "epoch": "epoch (passes over the training set)"}
+_PANEL_HEIGHT = 250
+# A row of heat maps must fit a printed page with its heading and caption.
+_HEAT_HEIGHT = 600
+_TOOLTIPS = [
+    ("step", "@step{0,0}"),
+    ("near-rank", "@near_rank{0,0} (ratio @ratio{0.000})"),
+    ("certified interval", "[@lower{0,0}, @upper{0,0}]"),
+]
+_VALUES = ("step", "near_rank", "ratio", "lower", "upper")
 
 
-@dataclass
-class Plot:
-    """One figure of the report: what Bokeh draws, and facts that its caption states."""
+@dataclass(frozen=True)
+class Switch:
+    """What the page's switch of the x-axis says: which units there are, where each ends, which is shown."""
 
-    model: Model
-    notes: list[str]
+    start: str
+    epochs: bool
+    ends: dict[str, float]
 
-
-def interval_text(lower: float | None, upper: float | None) -> str:
-    """A certified interval in words."""
-    if lower is None or upper is None or math.isnan(lower) or math.isnan(upper):
-        return "not recorded"
-    return f"[{lower:.0f}, {upper:.0f}]"
+    def to_json(self) -> dict[str, Any]:
+        """The switch as the page reads it."""
+        return {"unit": self.start, "labels": X_LABELS, "ends": self.ends}
 
 
-def shape_text(shape: tuple[int, int] | None) -> str:
-    """A shape in words: `512 × 120`."""
-    return f"{shape[0]} × {shape[1]}" if shape else "not recorded"
+def make_switch(results: Results) -> Switch:
+    """Steps where all runs are about as long, else epochs: runs at equal epochs share no axis in steps."""
+    runs = drawn_runs(results)
+    with_epochs = all(run.epochs and run.steps for run in runs)
+    lengths = [int(max(t.steps[-1] for t in run.trajectories.values())) for run in runs]
+    start = "epoch" if with_epochs and max(lengths) > 2 * max(min(lengths), 1) else "step"
+    return Switch(start, with_epochs, {unit: end_of(results, unit) for unit in _units(with_epochs)})
+
+
+def _units(with_epochs: bool) -> tuple[str, ...]:
+    return ("step", "epoch") if with_epochs else ("step",)
 
 
 def thinning_note(runs: list[Run], *, what: str = "Steps drawn") -> str:
@@ -59,189 +89,233 @@ def thinning_note(runs: list[Run], *, what: str = "Steps drawn") -> str:
     )
 
 
+def empty_source(*names: str) -> ColumnDataSource:
+    """A source that the page fills."""
+    return ColumnDataSource({name: np.empty(0, dtype=np.float32) for name in (*names, *_VALUES)})
+
+
 def shown_run(results: Results, label: str) -> Run | None:
-    """The run that stands for a batch size in the heat map: the first seed with probe rows."""
+    """The run that stands for a label in the heat map: the first seed with probe rows."""
     return next((run for run in results.of(label) if run.trajectories), None)
 
 
 def heat_maps(results: Results) -> Plot | None:
-    """Near-rank ratio on the probe, x step, y layer in forward order; one panel a batch size."""
-    shown = [(label, run) for label in results.batch_labels if (run := shown_run(results, label)) is not None]
+    """Near-rank ratio on the probe, x step, y layer in forward order; one panel a batch size and method."""
+    shown = [(label, run) for label in results.labels if (run := shown_run(results, label)) is not None]
     if not shown:
         return None
     columns = {1: 1, 2: 2, 4: 2}.get(len(shown), 3)
     layers = list(dict.fromkeys(name for _, run in shown for name in run.trajectories))
     ordered = [name for name in results.sites if name in layers]
-    panels = [_heat_map(label, run, ordered, WIDTH // columns) for label, run in shown]
+    blocks = []
+    for start in range(0, len(shown), columns):
+        panels = [
+            _heat_map(results, label, run, ordered, WIDTH // columns)
+            for label, run in shown[start : start + columns]
+        ]
+        fills = [fill for _, fill in panels]
+        blocks.append(
+            Block(side_by_side([panel for panel, _ in panels], columns), panels[0][0].height, fills)
+        )
     notes = [thinning_note([run for _, run in shown], what="Columns drawn")]
     if any(len(results.of(label)) > 1 for label, _ in shown):
         seeds = sorted({run.seed for _, run in shown if run.seed is not None})
         notes.append(f"Of several seeds the first is drawn (seed {', '.join(map(str, seeds))}).")
-    missing = [label for label in results.batch_labels if label not in dict(shown)]
+    missing = [label for label in results.labels if label not in dict(shown)]
     if missing:
         notes.append(f"Without probe rows, so without a panel: batch {', '.join(missing)}.")
-    return Plot(side_by_side(panels, columns), notes)
+    return Plot(blocks, notes)
 
 
-def _heat_map(label: str, run: Run, layers: list[str], width: int) -> Model:
+def _heat_map(
+    results: Results, label: str, run: Run, layers: list[str], width: int
+) -> tuple[figure, dict[str, Any]]:
     seed = f" · seed {run.seed}" if run.seed is not None else ""
-    drawn = [
-        (row, name, run.trajectories[name]) for row, name in enumerate(layers) if name in run.trajectories
-    ]
-    first = min(int(trajectory.steps[0]) for _, _, trajectory in drawn)
-    last = max(int(trajectory.steps[-1]) for _, _, trajectory in drawn)
+    drawn = [run.trajectories[name] for name in layers if name in run.trajectories]
+    first = min(int(trajectory.steps[0]) for trajectory in drawn)
+    last = max(int(trajectory.steps[-1]) for trajectory in drawn)
+    row = min(38 if len(layers) <= 5 else 30, _HEAT_HEIGHT / len(layers))
     plot = base_figure(
         f"batch {label}{seed}",
         width,
-        96 + (38 if len(layers) <= 5 else 30) * max(len(layers), 3),
+        96 + round(row * max(len(layers), 3)),
         "step (updates done)",
         "layer, forward order ↓",
         # From bottom to top, so that the first layer is on top, as one reads.
         y_range=Range1d(len(layers) - 0.5, -0.5),
         x_range=Range1d(first - 0.5 * (first == last), last + 0.5 * (first == last)),
     )
-    plot.yaxis.ticker = FixedTicker(ticks=list(range(len(layers))))
+    # Names are left out where rows are narrower than letters are high.
+    every = math.ceil(9 / row)
+    plot.yaxis.ticker = FixedTicker(ticks=list(range(0, len(layers), every)))
     plot.yaxis.major_label_overrides = dict(enumerate(map(short, layers)))
+    if row < 14:
+        plot.yaxis.major_label_text_font_size = "9px"
     plot.background_fill_color = EMPTY
     plot.grid.grid_line_color = None
-    columns = [_cells(row, name, run, trajectory.thinned(SHOWN_STEPS)) for row, name, trajectory in drawn]
-    # One renderer a panel: the page opens faster than with one a layer.
-    source = ColumnDataSource(
-        {key: np.concatenate([part[key] for part in columns]) for key in columns[0] if key != "layer"}
-        | {"layer": [text for part in columns for text in part["layer"]]}
-    )
+    source = empty_source("left", "right", "row", "layer")
     color = {
         "field": "ratio",
         "transform": LinearColorMapper(palette=RATIO_PALETTE, low=0, high=1, nan_color=EMPTY),
     }
-    bars = plot.hbar(
-        y="row",
-        left="left",
-        right="right",
-        height=0.92,
-        source=source,
-        fill_color=color,
-        # A line of the same colour closes the hairlines that antialiasing leaves between neighbours.
-        line_color=color,
-        line_width=0.6,
-    )
-    plot.add_tools(hover([("layer", "@layer"), *_TOOLTIPS], [bars]))
+    # One renderer a panel: the page opens faster than with one a layer. A line of the same colour closes the
+    # hairlines that antialiasing leaves between neighbours.
+    bars = HBar(y="row", left="left", right="right", height=0.92, fill_color=color, line_color=color)
+    bars.line_width = 0.6
+    drawn_bars = plot.add_glyph(source, bars)
+    plot.add_tools(hover([("layer", "@layer"), *_TOOLTIPS], [drawn_bars]))
+    fill = {"kind": "heat", "source": source.id, "run": drawn_runs(results).index(run)}
+    return plot, fill | {"layers": [results.sites.index(name) for name in layers]}
+
+
+def trajectories(results: Results) -> tuple[Plot, Switch] | None:
+    """Near-rank on the probe over steps, a panel a layer, a line a run coloured by its batch size.
+
+    Up to nine layers have figures of their own with counts; more share grids of small panels with ratios.
+    """
+    runs = drawn_runs(results)
+    if not runs:
+        return None
+    switch = make_switch(results)
+    layers = [name for name in results.sites if any(name in run.trajectories for run in runs)]
+    if len(layers) <= MAX_SINGLE_PANELS:
+        blocks = [_panels(results, layers, switch)]
+    else:
+        blocks = [_grid(results, chunk, switch) for chunk in chunks(layers)]
+    notes = [thinning_note(runs, what="Steps drawn")]
+    wide = any(np.any(t.upper > t.lower) for run in runs for t in run.trajectories.values())
+    if not wide:
+        notes.append("Every certified interval is a single number here, so no band shows.")
+    notes += law_note(results)
+    return Plot(blocks, notes), switch
+
+
+def law_note(results: Results) -> list[str]:
+    """How the Gaussian null and the Marchenko–Pastur law differ, where the files say both."""
+    pairs = [
+        (abs(site.null_near_rank - site.law_near_rank), name, site)
+        for run in results.runs
+        for name, site in run.sites.items()
+        if site.null_near_rank is not None and site.law_near_rank is not None
+    ]
+    if not pairs:
+        return []
+    difference, name, site = max(pairs, key=lambda pair: pair[0])
+    if difference < 0.5:
+        return ["The Marchenko–Pastur law predicts the count of every null."]
+    return [
+        f"The Marchenko–Pastur law predicts the null of {name} as {site.law_near_rank:.1f}, counted were "
+        f"{site.null_near_rank:.0f}; no other layer's differs more."
+    ]
+
+
+def _panels(results: Results, layers: list[str], switch: Switch) -> Block:
+    columns = 1 if len(layers) == 1 else 2 if len(layers) in (2, 4) else 3
+    # One range for all panels: they share their axis, and zoom together.
+    shared = Range1d(-0.02 * switch.ends[switch.start], 1.02 * switch.ends[switch.start])
+    block = Block(None, math.ceil(len(layers) / columns) * _PANEL_HEIGHT, ranges=[shared.id])
+    panels = []
+    for index, layer in enumerate(layers):
+        y_label = "near-rank (count)" if index % columns == 0 else ""
+        panels.append(_panel(results, layer, WIDTH // columns, y_label, shared, switch.start, block))
+    block.model = side_by_side(panels, columns)
+    return block
+
+
+def _panel(
+    results: Results, layer: str, width: int, y_label: str, shared: Range1d, unit: str, block: Block
+) -> figure:
+    runs, styles = drawn_runs(results), batch_styles(results)
+    sites = [run.sites[layer] for run in runs if layer in run.sites]
+    shape = next((site.probe_shape for site in sites if site.probe_shape), None)
+    null = next((site.null_near_rank for site in sites if site.null_near_rank is not None), None)
+    title = f"{short(layer, 30)} · {shape_text(shape)}" if shape else short(layer, 30)
+    plot = base_figure(title, width, _PANEL_HEIGHT, X_LABELS[unit], y_label, x_range=shared)
+    top = max([min(shape) if shape else 0.0, null or 0.0, *(_largest(run, layer) for run in runs)])
+    plot.y_range = Range1d(-0.03 * top, 1.06 * top or 1)
+    if null is not None:
+        plot.add_layout(
+            Span(location=null, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.2)
+        )
+    lines = []
+    for index, run in enumerate(runs):
+        if layer not in run.trajectories:
+            continue
+        trajectory = run.trajectories[layer].thinned(SHOWN_STEPS)
+        source = empty_source("x", "run")
+        color, dash = styles[run.label]
+        if np.nanmax(trajectory.upper - trajectory.lower, initial=0) > 0:
+            band = VArea(x="x", y1="lower", y2="upper", fill_color=color, fill_alpha=0.22)
+            plot.add_glyph(source, band)
+        alone = len(results.of(run.label)) == 1
+        # add_glyph makes a third of the objects that `line` makes, for selections that there are none of.
+        line = Line(x="x", y="near_rank", line_color=color, line_dash=dash)
+        line.line_width = 2.2 if alone else 1.4
+        lines.append(plot.add_glyph(source, line))
+        if len(trajectory.steps) <= 30:
+            dots = Scatter(x="x", y="near_rank", fill_color=color, line_color=color, size=4)
+            lines.append(plot.add_glyph(source, dots))
+        fill = {"kind": "line", "source": source.id, "run": index, "layer": results.sites.index(layer)}
+        block.fills.append(fill)
+    plot.add_tools(hover([("batch size", "@run"), *_TOOLTIPS], lines, line_policy="nearest"))
+    block.axes.append(plot.xaxis[0].id)
     return plot
 
 
-_TOOLTIPS = [
-    ("step", "@step{0,0}"),
-    ("near-rank", "@near_rank{0,0} (ratio @ratio{0.000})"),
-    ("certified interval", "[@lower{0,0}, @upper{0,0}]"),
-]
-
-
-def _values(trajectory: Trajectory) -> dict[str, Any]:
-    """The columns of a tooltip, in the smallest type that holds them."""
-    largest = trajectory.steps.max(initial=0)
-    return {
-        "step": trajectory.steps.astype(np.float64 if largest >= 2**24 else np.float32),
-        **{
-            name: getattr(trajectory, name).astype(np.float32)
-            for name in ("near_rank", "ratio", "lower", "upper")
-        },
+def _grid(results: Results, layers: list[str], switch: Switch) -> Block:
+    """Ratios of up to thirty layers in one figure; a line a label, broken between runs and panels."""
+    runs, styles = drawn_runs(results), batch_styles(results)
+    smaller = {
+        layer: next((size for run in runs if (size := smaller_dimension(run, layer))), None)
+        for layer in layers
     }
-
-
-def _cells(row: int, name: str, run: Run, trajectory: Trajectory) -> dict[str, Any]:
-    count = len(trajectory.steps)
-    left, right = _edges(trajectory.steps)
-    site = run.sites.get(name)
-    return {
-        **_values(trajectory),
-        "left": left,
-        "right": right,
-        "row": np.full(count, row, dtype=np.float32),
-        "layer": [f"{name}, probe {shape_text(site.probe_shape if site else None)}"] * count,
-    }
-
-
-def _edges(steps: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Each step's cell reaches half-way to its neighbours, so uneven steps are drawn where they are."""
-    if len(steps) == 1:
-        return np.array([steps[0] - 0.5]), np.array([steps[0] + 0.5])
-    places = steps.astype(np.float64)
-    middles = 0.5 * (places[1:] + places[:-1])
-    return np.concatenate([places[:1], middles]), np.concatenate([middles, places[-1:]])
-
-
-def trajectories(results: Results) -> tuple[Plot, dict[str, object]] | None:
-    """Near-rank on the probe over steps, a panel a layer, a line a run coloured by its batch size.
-
-    The second value tells the page which columns its x-axis switch moves: x is a copy of `step` or `epoch`.
-    """
-    runs = [run for run in results.runs if run.trajectories]
-    if not runs:
-        return None
-    layers = [name for name in results.sites if any(name in run.trajectories for run in runs)]
-    labels = results.batch_labels
-    color_of = dict(zip(labels, batch_colors(len(labels)), strict=True))
-    rates = {run.name: run.epochs / run.steps if run.epochs and run.steps else None for run in runs}
-    with_epochs = all(rates.values())
-    lengths = [int(max(t.steps[-1] for t in run.trajectories.values())) for run in runs]
-    # Runs of very different lengths (equal epochs) share an x-axis only in epochs.
-    start = "epoch" if with_epochs and max(lengths) > 2 * max(min(lengths), 1) else "step"
-    columns = 1 if len(layers) == 1 else 2 if len(layers) in (2, 4) else 3
-    width = WIDTH // columns
-    panels, sources, axes = [], [], []
-    bands = False
-    for index, layer in enumerate(layers):
+    nulls = {}
+    for layer in layers:
         sites = [run.sites[layer] for run in runs if layer in run.sites]
-        shape = next((site.probe_shape for site in sites if site.probe_shape), None)
-        null = next((site.null_near_rank for site in sites if site.null_near_rank is not None), None)
-        title = f"{short(layer, 30)} · {shape_text(shape)}" if shape else short(layer, 30)
-        plot = base_figure(
-            title, width, 250, _X_LABELS[start], "near-rank (count)" if index % columns == 0 else ""
+        nulls[layer] = next((site.null_ratio for site in sites if site.null_ratio is not None), None)
+    ticks = {unit: _ticks(end) for unit, end in switch.ends.items()}
+    grid = make_grid(
+        {layer: panel_title(layer, smaller[layer]) for layer in layers},
+        "near-rank ratio",
+        X_LABELS,
+        ticks,
+        [(0, "0"), (0.5, "0.5"), (1, "1")],
+        switch.start,
+        nulls,
+    )
+    cells = [[results.sites.index(layer), cell.left, cell.bottom] for layer, cell in grid.cells.items()]
+    cell = next(iter(grid.cells.values()))
+    block = Block(grid.plot, grid.height, ticks=grid.ticks)
+    lines = []
+    for label, (color, dash) in styles.items():
+        source, band = empty_source("x", "y", "run", "layer"), empty_source("left", "right", "top", "bottom")
+        quad = Quad(left="left", right="right", top="top", bottom="bottom", fill_color=color)
+        quad.fill_alpha, quad.line_color = 0.22, None
+        grid.plot.add_glyph(band, quad)
+        lines.append(
+            grid.plot.add_glyph(source, Line(x="x", y="y", line_color=color, line_dash=dash, line_width=1.5))
         )
-        top = max([min(shape) if shape else 0.0, null or 0.0, *(_largest(run, layer) for run in runs)])
-        plot.y_range = Range1d(-0.03 * top, 1.06 * top or 1)
-        if null is not None:
-            plot.add_layout(
-                Span(location=null, dimension="width", line_color=MUTED, line_dash="dashed", line_width=1.2)
-            )
-        lines = []
-        for run in runs:
-            if layer not in run.trajectories:
-                continue
-            trajectory = run.trajectories[layer].thinned(SHOWN_STEPS)
-            content = _values(trajectory)
-            rate = rates[run.name]
-            content["epoch"] = (trajectory.steps * (rate or math.nan)).astype(np.float32)
-            content["x"] = content[start]
-            source = ColumnDataSource(content)
-            color = color_of[run.label]
-            if np.nanmax(trajectory.upper - trajectory.lower, initial=0) > 0:
-                bands = True
-                plot.add_glyph(
-                    source, VArea(x="x", y1="lower", y2="upper", fill_color=color, fill_alpha=0.22)
-                )
-            name = plain(f"{run.label}, seed {run.seed if run.seed is not None else 'not recorded'}")
-            alone = len(results.of(run.label)) == 1
-            # add_glyph makes a third of the objects that `line` makes, for selections that there are none of.
-            line = Line(x="x", y="near_rank", line_color=color, line_width=2.2 if alone else 1.4)
-            lines.append(plot.add_glyph(source, line, name=name))
-            if len(trajectory.steps) <= 30:
-                lines.append(plot.scatter("x", "near_rank", source=source, color=color, size=4, name=name))
-            sources.append(source.id)
-        plot.add_tools(hover([("batch size", "$name"), *_TOOLTIPS], lines, line_policy="nearest"))
-        axes.append(plot.xaxis[0].id)
-        panels.append(plot)
-    notes = [thinning_note(runs, what="Steps drawn")]
-    if not bands:
-        notes.append("Every certified interval is a single number here, so no band shows.")
-    switch = {"sources": sources, "axes": axes, "labels": _X_LABELS, "start": start, "epochs": with_epochs}
-    switch["legend"] = [
-        (label, color_of[label]) for label in labels if any(run.label == label for run in runs)
-    ]
-    return Plot(side_by_side(panels, columns), notes), switch
+        block.fills.append(
+            {
+                "kind": "grid",
+                "source": source.id,
+                "band": band.id,
+                "runs": [index for index, run in enumerate(runs) if run.label == label],
+                "cells": cells,
+                "width": cell.width,
+                "height": cell.height,
+            }
+        )
+    tips = [("layer", "@layer"), ("batch size", "@run"), *_TOOLTIPS]
+    grid.plot.add_tools(hover(tips, lines, line_policy="nearest"))
+    return block
 
 
-_X_LABELS = {"step": "step (updates done)", "epoch": "epoch (passes over the training set)"}
+def _ticks(end: float) -> list[tuple[float, str]]:
+    """0 and two or three round numbers up to `end`, as shares of it."""
+    power = 10.0 ** math.floor(math.log10(end))
+    step = next(size * power for size in (5, 2.5, 2, 1, 0.5) if 2 * size * power <= end)
+    return [(place * step / end, f"{place * step:,g}") for place in range(int(end / step) + 1)]
 
 
 def _largest(run: Run, layer: str) -> float:

@@ -8,9 +8,9 @@ from bokeh.core.properties import value
 from bokeh.models import ColumnDataSource, FactorRange, Legend, LegendItem, Range1d
 from bokeh.plotting import figure
 
-from bsgap_kernels.lab.report.data import Results
-from bsgap_kernels.lab.report.figures import Plot
-from bsgap_kernels.lab.report.figures_batch import mean
+from bsgap_kernels.lab.report.plot import Block, Plot
+from bsgap_kernels.lab.report.runs import Results, Run
+from bsgap_kernels.lab.report.statistics import Estimate, estimate
 from bsgap_kernels.lab.report.style import (
     FONT,
     INK,
@@ -29,35 +29,15 @@ _LEFT_WIDTH = 500
 
 def time_by_batch(results: Results) -> Plot | None:
     """Time of the metric against the step it is part of, a bar a batch size: as a share, and in ms."""
-    rows: list[dict[str, Any]] = []
-    for label in results.batch_labels:
-        runs = [run for run in results.of(label) if run.step_ms and run.metric_ms is not None]
-        if not runs:
-            continue
-        step = sum(run.step_ms or 0 for run in runs) / len(runs)
-        metric = sum(run.metric_ms or 0 for run in runs) / len(runs)
-        probe = mean([run.probe_ms for run in runs if run.probe_ms is not None]) or 0.0
-        rows.append(
-            {
-                "batch": f"batch {label}",
-                "step_ms": step,
-                "metric_ms": metric,
-                "probe_ms": probe,
-                "metric_end": step + metric,
-                "end": step + metric + probe,
-                "percent": 100 * metric / step,
-                "percent_text": f" {significant(100 * metric / step)} %",
-                "ms_text": f" metric {significant(metric)} ms",
-            }
-        )
+    rows = [row for label in results.labels if (row := _row(label, results.of(label))) is not None]
     if not rows:
         return None
     source = ColumnDataSource({key: [row[key] for row in rows] for key in rows[0]})
     has_probe = any(row["probe_ms"] for row in rows)
     share = _bar_figure(rows, "Share of the step", _LEFT_WIDTH, "metric time (% of the step without it)")
-    share.x_range = Range1d(0, 1.25 * max(row["percent"] for row in rows) or 1)
+    share.x_range = Range1d(0, 1.25 * max(row["percent_high"] for row in rows) or 1)
     stack = _bar_figure(rows, "Mean time per step", WIDTH - _LEFT_WIDTH, "time per step (ms)")
-    stack.x_range = Range1d(0, 1.38 * max(row["end"] for row in rows))
+    stack.x_range = Range1d(0, 1.38 * max(row["text_at"] for row in rows))
     bar: dict[str, Any] = {"y": "batch", "height": 0.62, "source": source, "line_color": "#ffffff"}
     drawn = [share.hbar(left=0, right="percent", fill_color=METRIC, **bar)]
     parts = [("step", 0, "step_ms", STEP), ("metric, training batch", "step_ms", "metric_end", METRIC)]
@@ -69,12 +49,15 @@ def time_by_batch(results: Results) -> Plot | None:
         items.append(LegendItem(label=name, renderers=[drawn[-1]]))
     style: dict[str, Any] = {"source": source, "text_baseline": "middle", "text_font": value(FONT)}
     style |= {"text_font_size": "12px", "text_color": INK}
-    share.text("percent", "batch", "percent_text", **style)
-    stack.text("end", "batch", "ms_text", **style)
+    share.text("percent_high", "batch", "percent_text", **style)
+    stack.text("text_at", "batch", "ms_text", **style)
+    ends: dict[str, Any] = {"y0": "batch", "y1": "batch", "source": source, "color": INK, "line_width": 1.2}
+    share.segment(x0="percent_low", x1="percent_high", **ends)
+    stack.segment(x0="metric_low", x1="metric_high", **ends)
     tooltips = [
         ("", "@batch"),
         ("step without the metric", "@step_ms{0,0.000} ms"),
-        ("metric on the training batch", "@metric_ms{0,0.000} ms (@percent{0,0.0} % of the step)"),
+        ("metric on the training batch", "@metric_ms{0,0.000} ms (@percent{0,0.0} % of the step) @spread"),
     ]
     if has_probe:
         tooltips.append(("probe forward and metric", "@probe_ms{0,0.000} ms, spread over all steps"))
@@ -84,8 +67,50 @@ def time_by_batch(results: Results) -> Plot | None:
     legend.label_text_font_size, legend.label_text_color = "12px", INK
     legend.location, legend.padding, legend.margin = "top_left", 2, 2
     stack.add_layout(legend, "below")
-    notes = "Means over the steps of a run" + (" and over seeds." if len(results.runs) > len(rows) else ".")
-    return Plot(side_by_side([share, stack], 2), [notes])
+    note = "Means over the steps of a run" + (" and over seeds." if len(results.runs) > len(rows) else ".")
+    counts = sorted({row["seeds"] for row in rows if row["spread"]})
+    if counts:
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        note += f" Thin lines: 95 % intervals of the metric's time over seeds by Student's t (n = {seeds})."
+    return Plot([Block(side_by_side([share, stack], 2), share.height)], [note])
+
+
+def _row(label: str, found: list[Run]) -> dict[str, Any] | None:
+    """Means over the seeds of one label, with the interval of what the metric takes."""
+    runs = [run for run in found if run.step_ms and run.metric_ms is not None]
+    step = estimate([run.step_ms or 0.0 for run in runs])
+    metric = estimate([run.metric_ms or 0.0 for run in runs])
+    percent = estimate([100 * (run.metric_ms or 0.0) / (run.step_ms or 1.0) for run in runs])
+    if step is None or metric is None or percent is None:
+        return None
+    probe = estimate([run.probe_ms for run in runs if run.probe_ms is not None])
+    probe_ms = 0.0 if probe is None else probe.mean
+    end = step.mean + metric.mean + probe_ms
+    return {
+        "batch": f"batch {label}",
+        "step_ms": step.mean,
+        "metric_ms": metric.mean,
+        "probe_ms": probe_ms,
+        "metric_end": step.mean + metric.mean,
+        "end": end,
+        "percent": percent.mean,
+        "percent_low": max(percent.lower, 0.0),
+        "percent_high": percent.upper,
+        "metric_low": step.mean + max(metric.lower, 0.0),
+        "metric_high": step.mean + metric.upper,
+        "text_at": max(end, step.mean + metric.upper),
+        "percent_text": f" {significant(percent.mean)} %",
+        "ms_text": f" metric {significant(metric.mean)} ms",
+        "spread": _spread(metric),
+        "seeds": metric.count,
+    }
+
+
+def _spread(metric: Estimate) -> str:
+    if metric.half is None:
+        return ""
+    ends = f"{significant(max(metric.lower, 0.0))} to {significant(metric.upper)} ms"
+    return f"(mean of {metric.count} seeds, 95 % interval {ends})"
 
 
 def _bar_figure(rows: list[dict[str, Any]], title: str, width: int, x_label: str) -> figure:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 
-from bokeh.embed import components
-from bokeh.models import Model
 from bokeh.resources import Resources
 
-from bsgap_kernels.lab.report.data import ReportError, Results, load_results
-from bsgap_kernels.lab.report.figures import Plot, heat_maps, trajectories
+from bsgap_kernels.lab.report.compare import compare_data, compare_html
+from bsgap_kernels.lab.report.data import ReportError, load_results
+from bsgap_kernels.lab.report.figures import Switch, heat_maps, trajectories
 from bsgap_kernels.lab.report.figures_batch import accuracy_by_batch, near_rank_by_batch
+from bsgap_kernels.lab.report.figures_curves import parametric_plots
+from bsgap_kernels.lab.report.figures_sharpness import sharpness_by_batch
+from bsgap_kernels.lab.report.figures_speed import speed_by_batch
 from bsgap_kernels.lab.report.figures_time import time_by_batch
-from bsgap_kernels.lab.report.style import FONT, RATIO_PALETTE
-from bsgap_kernels.lab.report.text import facts_html, findings, notices_html, table_html
+from bsgap_kernels.lab.report.findings import findings
+from bsgap_kernels.lab.report.plot import Plot, script_json
+from bsgap_kernels.lab.report.runs import Results
+from bsgap_kernels.lab.report.series import pack
+from bsgap_kernels.lab.report.style import FONT, RATIO_PALETTE, batch_styles
+from bsgap_kernels.lab.report.table import has_means, table_html
+from bsgap_kernels.lab.report.text import facts_html, notices_html, title
 
 __all__ = ["REPORT_FILE", "ReportError", "write_report"]
 
@@ -28,12 +34,15 @@ _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inl
 _SHARP = """{ const ratio = window.devicePixelRatio || 1;
   Object.defineProperty(window, "devicePixelRatio", { get: () => Math.max(2, ratio) }); }"""
 
-_TERMS = """<p class="terms"><b>Near-rank</b> of a layer: how many singular values of its activation matrix
+_TERMS = """<b>Near-rank</b> of a layer: how many singular values of its activation matrix
 (rows: samples, columns: units) exceed τ = max(atol, rtol × the largest one). <b>Ratio</b>: near-rank divided
 by the smaller dimension, 1 at most. <b>Probe</b>: one fixed batch, the same samples for every run, so that
 the matrix has the same shape whatever the training batch. <b>Gaussian null</b>: the same count for a
 matrix of that shape with independent normal entries, what the shape alone gives. <b>Certified
-interval</b>: bounds that hold despite rounding; equal bounds prove the count.</p>"""
+interval</b>: bounds that hold despite rounding; equal bounds prove the count."""
+
+_MEANS = """ <b>Mean rows</b>: mean over seeds ± half of its 95 % interval by Student's t; a single value, or
+equal ones, have none."""
 
 
 def write_report(directory: Path) -> Path:
@@ -66,75 +75,69 @@ def render(results: Results) -> str:
         "trajectory": lines[0] if lines else None,
         "accuracy": accuracy_by_batch(results),
         "time": time_by_batch(results),
+        "speed": speed_by_batch(results),
+        "sharpness": sharpness_by_batch(results),
+        "curves": parametric_plots(results),
     }
-    models: dict[str, Model] = {name: plot.model for name, plot in plots.items() if plot is not None}
-    script, divs = components(models) if models else ("", {})
-    bokeh = Resources(mode="inline", components=["bokeh"]).render_js() if models else ""
-    switch = lines[1] if lines else {}
-    keys = {"heatmap": _ramp_html(), "trajectory": _legend_html(switch) if switch else ""}
+    # What only newer results hold has no figure, and no sentence of its absence, in a report of older ones.
+    plots = {name: plot for name, plot in plots.items() if plot is not None or name in _ABSENT}
+    switch = lines[1] if lines else None
+    keys = {"heatmap": _ramp_html(), "trajectory": _legend_html(results, switch) if switch else ""}
     figures = "".join(
-        _figure_html(index, name, divs.get(name), plots[name], keys.get(name, ""))
-        for index, name in enumerate(plots, start=1)
+        _figure_html(index, name, plot, keys.get(name, ""))
+        for index, (name, plot) in enumerate(plots.items(), start=1)
     )
+    drawn = any(plots.values())
+    bokeh = Resources(mode="inline", components=["bokeh"]).render_js() if drawn else ""
     found = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(results))
-    title, lead = _title(results)
-    switching = ""
-    if switch:
-        options = json.dumps({key: switch[key] for key in ("sources", "axes", "labels")})
-        # No data of a run is in the options, only Bokeh's ids and fixed words.
-        switching = f'<script type="application/json" id="switch-options">{options}</script>'
-        switching += f"<script>{_asset('page.js')}</script>"
+    head, lead = title(results)
+    data = {"switch-data": switch.to_json()} if switch else {}
+    comparison = compare_html(results)
+    data |= {"compare-data": compare_data(results)} if comparison else {}
+    data |= {"series-data": pack(results)} if drawn or comparison else {}
+    blocks = "".join(_data_html(name, script_json(content)) for name, content in data.items())
+    names = ["series.js", *(["page.js"] if drawn else []), *(["compare.js"] if comparison else [])]
+    scripts = "".join(f"<script>{_asset(name)}</script>" for name in names) if data else ""
+    means = _MEANS if has_means(results) else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=1180">
-<title>{escape(title)}</title>
+<title>{escape(head)}</title>
 <link rel="icon" href="data:,">
 <style>{_asset("page.css").replace("__FONT__", FONT)}</style>
 <script>{_SHARP}</script>
-{bokeh}
 </head>
 <body>
 <main>
 <header class="card">
-<h1>{escape(title)}</h1>
+<h1>{escape(head)}</h1>
 <p class="lead">{escape(lead)}</p>
 {facts_html(results)}
 </header>
+<noscript><p class="notice">The figures and the comparison need JavaScript, which is off here; the numbers are
+in the table.</p></noscript>
 {notices_html(results)}
 <section class="card" id="summary">
 <h2>Results</h2>
 <ul class="findings">{found}</ul>
 {table_html(results)}
-{_TERMS}
+<p class="terms">{_TERMS}{means}</p>
 </section>
 {figures}
+{comparison}
 <footer>Made by bsgap_kernels from the files in {escape(results.directory.resolve().name)}/; every number
 comes from them. Point at a figure for its values; the tools above it, which show under the pointer, pan
 and zoom.</footer>
 </main>
-{script}
-{switching}
+{blocks}
+{bokeh}
+{scripts}
 </body>
 </html>
 """
-
-
-def _title(results: Results) -> tuple[str, str]:
-    runs = results.runs
-    models = (
-        ", ".join(dict.fromkeys(run.facts["model"] for run in runs if "model" in run.facts)) or "a network"
-    )
-    data = (
-        ", ".join(dict.fromkeys(run.facts["data"] for run in runs if "data" in run.facts)) or "unnamed data"
-    )
-    count = len(results.batch_labels)
-    lead = (
-        f"{models} on {data}: {count} batch size{'s' * (count != 1)}, {len(runs)} run{'s' * (len(runs) != 1)}"
-    )
-    return "Near-rank of activations" + (" across batch sizes" if count > 1 else ""), f"{lead}."
 
 
 _HEADINGS = {
@@ -143,6 +146,9 @@ _HEADINGS = {
     "trajectory": "Near-rank of every layer over training",
     "accuracy": "Accuracy and generalisation gap against batch size",
     "time": "What the metric costs per step",
+    "speed": "Throughput and time to accuracy",
+    "sharpness": "Sharpness of the minima against batch size",
+    "curves": "Loss and accuracy between two runs",
 }
 _CAPTIONS = {
     "heatmap": "Bright: the layer uses most of its directions; dark: few singular values are left above τ. "
@@ -157,7 +163,15 @@ _CAPTIONS = {
     "time": "How much longer is a step with the metric? Left: what reading every layer on the training "
     "batch adds, in % of the step; right: the same in milliseconds on top of the step (grey), with the probe "
     "batch spread over all steps.",
+    "speed": "Does a larger batch reach an accuracy sooner, or only see more images a second? Training time "
+    "alone, metric and evaluation left out; a target counts as reached at the evaluation that first saw it.",
+    "sharpness": "How much does the loss grow at most in a small box about the weights? φ = "
+    "100·(max f(x + Az) − f(x))/(1 + f(x)) over |z_i| ≤ ε(|(A⁺x)_i| + 1), A the identity (full space) or a "
+    "random matrix (subspace); every value is a lower bound, the best that the maximisation found.",
+    "curves": "Is there a hill between two solutions, and on which side is the valley wider? α = 0 is run a "
+    "and α = 1 run b, marked by dashed lines.",
 }
+# Figures that a report always has a place for.
 _ABSENT = {
     "heatmap": "No figure: no run has near-rank values on the probe.",
     "batch": "No figure: no run with a known batch size has a final near-rank on the probe.",
@@ -167,14 +181,29 @@ _ABSENT = {
 }
 
 
-def _figure_html(index: int, name: str, div: str | None, plot: Plot | None, key: str) -> str:
+def _figure_html(index: int, name: str, plot: Plot | None, key: str) -> str:
+    """A card whose first block keeps heading and key, its last the caption: what is printed on one page."""
     heading = f"<h2>{index}. {escape(_HEADINGS[name])}</h2>"
-    if div is None or plot is None:
+    if plot is None:
         absent = f'<p class="absent">{escape(_ABSENT[name])}</p>'
         return f'<figure class="card" id="figure-{name}">{heading}{absent}</figure>'
     notes = escape(" ".join(plot.notes))
     caption = f"<figcaption><b>What to look at:</b> {escape(_CAPTIONS[name])} {notes}</figcaption>"
-    return f'<figure class="card" id="figure-{name}">{heading}{key}{div}{caption}</figure>'
+    parts = []
+    for place, block in enumerate(plot.blocks):
+        ident = f"block-{name}-{place}"
+        before = heading + key if place == 0 else ""
+        after = caption if place == len(plot.blocks) - 1 else ""
+        parts.append(
+            f'<div class="whole">{before}<div class="block" id="{ident}" data-block="data-{ident}" '
+            f'style="min-height: {block.height}px"></div>{after}</div>'
+            + _data_html(f"data-{ident}", block.to_json())
+        )
+    return f'<figure class="card" id="figure-{name}">{"".join(parts)}</figure>'
+
+
+def _data_html(name: str, content: str) -> str:
+    return f'<script type="application/json" id="{name}">{content}</script>'
 
 
 def _ramp_html() -> str:
@@ -186,18 +215,24 @@ def _ramp_html() -> str:
     )
 
 
-def _legend_html(switch: dict[str, object]) -> str:
-    legend = switch["legend"]
-    assert isinstance(legend, list)
+def _legend_html(results: Results, switch: Switch) -> str:
+    styles = batch_styles(results)
+    colors = {run.batch_label: styles[run.label][0] for run in results.runs if run.trajectories}
     swatches = "".join(
-        f'<span><i style="background: {color}"></i>batch {escape(label)}</span>' for label, color in legend
+        f'<span><i style="border-color: {color}"></i>batch {escape(label)}</span>'
+        for label, color in colors.items()
     )
+    if len(results.methods) > 1:
+        patterns = {run.method: styles[run.label][1] for run in results.runs if run.trajectories}
+        swatches += "".join(
+            f'<span><i class="{pattern}"></i>{escape(method)}</span>' for method, pattern in patterns.items()
+        )
     buttons = ""
-    if switch["epochs"]:
+    if switch.epochs:
         buttons = "".join(
             f'<button type="button" data-unit="{unit}" aria-pressed="{pressed}">{unit}s</button>'
             for unit in ("epoch", "step")
-            for pressed in [str(unit == switch["start"]).lower()]
+            for pressed in [str(unit == switch.start).lower()]
         )
         buttons = f'<span class="switch">x axis: {buttons}</span>'
     return f'<div class="key">{swatches}<span><i class="dash"></i>Gaussian null</span>{buttons}</div>'

@@ -9,6 +9,8 @@ from bokeh.models import BasicTickFormatter, BoxZoomTool, HoverTool, Model, PanT
 from bokeh.palettes import Plasma256, Viridis256
 from bokeh.plotting import figure
 
+from bsgap_kernels.lab.report.runs import Results
+
 # Pixels between the edges of a card; figures have fixed sizes so that screen and print are the same picture.
 WIDTH = 1064
 INK, MUTED, GRID, EMPTY = "#1d2733", "#566270", "#e6eaee", "#eceff2"
@@ -19,6 +21,8 @@ LAYER_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 LAYER_MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "plus")
 TRAIN, TEST, GAP = "#E69F00", "#0072B2", "#CC79A7"
 DASH = "–"
+# Line patterns of methods in order; nulls are dashed, so no method is.
+METHOD_DASHES = ("solid", "dotted", "dotdash", "dashdot")
 STEP, METRIC, PROBE = "#9AA7B4", "#D55E00", "#F0C9A8"
 
 
@@ -27,6 +31,16 @@ def batch_colors(count: int) -> list[str]:
     if count == 1:
         return [Plasma256[60]]
     return [Plasma256[round(8 + 192 * index / (count - 1))] for index in range(count)]
+
+
+def batch_styles(results: Results) -> dict[str, tuple[str, str]]:
+    """(colour, line pattern) of every label: the batch size is the colour, the method the pattern."""
+    colors = dict(zip(results.batch_labels, batch_colors(len(results.batch_labels)), strict=True))
+    places = {method: place for place, method in enumerate(results.methods)}
+    return {
+        run.label: (colors[run.batch_label], METHOD_DASHES[places[run.method] % len(METHOD_DASHES)])
+        for run in results.runs
+    }
 
 
 def significant(value: float | None) -> str:

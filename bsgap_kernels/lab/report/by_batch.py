@@ -1,0 +1,204 @@
+"""What every figure against batch size is made of: its axis, means over seeds with intervals, its legend."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bokeh.models import (
+    ColumnDataSource,
+    FixedTicker,
+    Legend,
+    LegendItem,
+    Line,
+    Range1d,
+    Scatter,
+    Segment,
+)
+from bokeh.plotting import figure
+
+from bsgap_kernels.lab.report.runs import Results, Run
+from bsgap_kernels.lab.report.statistics import Estimate, estimate
+from bsgap_kernels.lab.report.style import FONT, INK, METHOD_DASHES, base_figure, hover, significant
+
+X_LABEL = "batch size (log scale)"
+Groups = list[tuple[int, str, list[Run]]]
+
+
+def batch_figure(
+    results: Results, title: str, width: int, height: int, y_label: str, **options: object
+) -> figure:
+    """Batch size on a log axis, ticked at the batch sizes of the sweep."""
+    sizes = {size: runs[0].batch_label for size, _, runs in results.sized()}
+    plot = base_figure(
+        title,
+        width,
+        height,
+        X_LABEL,
+        y_label,
+        x_axis_type="log",
+        x_range=Range1d(min(sizes) / 1.35, max(sizes) * 1.35),
+        **options,
+    )
+    plot.xaxis.ticker = FixedTicker(ticks=sorted(sizes))
+    plot.xaxis.major_label_overrides = dict(sizes)
+    return plot
+
+
+def add_legend(plot: figure, items: list[LegendItem]) -> None:
+    """A legend beside the figure whose entries hide what they name."""
+    legend = Legend(items=items, location="top_left", border_line_color=None, label_text_font=FONT)
+    legend.label_text_font_size, legend.label_text_color = "12px", INK
+    legend.spacing, legend.padding, legend.margin = 2, 2, 6
+    legend.click_policy = "hide"
+    plot.add_layout(legend, "right")
+
+
+def titled(results: Results, title: str, method: str) -> str:
+    """A title, with the method where there are several."""
+    return f"{title} · {method}" if len(results.methods) > 1 else title
+
+
+def method_dash(results: Results, method: str) -> str:
+    """The line pattern of a method."""
+    return METHOD_DASHES[results.methods.index(method) % len(METHOD_DASHES)]
+
+
+def method_note(results: Results) -> list[str]:
+    """Which line pattern is which method, where there are several."""
+    if len(results.methods) == 1:
+        return []
+    patterns = ", ".join(f"{method} {method_dash(results, method)}" for method in results.methods)
+    return [f"Line patterns are methods: {patterns}."]
+
+
+def log_ticks(plot: figure, low: float, high: float) -> None:
+    """Ticks at 1, 2 and 5 times powers of ten on a log y-axis, at the powers alone over many decades."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    sizes = (1, 2, 5) if last - first <= 3 else (1,)
+    every = max(1, math.ceil((last - first) / 8))
+    places = [size * 10.0**power for power in range(first, last + 1, every) for size in sizes]
+    plot.yaxis.ticker = FixedTicker(ticks=places)
+    plot.yaxis.major_label_overrides = {place: significant(place) for place in places}
+
+
+def spread_text(found: Estimate, say: Callable[[float], str]) -> str:
+    """How a mean came about: over how many seeds, and its interval."""
+    if found.half is None:
+        return "one seed"
+    ends = f"{say(found.lower)} to {say(found.upper)}"
+    return f"mean of {found.count} seeds, 95 % interval {ends}"
+
+
+def seed_note(results: Results) -> str:
+    """What lines, points and bars are, and over how many seeds."""
+    counts = sorted({len(runs) for _, _, runs in results.sized()})
+    if not counts or counts[-1] == 1:
+        return "One seed per batch size, so no spread is shown."
+    many = [count for count in counts if count > 1]
+    seeds = f"n = {many[0]}" if len(many) == 1 else f"n = {many[0]} to {many[-1]}"
+    note = "Lines join the means over seeds; every seed is a paler point; bars are 95 % intervals of the "
+    note += f"mean over seeds by Student's t ({seeds}), drawn a little beside their points."
+    return note + (" Where a batch size has one seed there is no bar." if counts[0] == 1 else "")
+
+
+@dataclass
+class Series:
+    """One line against batch size: what it measures of a run, and how it looks and is said."""
+
+    name: str
+    measure: Callable[[Run], float | None]
+    color: str
+    marker: str
+    dash: str = "solid"
+    say: Callable[[float], str] = significant
+    # More columns for the tooltip, of the runs behind a point.
+    details: Callable[[list[Run]], dict[str, Any]] = field(default=lambda runs: {})
+
+
+class Drawing:
+    """The series of one figure, drawn as they are added; one tooltip serves them all.
+
+    Glyphs are added as they are: `figure.line` and its kin make three times the objects, for selections that
+    there are none of, and a page of many figures opens the slower for it. With up to `slots` series the bars
+    of each stand a little beside its points, or they would hide one another.
+    """
+
+    def __init__(self, plot: figure, *tooltips: tuple[str, str], slots: int = 1) -> None:
+        self.plot, self.slots, self._added = plot, slots, 0
+        self._hover = hover([("batch size", "@batch"), ("@name", "@said @seed"), *tooltips], [])
+        plot.add_tools(self._hover)
+
+    def add(self, groups: Groups, series: Series, floor: float | None = None) -> list[Any]:
+        """Draw means, seeds and intervals of a series; the renderers, empty where it has no values.
+
+        `floor` is where bars end that would reach below a log axis.
+        """
+        rows, dots, ends = [], [], []
+        for size, label, runs in groups:
+            measured = [(run, number) for run in runs if (number := series.measure(run)) is not None]
+            found = estimate([number for _, number in measured])
+            if found is None:
+                continue
+            spread = spread_text(found, series.say) if len(runs) > 1 else ""
+            rows.append(_row(size, label, found.mean, series, spread, [run for run, _ in measured]))
+            if found.half is not None:
+                low = found.lower if floor is None else max(found.lower, floor)
+                ends.append((size, low, found.upper))
+                dots += [
+                    _row(size, label, value, series, f"seed {run.seed}", [run]) for run, value in measured
+                ]
+        self._added += 1
+        if not rows:
+            return []
+        look: dict[str, Any] = {"x": "x", "y": "y", "marker": series.marker}
+        look |= {"fill_color": series.color, "line_color": series.color}
+        means = _source(rows)
+        line = Line(x="x", y="y", line_color=series.color, line_width=2.2, line_dash=series.dash)
+        marks = [self.plot.add_glyph(means, Scatter(size=9, **look))]
+        drawn = [self.plot.add_glyph(means, line), *marks]
+        if ends:
+            drawn += draw_bars(self.plot, ends, series.color, self._beside())
+            pale = Scatter(size=6, fill_alpha=0.45, line_alpha=0.45, **look)
+            marks.append(self.plot.add_glyph(_source(dots), pale))
+            drawn.append(marks[-1])
+        self._hover.renderers = [*self._hover.renderers, *marks]
+        return drawn
+
+    def _beside(self) -> float:
+        """What a batch size is multiplied by to stand beside it: about 3 pixels a series."""
+        decades = math.log10(self.plot.x_range.end / self.plot.x_range.start)
+        return 10 ** (0.008 * decades * (self._added - 1 - (self.slots - 1) / 2))
+
+    def add_methods(self, results: Results, series: Series, floor: float | None = None) -> list[Any]:
+        """Draw a series for every method, a line pattern each; the renderers."""
+        drawn = []
+        for method in results.methods:
+            dashed = replace(series, dash=method_dash(results, method))
+            drawn += self.add(results.sized(method), dashed, floor)
+        return drawn
+
+
+def draw_bars(
+    plot: figure, ends: Iterable[tuple[float, float, float]], color: str, beside: float
+) -> list[Any]:
+    """Intervals as bars with caps: (x, lower, upper) each, x multiplied by `beside`."""
+    bars = list(ends)
+    source = ColumnDataSource(
+        {"bar_x": [beside * b[0] for b in bars], "low": [b[1] for b in bars], "high": [b[2] for b in bars]}
+    )
+    segment = Segment(x0="bar_x", x1="bar_x", y0="low", y1="high", line_color=color, line_width=1.4)
+    cap: dict[str, Any] = {"x": "bar_x", "marker": "dash", "size": 9, "line_color": color, "line_width": 1.4}
+    glyphs = [segment, Scatter(y="low", **cap), Scatter(y="high", **cap)]
+    return [plot.add_glyph(source, glyph) for glyph in glyphs]
+
+
+def _row(size: int, label: str, value: float, series: Series, seed: str, runs: list[Run]) -> dict[str, Any]:
+    row = {"x": size, "y": value, "batch": label, "name": series.name, "said": series.say(value)}
+    return row | {"seed": f"({seed})" if seed else ""} | series.details(runs)
+
+
+def _source(rows: list[dict[str, Any]]) -> ColumnDataSource:
+    return ColumnDataSource({key: [row[key] for row in rows] for key in rows[0]})
