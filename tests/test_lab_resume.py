@@ -352,5 +352,6 @@ def test_time_to_accuracy_and_throughput(tmp_path: Path) -> None:
     assert summary["time_to_accuracy"]["0"]["steps"] == 3
     assert summary["images_per_second"] == 75 * 16 / summary["train_seconds"]
     assert not any(row["metric"].startswith("batch.") for row in rows(tmp_path))
+    assert summary["metric_ms_per_step"] is summary["metric_percent_of_step"] is None
     probed = {row["step"] for row in rows(tmp_path) if row["metric"] == "probe.near_rank"}
     assert probed == {75}

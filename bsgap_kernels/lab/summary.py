@@ -25,6 +25,8 @@ def summary_of(loop: Loop, status: str, weights: str | None) -> dict[str, Any]:
         gap = train_accuracy - test_accuracy
     milliseconds = {name: 1e3 * seconds / max(loop.done, 1) for name, seconds in loop.seconds.items()}
     step_ms, train_seconds = milliseconds["step"], loop.seconds["step"]
+    # Where no training batch is read there is no metric to speak of, not a cheap one.
+    metric_ms = None if config.every is None else milliseconds["metric"]
     images = loop.done * setup.batch_size
     return {
         "run": config.run,
@@ -54,10 +56,10 @@ def summary_of(loop: Loop, status: str, weights: str | None) -> dict[str, Any]:
         "time_to_accuracy": {
             f"{target:g}": loop.reached.get(f"{target:g}") for target in config.target_accuracies
         },
-        "metric_ms_per_step": milliseconds["metric"],
+        "metric_ms_per_step": metric_ms,
         "probe_ms_per_step": milliseconds["probe"],
         "step_ms": step_ms,
-        "metric_percent_of_step": 100 * milliseconds["metric"] / step_ms if step_ms else None,
+        "metric_percent_of_step": 100 * metric_ms / step_ms if metric_ms is not None and step_ms else None,
         "probe_percent_of_step": 100 * milliseconds["probe"] / step_ms if step_ms else None,
         "threads": torch.get_num_threads(),
         "versions": versions(),
