@@ -78,7 +78,7 @@ def point_at(page, figure, across, down):
     return WebDriverWait(page, 60).until(text_after_moving)
 
 
-def point_at_color(page, figure, color, size=9):
+def point_at_color(page, figure, color, size=8):
     """Move the pointer onto a square of `size` device pixels of one colour; the text of the tooltips."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.support.ui import WebDriverWait
@@ -99,7 +99,8 @@ def point_at_color(page, figure, color, size=9):
               const { data } = copy.getImageData(0, 0, width, height);
               const is = (x, y) => {
                 const [r, g, b, a] = data.subarray(4 * (y * width + x));
-                return r === red && g === green && b === blue && a > 250;
+                const off = Math.max(Math.abs(r - red), Math.abs(g - green), Math.abs(b - blue));
+                return off <= 3 && a > 250;
               };
               for (let y = 0; y + size < height; y += 2) for (let x = 0; x + size < width; x += 2) {
                 let all = true;

@@ -128,7 +128,8 @@ class Drawing:
 
     def __init__(self, plot: figure, *tooltips: tuple[str, str], slots: int = 1) -> None:
         self.plot, self.slots, self._added = plot, slots, 0
-        self._hover = hover([("batch size", "@batch"), ("@name", "@said @seed"), *tooltips], [])
+        # A tooltip's labels are fixed words, so what is told stands with its value.
+        self._hover = hover([("batch size", "@batch"), ("", "@name: @said @seed"), *tooltips], [])
         plot.add_tools(self._hover)
 
     def add(self, groups: Groups, series: Series, floor: float | None = None) -> list[Any]:
