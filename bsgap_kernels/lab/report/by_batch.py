@@ -128,14 +128,18 @@ class Drawing:
 
     def __init__(self, plot: figure, *tooltips: tuple[str, str], slots: int = 1) -> None:
         self.plot, self.slots, self._added = plot, slots, 0
+        self.cut = False
+        """Whether a bar ended at a floor or ceiling."""
         # A tooltip's labels are fixed words, so what is told stands with its value.
         self._hover = hover([("batch size", "@batch"), ("", "@name: @said @seed"), *tooltips], [])
         plot.add_tools(self._hover)
 
-    def add(self, groups: Groups, series: Series, floor: float | None = None) -> list[Any]:
+    def add(
+        self, groups: Groups, series: Series, floor: float = -math.inf, ceiling: float = math.inf
+    ) -> list[Any]:
         """Draw means, seeds and intervals of a series; the renderers, empty where it has no values.
 
-        `floor` is where bars end that would reach below a log axis.
+        Bars end at `floor` and `ceiling`: below a log axis, or beyond what a value can be.
         """
         rows, dots, ends = [], [], []
         for size, label, runs in groups:
@@ -146,8 +150,8 @@ class Drawing:
             spread = spread_text(found, series.say) if len(runs) > 1 else ""
             rows.append(_row(size, label, found.mean, series, spread, [run for run, _ in measured]))
             if found.half is not None:
-                low = found.lower if floor is None else max(found.lower, floor)
-                ends.append((size, low, found.upper))
+                ends.append((size, max(found.lower, floor), min(found.upper, ceiling)))
+                self.cut = self.cut or found.lower < floor or found.upper > ceiling
                 dots += [
                     _row(size, label, value, series, f"seed {run.seed}", [run]) for run, value in measured
                 ]
@@ -173,12 +177,14 @@ class Drawing:
         decades = math.log10(self.plot.x_range.end / self.plot.x_range.start)
         return 10 ** (0.008 * decades * (self._added - 1 - (self.slots - 1) / 2))
 
-    def add_methods(self, results: Results, series: Series, floor: float | None = None) -> list[Any]:
+    def add_methods(
+        self, results: Results, series: Series, floor: float = -math.inf, ceiling: float = math.inf
+    ) -> list[Any]:
         """Draw a series for every method, a line pattern each; the renderers."""
         drawn = []
         for method in results.methods:
             dashed = replace(series, dash=method_dash(results, method))
-            drawn += self.add(results.sized(method), dashed, floor)
+            drawn += self.add(results.sized(method), dashed, floor, ceiling)
         return drawn
 
 

@@ -287,7 +287,8 @@ def accuracy_by_batch(results: Results) -> Plot | None:
     ):
         series = Series(name, functools.partial(_percent, attribute), color, marker)
         series.say = functools.partial(_fixed, digits=".2f")
-        renderers = drawing.add_methods(results, series)
+        limit = 0.0 if drawing is accuracies else -100.0
+        renderers = drawing.add_methods(results, series, floor=limit, ceiling=100.0)
         if renderers and drawing is accuracies:
             items.append(LegendItem(label=name, renderers=renderers))
     add_legend(left, items)
@@ -296,6 +297,8 @@ def accuracy_by_batch(results: Results) -> Plot | None:
         plot.y_range.range_padding = 0.15
         plot.y_range.min_interval = 1.0
     notes = [seed_note(results), *method_note(results)]
+    if accuracies.cut or gaps.cut:
+        notes.append("Bars end where a share can go no further.")
     return Plot([Block(side_by_side([left, right], 2), 320)], notes)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 from bokeh.models import LegendItem, Range1d, Span
@@ -127,7 +128,7 @@ def _eigenvalue_figure(results: Results, measured: list[Run], notes: list[str]) 
     if min(values) > 0:
         plot, floor = _log_figure(results, title, width, "λ max of the train loss", values)
     else:
-        plot, floor = batch_figure(results, title, width, _HEIGHT, "λ max of the train loss"), None
+        plot, floor = batch_figure(results, title, width, _HEIGHT, "λ max of the train loss"), -math.inf
         plot.add_layout(Span(location=0, dimension="width", line_color=MUTED, line_width=1))
     series = Series("λ max", eigenvalue, LAYER_COLORS[6], "diamond")
     series.details = _eigenvalue_details
