@@ -141,7 +141,8 @@ def clear(directory: Path) -> None:
     is_sweep = _holds_options(directory / SWEEP_FILE)
     if not is_sweep and not _holds_options(directory / CONFIG_FILE):
         raise UserError(
-            f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE} of this program, so it is not overwritten"
+            f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE} of this program, so it is not "
+            "overwritten"
         )
     inside = directory.glob(f"*/{CONFIG_FILE}") if is_sweep else ()
     runs = [path.parent for path in inside if _RUN_NAME.fullmatch(path.parent.name) and _holds_options(path)]
