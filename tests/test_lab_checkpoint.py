@@ -92,6 +92,18 @@ def test_all_damaged(saved: Checkpoints) -> None:
     assert len(problems) == 2
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_one_does_not_take_the_place_of_later_saves(keep: int, saved: Checkpoints) -> None:
+    _flip(newest(saved))
+    checkpoints = Checkpoints(saved.directory, keep)
+    checkpoints.save(20, state(20))
+    problems: list[str] = []
+    found = checkpoints.load(problems)
+    assert found is not None
+    assert (found["done"], problems) == (20, [])
+    assert len(names(checkpoints)) == 2 * keep
+
+
 def test_no_checkpoint(tmp_path: Path) -> None:
     problems: list[str] = []
     assert Checkpoints(tmp_path / "none").load(problems) is None
@@ -164,9 +176,11 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_clear_leaves_other_files(saved: Checkpoints) -> None:
-    (saved.directory / "notes.txt").write_text("x")
+    for name in ("notes.txt", "best.pt", "best.json", "step-best.pt"):
+        (saved.directory / name).write_text("x")
+    saved.save(101, state(101))
     saved.clear()
-    assert names(saved) == ["notes.txt"]
+    assert names(saved) == ["best.json", "best.pt", "notes.txt", "step-best.pt"]
 
 
 def test_the_hash_of_tensors_sees_every_bit() -> None:

@@ -82,6 +82,15 @@ def test_layers_from_text() -> None:
         ({"max_probes": 0}, "max_probes: got 0, expected an integer of at least 1"),
         ({"layers": []}, "layers: got [], expected patterns"),
         ({"layers": [3]}, "layers: got [3], expected patterns"),
+        ({"lr": 10**400}, "lr: got 1"),
+        (
+            {"threads": 2**40},
+            "threads: got 1099511627776, expected an integer of at least 1 and at most 4096",
+        ),
+        (
+            {"hyper": {"sgd": {"nesterov": "false"}}},
+            "sgd.nesterov: got 'false', expected true or false",
+        ),
         ({"overwrite": "yes"}, "overwrite: got 'yes', expected true or false"),
         ({"download": 1}, "download: got 1, expected true or false"),
         ({"procedural": {}}, "procedural: got options of the procedural set, but data is digits"),
@@ -125,7 +134,16 @@ def test_mistakes_name_option_value_and_expectation(given: dict[str, object], me
         assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("value", [0, -1, "half", 1.5, True, ""])
+def test_a_seed_that_torch_does_not_take() -> None:
+    TrainConfig(seed=2**63 - 1)
+    with pytest.raises(UserError, match="seed: got 9223372036854775808, expected an integer"):
+        TrainConfig(seed=2**63)
+    for seeds in ("0,9223372036854775808", "9" * 5000):
+        with pytest.raises(UserError, match="seeds: got '9.*expected integers of at least 0 and at most"):
+            SweepConfig(seeds=seeds)
+
+
+@pytest.mark.parametrize("value", [0, -1, "half", 1.5, True, "", "9" * 5000])
 def test_bad_batch_size(value: object) -> None:
     with pytest.raises(UserError, match="batch_size: got .*, expected an integer of at least 1, or full"):
         TrainConfig(batch_size=value)

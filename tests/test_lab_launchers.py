@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 
 from bsgap_kernels.lab import launchers
-from bsgap_kernels.lab.config import SweepConfig, UserError
+from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.data import load_data
+from bsgap_kernels.lab.directories import locked
 from bsgap_kernels.lab.launchers import Job, launch
 from bsgap_kernels.lab.stop import NEVER, Stop
 from bsgap_kernels.lab.sweep import sweep
+from bsgap_kernels.lab.train import train as lab_train
 
 pytest.importorskip("sklearn")
 OPTIONS: dict[str, Any] = {
@@ -54,8 +57,6 @@ def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path) -> None:
     killed: list[int] = []
 
     def kill_the_long_run() -> None:
-        import multiprocessing
-
         while not (tmp_path / "b64-s0" / "metrics.jsonl").exists():
             time.sleep(0.05)
         # Workers are started in the order of the jobs.
@@ -102,6 +103,56 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     assert sorted(hashes(tmp_path)) == ["b128-s0", "b128-s1", "b64-s0"]
 
 
+def test_a_failure_of_any_kind_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(config: TrainConfig, *given: Any, **options: Any) -> dict[str, Any]:
+        if config.run == "b64-s1":
+            raise RuntimeError("DefaultCPUAllocator:\n can't allocate memory")
+        return lab_train(config, *given, **options)
+
+    monkeypatch.setattr(launchers, "train", train)
+    with pytest.raises(UserError, match=r"1 of 4 runs failed \(b64-s1: RuntimeError: Default.*: can't"):
+        sweep(SweepConfig(**OPTIONS), tmp_path)
+    assert sorted(hashes(tmp_path)) == ["b128-s0", "b128-s1", "b64-s0"]
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_worker_that_died_while_idle_is_seen(tmp_path: Path) -> None:
+    worker = launchers._Worker(1)
+    worker._process.kill()
+    worker._process.join()
+    run = SweepConfig(**OPTIONS).runs()[0]
+    worker.start(Job(run, tmp_path / run.run))
+    assert worker.outcome().problem == "its process died with exit code -9"
+    assert worker.dead
+    worker.end()
+
+
+def test_workers_of_a_killed_sweep_let_go_of_their_runs(tmp_path: Path) -> None:
+    """So that the same sweep, begun again, is not told that another process is at work."""
+    options = {**OPTIONS, "seeds": "0", "steps": 100_000, "jobs": 2}
+    process = multiprocessing.get_context("spawn").Process(
+        target=sweep, args=(SweepConfig(**options), tmp_path)
+    )
+    process.start()
+    runs = [tmp_path / "b64-s0", tmp_path / "b128-s0"]
+    while not all((run / "metrics.jsonl").exists() for run in runs):
+        time.sleep(0.05)
+    process.kill()
+    process.join()
+    deadline = time.monotonic() + 60
+    for run in runs:
+        while True:
+            try:
+                with locked(run):
+                    break
+            except UserError:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        assert list(run.glob("checkpoints/step-*.json"))
+
+
 def test_an_extended_sweep_does_only_what_is_new(
     one_by_one: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,3 +182,24 @@ def test_ray_runs_the_same_sweep(one_by_one: dict[str, str], tmp_path: Path) -> 
     summaries = sweep(SweepConfig(**OPTIONS, launcher="ray", jobs=2), tmp_path)
     assert [summary["status"] for summary in summaries] == ["finished"] * 4
     assert hashes(tmp_path) == one_by_one
+
+
+def test_a_stop_reaches_the_tasks_of_ray(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    config = SweepConfig(**{**OPTIONS, "seeds": "0", "steps": 100_000}, launcher="ray", jobs=2)
+    stop = Stop()
+
+    def ask() -> None:
+        while not list(tmp_path.glob("*/metrics.jsonl")):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        stop.ask(signal.SIGTERM)
+
+    asker = threading.Thread(target=ask)
+    asker.start()
+    summaries = sweep(config, tmp_path, stop=stop)
+    asker.join()
+    assert {summary["status"] for summary in summaries} == {"stopped"}
+    for summary in summaries:
+        saved = tmp_path / summary["run"] / "checkpoints" / f"step-{summary['steps']:09d}.json"
+        assert saved.is_file()

@@ -96,6 +96,7 @@ def damaged(change: Any, tmp_path: Path) -> Path:
     [
         (lambda plan: plan.pop("alpha"), "lacks 'alpha'"),
         (lambda plan: plan.update(alpha=1.5), "alpha: got 1.5, expected"),
+        (lambda plan: plan.update(alpha=0), "alpha: got 0, expected"),
         (lambda plan: plan["hypotheses"][0].update(direction="sinks"), "direction: got 'sinks', expected"),
         (lambda plan: plan["hypotheses"][0].update(measure="luck"), "measure: got 'luck', expected one of"),
         (lambda plan: plan["experiments"][0].update(lr=-1), "lr: got -1, expected"),
@@ -309,6 +310,29 @@ def test_a_study_that_is_stopped_has_no_result(
     monkeypatch.setattr(run_module, "sweep", sweep)
     assert run_study(plan, tmp_path, stop=stop) is None
     assert asked == ["cnn-procedural-equal-epochs", "cnn-procedural-equal-steps"]
+
+
+def test_one_seed_or_one_size_is_judged_and_written_as_json(plan: Plan, tmp_path: Path) -> None:
+    """JSON has no Infinity and no NaN."""
+    small = small_plan(plan)
+    runs = runs_with(-0.02, seeds=1)
+    judged = judge(small, runs)
+    accuracy = next(entry for entry in judged if entry["hypothesis"] == "accuracy")
+    assert (accuracy["lower"], accuracy["upper"], accuracy["verdict"]) == (None, None, NONE)
+    assert accuracy["effect"] == pytest.approx(-0.02)
+    assert accuracy["problems"] == ["one seed has no interval"]
+    result = {"runs": [{"loss": math.inf}], "hypotheses": judged, "other": math.nan}
+    write_result(tmp_path / "study.json", result)
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    written = json.loads((tmp_path / "study.json").read_text(), parse_constant=refuse)
+    assert (written["runs"], written["other"]) == ([{"loss": None}], None)
+    assert verdicts(small, written) == verdicts(small, {"hypotheses": judged})
+    one_size = judge(small, [run for run in runs_with(-0.02) if run["batch_size"] == 8])
+    assert {entry["verdict"] for entry in one_size} == {UNKNOWN}
+    assert one_size[0]["problems"] == ["batch 8 is the only size"]
 
 
 def test_a_result_is_written_one_run_a_line(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
+from lab_data import small_data
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.models import build_model
+from bsgap_kernels.lab.setup import set_up
 from bsgap_kernels.tracking import RankTracker
 
 models = pytest.importorskip("torchvision.models")
@@ -85,3 +88,15 @@ def test_torchvision_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(UserError, match="torchvision is not installed"):
         build_model("torchvision:resnet18", RGB, 10)
     assert build_model("cnn", RGB, 10)(torch.zeros(1, *RGB)).shape == (1, 10)
+
+
+def test_batch_norm_of_one_pixel_needs_two_images() -> None:
+    """Where a map has shrunk to 1×1, one image gives one value a channel; where it has not, it is enough."""
+    for options, option in (
+        ({"batch_size": 1}, "batch_size"),
+        ({"batch_size": 4, "micro_batch": 1}, "micro_batch"),
+    ):
+        given: dict[str, Any] = {**options, "probe_size": 8, "steps": 1, "every": None}
+        with pytest.raises(UserError, match=f"{option}: got passes of 1 row, expected at least 2 for batch"):
+            set_up(TrainConfig(model="torchvision:resnet18", **given), small_data())
+        set_up(TrainConfig(model="resnet18", **given), small_data()).tracker.close()

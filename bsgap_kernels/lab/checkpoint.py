@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bsgap_kernels.lab.files import TEMPORARY, sha256_of_file, write_atomically, write_text
+from bsgap_kernels.lab.files import sha256_of_file, write_atomically, write_text
 
 FOLDER = "checkpoints"
 _SCHEMA = 1
+_OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.tmp)?")
 
 
 class Checkpoints:
@@ -34,7 +36,10 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Save a state (tensors, numbers, texts, lists and dicts of them); remove all but the last ones."""
+        """Save a state (tensors, numbers, texts, lists and dicts of them); remove all but the last ones.
+
+        States of later steps go too: they were damaged, or the run would not have come by here again.
+        """
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self._path(step)
         write_atomically(path, lambda file: torch.save(state, file))
@@ -45,9 +50,9 @@ class Checkpoints:
             "sha256": sha256_of_file(path),
         }
         write_text(path.with_suffix(".json"), json.dumps(manifest) + "\n")
-        kept = {path.stem for path in self._manifests()[: self.keep]}
-        for file in self.directory.iterdir():
-            if file.suffix == TEMPORARY or (file.suffix in (".pt", ".json") and file.stem not in kept):
+        earlier = [found.stem for found in self._manifests() if found.stem <= path.stem]
+        for file in self._files():
+            if file.stem not in earlier[: self.keep]:
                 file.unlink(missing_ok=True)
 
     def load(self, problems: list[str]) -> dict[str, Any] | None:
@@ -58,11 +63,14 @@ class Checkpoints:
         """Remove every state, and the directory if nothing else is in it."""
         if not self.directory.is_dir():
             return
-        for file in self.directory.iterdir():
-            if file.suffix in (".pt", ".json", TEMPORARY):
-                file.unlink(missing_ok=True)
+        for file in self._files():
+            file.unlink(missing_ok=True)
         if not any(self.directory.iterdir()):
             self.directory.rmdir()
+
+    def _files(self) -> list[Path]:
+        """Of every state, whole or not; not what else somebody put there."""
+        return [file for file in self.directory.iterdir() if _OURS.fullmatch(file.name)]
 
     def _path(self, step: int) -> Path:
         return self.directory / f"step-{step:09d}.pt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -37,6 +38,7 @@ def number(
 ) -> None:
     """Raise a UserError unless `value` is a finite number in [minimum, below) and at most `maximum`."""
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and minimum <= value < below
+    valid = valid and abs(value) <= sys.float_info.max
     if not valid or value > maximum:
         bound = f" and below {below:g}" if math.isfinite(below) else ""
         bound += f" and at most {maximum:g}" if math.isfinite(maximum) else ""

@@ -25,8 +25,13 @@ UNFOLDS = ("flatten", "channel", "pool")
 PRECISIONS = ("float32", "bfloat16")
 LAUNCHERS = ("local", "ray")
 DEFAULT_EPOCHS = 20
+MOST_THREADS = 4096
+MAX_SEED = 2**63 - 1
+"""What torch's generators take."""
 TARGET_ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
+# Python refuses to read a number of thousands of digits.
+_MOST_DIGITS = 100
 _OPTIONAL_INTEGERS = (
     "epochs", "steps", "max_evaluations", "every", "probe_every", "max_probes", "micro_batch", "threads",
 )  # fmt: skip
@@ -158,7 +163,7 @@ class RunOptions:
             integer(option, getattr(self, option))
         for option in _OPTIONAL_INTEGERS:
             if getattr(self, option) is not None:
-                integer(option, getattr(self, option))
+                integer(option, getattr(self, option), maximum=MOST_THREADS if option == "threads" else None)
         for option in ("center", "download", "overwrite"):
             if not isinstance(getattr(self, option), bool):
                 raise UserError(f"{option}: got {getattr(self, option)!r}, expected true or false")
@@ -228,7 +233,7 @@ class TrainConfig(RunOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.batch_size = parse_batch_size(self.batch_size)
-        integer("seed", self.seed, minimum=0)
+        integer("seed", self.seed, minimum=0, maximum=MAX_SEED)
         self._resolve_hyper([self.method])
         if self.lr is None:
             self.lr = methods.REGISTRY[self.method].default_lr
@@ -292,8 +297,11 @@ class SweepConfig(RunOptions):
         seeds: list[int] = []
         for item in items(self.seeds):
             text = str(item).strip()
-            if isinstance(item, bool) or not (text.isascii() and text.isdigit()):
-                raise UserError(f"seeds: got {item!r}, expected integers of at least 0")
+            valid = text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS
+            if isinstance(item, bool) or not valid or int(text) > MAX_SEED:
+                raise UserError(
+                    f"seeds: got {item!r}, expected integers of at least 0 and at most {MAX_SEED}"
+                )
             seeds.append(int(text))
         for option, values in (("methods", names), ("batch_sizes", sizes), ("seeds", seeds)):
             if not values:
@@ -322,7 +330,8 @@ def parse_batch_size(value: Any, option: str = "batch_size") -> int | str:
     text = str(value).strip().lower()
     if text == "full":
         return "full"
-    if isinstance(value, bool) or not (text.isascii() and text.isdigit()) or int(text) < 1:
+    valid = text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS
+    if isinstance(value, bool) or not valid or int(text) < 1:
         raise UserError(f"{option}: got {value!r}, expected an integer of at least 1, or full")
     return int(text)
 

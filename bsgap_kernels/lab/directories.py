@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,8 +20,11 @@ SWEEP_FILE = "sweep.yaml"
 REPORT_FILE = "report.html"
 SHARPNESS_FILE = "sharpness.json"
 CURVES_FOLDER = "curves"
-# The options last: a directory that is half cleared is still known as one of results.
-_RUN_FILES = (METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, SHARPNESS_FILE, REPORT_FILE, CONFIG_FILE)
+# The summary first: a run that is half cleared is not done. The options last: it is still known as a run.
+_RUN_FILES = (SUMMARY_FILE, METRICS_FILE, WEIGHTS_FILE, SHARPNESS_FILE, REPORT_FILE, CONFIG_FILE)
+_RUN_NAME = re.compile(r"(\w+-)?b(\d+|full)-s\d+")
+# Options that only files of ours name all of; few of them, so that files of other versions are known too.
+_TELLING = {"data", "model", "lr_rule", "probe_size", "unfold", "rtol"}
 
 _Options = TypeVar("_Options", TrainConfig, SweepConfig)
 
@@ -39,12 +43,19 @@ def locked(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"out: another process is at work on {directory}") from None
+            raise _at_work(directory) from None
         except OSError:  # a file system without locks
             pass
+        # Another process may have cleared it away between the two: then this is not the directory any more.
+        if not directory.is_dir() or not os.path.samestat(os.fstat(handle), directory.stat()):
+            raise _at_work(directory)
         yield
     finally:
         os.close(handle)
+
+
+def _at_work(directory: Path) -> UserError:
+    return UserError(f"out: another process is at work on {directory}")
 
 
 def open_run(directory: Path, config: TrainConfig) -> tuple[bool, dict[str, Any] | None]:
@@ -61,7 +72,7 @@ def open_run(directory: Path, config: TrainConfig) -> tuple[bool, dict[str, Any]
         clear(directory)
     found = _read_options(directory / CONFIG_FILE, TrainConfig)
     if found is None:
-        _make(directory)
+        _make(directory, cleared=config.overwrite)
         write_config(directory / CONFIG_FILE, config)
         return False, None
     if different := config.differences(found):
@@ -83,10 +94,11 @@ def open_sweep(directory: Path, config: SweepConfig) -> None:
         UserError: as of `open_run`.
     """
     if config.overwrite:
-        clear(directory)
+        with locked(directory):
+            clear(directory)
     found = _read_options(directory / SWEEP_FILE, SweepConfig)
     if found is None:
-        _make(directory)
+        _make(directory, cleared=config.overwrite)
     elif different := _shared_differences(config, found):
         raise UserError(
             f"out: {directory} holds a sweep with other options ({'; '.join(different)}); name another "
@@ -113,26 +125,37 @@ def _shared_differences(config: SweepConfig, other: SweepConfig) -> list[str]:
 
 
 def clear(directory: Path) -> None:
-    """Take the files of earlier results out of a directory, if it is there.
+    """Take the files of earlier results out of a directory of the caller's alone, if it is there.
 
-    Only files that this package writes are removed, so a mistyped path cannot cost anything else.
+    It has to be a run's or a sweep's by its options, which a stranger's config.yaml does not hold; of a sweep
+    the runs are cleared too. Only files that this package writes are removed, so a mistyped path cannot cost
+    anything else.
 
     Raises:
-        UserError: it is a file, or it holds something and no results.
+        UserError: it is a file, it holds something and no results, or a process is at work on one of its
+            runs; then nothing is removed.
     """
     _refuse_file(directory)
     if not directory.is_dir() or not any(directory.iterdir()):
         return
-    runs = [path.parent for path in directory.glob(f"*/{CONFIG_FILE}")]
-    if not runs and not any((directory / name).is_file() for name in (CONFIG_FILE, SWEEP_FILE)):
-        raise UserError(f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE}, so it is not overwritten")
-    for run in [*runs, directory]:
-        Checkpoints(run / FOLDER).clear()
-        for name in _RUN_FILES:
-            (run / name).unlink(missing_ok=True)
-            (run / (name + TEMPORARY)).unlink(missing_ok=True)
-        if run is not directory and not any(run.iterdir()):
-            run.rmdir()
+    is_sweep = _holds_options(directory / SWEEP_FILE)
+    if not is_sweep and not _holds_options(directory / CONFIG_FILE):
+        raise UserError(
+            f"out: {directory} holds no {CONFIG_FILE} or {SWEEP_FILE} of this program, so it is not "
+            "overwritten"
+        )
+    inside = directory.glob(f"*/{CONFIG_FILE}") if is_sweep else ()
+    runs = [path.parent for path in inside if _RUN_NAME.fullmatch(path.parent.name) and _holds_options(path)]
+    with ExitStack() as held:
+        for run in runs:
+            held.enter_context(locked(run))
+        for run in runs:
+            _clear_run(run)
+            if not any(run.iterdir()):
+                run.rmdir()
+    if not is_sweep or _holds_options(directory / CONFIG_FILE):
+        _clear_run(directory)
+    (directory / REPORT_FILE).unlink(missing_ok=True)
     curves = directory / CURVES_FOLDER
     if curves.is_dir():
         for file in curves.glob("*--*.json"):
@@ -142,10 +165,30 @@ def clear(directory: Path) -> None:
     (directory / SWEEP_FILE).unlink(missing_ok=True)
 
 
-def _make(directory: Path) -> None:
+def _clear_run(run: Path) -> None:
+    Checkpoints(run / FOLDER).clear()
+    for name in _RUN_FILES:
+        (run / name).unlink(missing_ok=True)
+        (run / (name + TEMPORARY)).unlink(missing_ok=True)
+
+
+def _holds_options(path: Path) -> bool:
+    """Whether a file is one that `write_config` wrote, by the options that it names."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and content.keys() >= _TELLING
+
+
+def _make(directory: Path, *, cleared: bool) -> None:
+    """Make a directory for results; what is not ours stays in one that was cleared of earlier ones."""
     _refuse_file(directory)
     # A kill while the options were written leaves a temporary file.
-    if directory.is_dir() and any(path.suffix != TEMPORARY for path in directory.iterdir()):
+    others = directory.is_dir() and any(path.suffix != TEMPORARY for path in directory.iterdir())
+    if others and not cleared:
         raise UserError(
             f"out: {directory} already exists and is not empty; name another one or give --overwrite"
         )
@@ -158,10 +201,14 @@ def _refuse_file(directory: Path) -> None:
 
 
 def write_config(path: Path, config: RunOptions) -> None:
-    """Write the resolved options as YAML; the same file can be given back by --config."""
+    """Write the resolved options as YAML; the same file can be given back by --config.
+
+    Without `overwrite`, which was meant for what there was: given back, it would remove these results.
+    """
     import yaml
 
-    write_text(path, yaml.safe_dump(config.mapping(), sort_keys=False, default_flow_style=None))
+    values = {**config.mapping(), "overwrite": False}
+    write_text(path, yaml.safe_dump(values, sort_keys=False, default_flow_style=None))
 
 
 def read_config(path: Path) -> TrainConfig:

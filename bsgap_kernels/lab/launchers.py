@@ -7,6 +7,8 @@ import dataclasses
 import multiprocessing
 import os
 import signal
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -23,7 +25,7 @@ from bsgap_kernels.lab.results import FINISHED
 from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.setup import data_of
 from bsgap_kernels.lab.sharpness_run import SharpnessOptions, is_measured, sharpness_of
-from bsgap_kernels.lab.stop import NEVER, Stop, on_signals
+from bsgap_kernels.lab.stop import Stop, on_signals
 from bsgap_kernels.lab.threads import use_threads
 from bsgap_kernels.lab.train import train
 
@@ -67,7 +69,10 @@ def cores() -> int:
 
 
 def run_job(job: Job, data: ImageData | None, stop: Stop) -> Outcome:
-    """Do one run and its sharpness here, loading data if None; a mistake becomes the outcome's problem."""
+    """Do one run and its sharpness here, loading data if None; what fails becomes the outcome's problem.
+
+    Of anything but a mistake of the user (no memory left, a bug) the traceback goes to stderr.
+    """
     try:
         summary = train(job.config, job.directory, data=data, stop=stop)
         finished = summary["status"] == FINISHED and not stop
@@ -78,6 +83,9 @@ def run_job(job: Job, data: ImageData | None, stop: Stop) -> Outcome:
         return Outcome(job.config.run, summary)
     except (UserError, OSError) as error:
         return Outcome(job.config.run, None, " ".join(str(error).split()))
+    except Exception as error:
+        traceback.print_exc()
+        return Outcome(job.config.run, None, f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def _one_after_another(jobs: Sequence[Job], data: ImageData, stop: Stop) -> Iterator[Outcome]:
@@ -143,7 +151,8 @@ class _Worker:
 
     def start(self, job: Job) -> None:
         self.job = job
-        self.connection.send(job)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # dead while idle: outcome() says so
+            self.connection.send(job)
 
     def outcome(self) -> Outcome:
         """Of the run that ended, or whose process did."""
@@ -173,6 +182,7 @@ def _work(connection: Connection, threads: int) -> None:
     torch.set_num_threads(threads)
     data: ImageData | None = None
     with on_signals() as stop:
+        threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
         while not stop:
             try:
                 job: Job = connection.recv()
@@ -181,10 +191,18 @@ def _work(connection: Connection, threads: int) -> None:
             try:
                 data = data_of(job.config) if data is None else data
                 outcome = run_job(job, data, stop)
-            except Exception as error:  # nobody here to raise it to
-                outcome = Outcome(job.config.run, None, f"{type(error).__name__}: {error}")
-            with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+            except (UserError, OSError) as error:
+                outcome = Outcome(job.config.run, None, " ".join(str(error).split()))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for it any more
                 connection.send(outcome)
+
+
+def _stop_with_parent(stop: Stop) -> None:
+    """A worker whose sweep was killed would hold its run, which the next sweep wants to go on with."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        stop.ask(signal.SIGTERM)
 
 
 # -- Ray
@@ -206,17 +224,20 @@ def _by_ray(jobs: Sequence[Job], config: SweepConfig, stop: Stop) -> Iterator[Ou
             absolute = dataclasses.replace(job, directory=job.directory.resolve())
             names[remote.remote(absolute, threads)] = job.config.run
         left = list(names)
+        asked = False
         while left:
             done, left = ray.wait(left, timeout=0.5)
             for reference in done:
                 try:
                     yield ray.get(reference)
                 except ray.exceptions.RayError as error:
-                    yield Outcome(names[reference], None, f"Ray: {' '.join(str(error).split())}")
-            if stop:
+                    if not stop:  # else it was not begun
+                        yield Outcome(names[reference], None, f"Ray: {' '.join(str(error).split())}")
+            if stop and not asked:
+                # To a task that runs this is a SIGINT: it saves a checkpoint, and is waited for.
+                asked = True
                 for reference in left:
                     ray.cancel(reference)
-                return
     finally:
         if started_here:
             ray.shutdown()
@@ -224,4 +245,5 @@ def _by_ray(jobs: Sequence[Job], config: SweepConfig, stop: Stop) -> Iterator[Ou
 
 def _ray_job(job: Job, threads: int) -> Outcome:
     torch.set_num_threads(threads)
-    return run_job(job, None, NEVER)
+    with on_signals() as stop:
+        return run_job(job, None, stop)

@@ -105,7 +105,7 @@ def write_weights(path: Path, model: nn.Module) -> str:
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write summary.json, whole or not at all; non-finite numbers become null."""
-    write_text(path, json.dumps(_finite(summary), indent=2, allow_nan=False) + "\n")
+    write_text(path, json.dumps(finite(summary), indent=2, allow_nan=False) + "\n")
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -117,9 +117,10 @@ def read_summary(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null for non-finite numbers, which JSON has not."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     probe = probe[ranks.share(len(probe))]
     torch.manual_seed(config.seed)
     model = build_model(config.model, data.image_shape, data.classes).to(device)
-    _check_rows(model, batch_size, config.micro_batch, ranks)
+    _check_rows(model, data.train(slice(0, 1))[0], batch_size, config.micro_batch, ranks)
     if ranks.world > 1:
         use_global_batch_norm(model)
     tracker = _track(model, config, data.train(slice(0, 1))[0], batch_size, ranks)
@@ -142,12 +143,20 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     )
 
 
-def _check_rows(model: nn.Module, batch_size: int, micro_batch: int | None, ranks: Ranks) -> None:
-    """Batch norm of dense layers has no variance of one row."""
+def _check_rows(
+    model: nn.Module, image: Tensor, batch_size: int, micro_batch: int | None, ranks: Ranks
+) -> None:
+    """Batch norm has no variance of one value: one row of a dense layer, or of a map of one pixel."""
     rows = batch_size // passes(batch_size, ranks, micro_batch)
-    if rows < 2 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    if rows >= 2 or not any(isinstance(module, norms) for module in model.modules()):
+        return
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            copy.deepcopy(model).train()(image)
+    except ValueError as error:
         option = "batch_size" if batch_size < 2 else "micro_batch"
-        raise UserError(f"{option}: got passes of {rows} row, expected at least 2 for batch norm")
+        raise UserError(f"{option}: got passes of {rows} row, expected at least 2 for batch norm") from error
 
 
 def _track(

@@ -73,6 +73,8 @@ def effects(hypothesis: Hypothesis, runs: Sequence[dict[str, Any]]) -> tuple[dic
     sizes = sorted({run["batch_size"] for run in runs})
     found: dict[int, float] = {}
     problems = []
+    if len(sizes) == 1:
+        return found, [f"batch {sizes[0]} is the only size"]
     for seed in sorted({run["seed"] for run in runs}):
         of_seed = {run["batch_size"]: run["measures"] for run in runs if run["seed"] == seed}
         names = [name for name in (hypothesis.measure, hypothesis.against) if name]
@@ -128,8 +130,13 @@ def judge(plan: Plan, runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 }
                 if found:
                     mean, lower, upper = mean_interval(list(found.values()), entry["level"])
-                    entry |= {"effect": mean, "lower": lower, "upper": upper}
                     entry["verdict"] = verdict(hypothesis, lower, upper)
+                    bounded = math.isfinite(lower) and math.isfinite(upper)
+                    entry |= {"effect": mean, "lower": None, "upper": None}
+                    if bounded:
+                        entry |= {"lower": lower, "upper": upper}
+                    else:
+                        entry["problems"] = [*problems, "one seed has no interval"]
                 else:
                     entry |= {"effect": None, "lower": None, "upper": None, "verdict": UNKNOWN}
                 judged.append(entry)

@@ -129,6 +129,10 @@ def _plan(content: dict[str, Any], sha256: str) -> Plan:
         sha256=sha256,
     )
     number("alpha", plan.alpha, minimum=0.0, below=1.0)
+    if not plan.alpha:
+        raise UserError("alpha: got 0, expected a number above 0: every interval would be infinite")
+    if not plan.seeds:
+        raise UserError("seeds: got an empty list, expected at least one value")
     number("equally_trained", plan.equally_trained, minimum=0.0)
     for seed in plan.seeds:
         integer("seeds", seed, minimum=0)

@@ -13,7 +13,8 @@ from bsgap_kernels.bench.machine import describe
 from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.config import SweepConfig
 from bsgap_kernels.lab.directories import SHARPNESS_FILE
-from bsgap_kernels.lab.results import SUMMARY_FILE, read_summary
+from bsgap_kernels.lab.files import write_text
+from bsgap_kernels.lab.results import SUMMARY_FILE, finite, read_summary
 from bsgap_kernels.lab.stop import NEVER, Stop
 from bsgap_kernels.lab.study.analysis import judge, measures_of
 from bsgap_kernels.lab.study.plan import Experiment, Plan
@@ -115,8 +116,12 @@ def _run(experiment: str, budget: str, directory: Path) -> dict[str, Any]:
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result as JSON, one run a line, so that a difference can be read."""
-    runs = ",\n".join(f"  {json.dumps(run)}" for run in result["runs"])
-    rest = json.dumps({**result, "runs": []}, indent=1)
+    """Write a result as JSON, one run a line, so that a difference can be read.
+
+    The file is there whole or not at all; non-finite numbers become null.
+    """
+    result = finite(result)
+    runs = ",\n".join(f"  {json.dumps(run, allow_nan=False)}" for run in result["runs"])
+    rest = json.dumps({**result, "runs": []}, indent=1, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(rest.replace('"runs": []', f'"runs": [\n{runs}\n ]', 1) + "\n", encoding="utf-8")
+    write_text(path, rest.replace('"runs": []', f'"runs": [\n{runs}\n ]', 1) + "\n")
