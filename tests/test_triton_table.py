@@ -121,9 +121,11 @@ def test_splits_are_within_what_two_levels_add(
     row = plan.rows[0]
     assert 1 <= row["splits"] <= config.MAX_SPLITS
     # Every range has at least one block, and the bound of roundings is that of the longest.
-    assert row["splits"] <= config.block_count(orient(shape, False), config.ANY, 16) or row["splits"] == 1
-    assert row["roundings"] >= min(16, depth) + 3
-    assert row["roundings"] <= depth / 8 + 162  # what the docstring of gram says
+    oriented = orient(shape, False)  # the Gram of the shorter side sums along the longer one
+    assert oriented.depth == max(depth, side)
+    assert row["splits"] <= config.block_count(oriented, config.ANY, 16) or row["splits"] == 1
+    assert row["roundings"] >= min(16, oriented.depth) + 3
+    assert row["roundings"] <= oriented.depth / 8 + 162  # what the docstring of gram says
 
 
 def test_a_long_matrix_fills_two_waves() -> None:
