@@ -41,8 +41,8 @@ from bsgap_kernels.lab.report.style import (
 )
 
 X_LABELS = {"step": "step (updates done)", "epoch": "epoch (passes over the training set)"}
-_PANEL_HEIGHT = 250
-# A row of heat maps must fit a printed page with its heading and caption.
+# What is drawn as one block must fit a printed page with its heading and caption.
+_PANEL_HEIGHT, _PANELS_HEIGHT = 250, 650
 _HEAT_HEIGHT = 600
 _TOOLTIPS = [
     ("step", "@step{0,0}"),
@@ -213,24 +213,33 @@ def _panels(results: Results, layers: list[str], switch: Switch) -> Block:
     columns = 1 if len(layers) == 1 else 2 if len(layers) in (2, 4) else 3
     # One range for all panels: they share their axis, and zoom together.
     shared = Range1d(-0.02 * switch.ends[switch.start], 1.02 * switch.ends[switch.start])
-    block = Block(None, math.ceil(len(layers) / columns) * _PANEL_HEIGHT, ranges=[shared.id])
+    rows = math.ceil(len(layers) / columns)
+    height = min(_PANEL_HEIGHT, _PANELS_HEIGHT // rows)
+    block = Block(None, rows * height, ranges=[shared.id])
     panels = []
     for index, layer in enumerate(layers):
         y_label = "near-rank (count)" if index % columns == 0 else ""
-        panels.append(_panel(results, layer, WIDTH // columns, y_label, shared, switch.start, block))
+        size = (WIDTH // columns, height)
+        panels.append(_panel(results, layer, size, y_label, shared, switch.start, block))
     block.model = side_by_side(panels, columns)
     return block
 
 
 def _panel(
-    results: Results, layer: str, width: int, y_label: str, shared: Range1d, unit: str, block: Block
+    results: Results,
+    layer: str,
+    size: tuple[int, int],
+    y_label: str,
+    shared: Range1d,
+    unit: str,
+    block: Block,
 ) -> figure:
     runs, styles = drawn_runs(results), batch_styles(results)
     sites = [run.sites[layer] for run in runs if layer in run.sites]
     shape = next((site.probe_shape for site in sites if site.probe_shape), None)
     null = next((site.null_near_rank for site in sites if site.null_near_rank is not None), None)
     title = f"{short(layer, 30)} · {shape_text(shape)}" if shape else short(layer, 30)
-    plot = base_figure(title, width, _PANEL_HEIGHT, X_LABELS[unit], y_label, x_range=shared)
+    plot = base_figure(title, *size, X_LABELS[unit], y_label, x_range=shared)
     top = max([min(shape) if shape else 0.0, null or 0.0, *(_largest(run, layer) for run in runs)])
     plot.y_range = Range1d(-0.03 * top, 1.06 * top or 1)
     if null is not None:

@@ -25,6 +25,8 @@ from bsgap_kernels.lab.report.style import (
 )
 
 _LEFT_WIDTH = 500
+# Bars of many batch sizes and methods get narrower, so that the figure fits a printed page.
+_BARS_HEIGHT = 520
 
 
 def time_by_batch(results: Results) -> Plot | None:
@@ -115,9 +117,10 @@ def _spread(metric: Estimate) -> str:
 
 def _bar_figure(rows: list[dict[str, Any]], title: str, width: int, x_label: str) -> figure:
     factors = FactorRange(factors=[row["batch"] for row in reversed(rows)])
-    plot = base_figure(title, width, 120 + 40 * len(rows), x_label, "", y_range=factors)
+    bar = min(40, _BARS_HEIGHT // len(rows))
+    plot = base_figure(title, width, 120 + bar * len(rows), x_label, "", y_range=factors)
     plot.ygrid.grid_line_color = None
     # The same height for both, though only one has a legend below.
-    plot.frame_height = 40 * len(rows) + 10
+    plot.frame_height = bar * len(rows) + 10
     plot.height_policy = "fit"
     return plot
