@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import torch
 from lab_data import small_data
 
 from bsgap_kernels.lab.config import TrainConfig, UserError
+from bsgap_kernels.lab.data import ImageData
 from bsgap_kernels.lab.directories import locked
 from bsgap_kernels.lab.results import FINISHED
 from bsgap_kernels.lab.saved import load_run
@@ -317,6 +319,24 @@ def test_micro_batches_add_up_to_the_gradient(micro_batch: int, tmp_path: Path) 
     assert [site["batch_shape"] for site in shapes[0]["sites"]] == [
         site["batch_shape"] for site in shapes[1]["sites"]
     ]
+
+
+def test_a_pass_has_its_own_images_alone(tmp_path: Path) -> None:
+    """The memory of a step is that of a pass, however large the batch."""
+    asked: list[int] = []
+
+    class Watched(ImageData):
+        def train(self, rows: torch.Tensor | slice, *how: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            images, labels = super().train(rows, *how)
+            if isinstance(rows, torch.Tensor):
+                asked.append(len(images))
+            return images, labels
+
+    data = small_data()
+    watched = Watched(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+    settings = config(batch_size="full", micro_batch=10, unfold="channel", steps=2, probe_every=None)
+    train(settings, tmp_path, data=watched)
+    assert asked == [24, *2 * [9, 10, 9, 10, 10]]  # the probe, and two steps
 
 
 def test_mixed_precision_trains_in_bfloat16(tmp_path: Path) -> None:

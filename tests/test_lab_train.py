@@ -14,6 +14,7 @@ from lab_data import small_data
 import bsgap_kernels as bsgap
 from bsgap_kernels.lab import loop as loop_module
 from bsgap_kernels.lab import results
+from bsgap_kernels.lab import setup as lab_setup
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.models import LeNet5, build_model
 from bsgap_kernels.lab.setup import learning_rate, set_up
@@ -155,6 +156,36 @@ def test_probing_and_tracking_do_not_change_the_training(tmp_path: Path) -> None
         return [r["value"] for r in rows(tmp_path / name) if r["metric"] == "train.loss"]
 
     assert losses("often") == losses("seldom", every=5, probe_every=4, eval_every=2)
+
+
+def test_training_that_is_not_read_has_no_hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe is read all the same, functional nonlinearities too."""
+    hooks = []
+
+    class Functional(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = torch.nn.Linear(784, 20), torch.nn.Linear(20, 10)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                modules = list(self.modules())
+                hooks.append(sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules))
+            return self.outer(self.inner(images.flatten(1)).relu())
+
+    monkeypatch.setattr(lab_setup, "build_model", lambda *_: Functional())
+    for every in (None, 1):
+        train(config(every=every), tmp_path / str(every), data=small_data())
+        (site,) = json.loads((tmp_path / str(every) / "summary.json").read_text())["sites"]
+        assert site["site"] == "outer:input#0"
+    assert set(hooks[:6]) == {0}
+    assert 0 not in hooks[6:]
+    probed = [
+        {row["step"]: row["value"] for row in rows(tmp_path / name) if row["metric"] == "probe.near_rank"}
+        for name in ("None", "1")
+    ]
+    assert probed[0] == probed[1]
+    assert len(probed[0]) == 7
 
 
 def test_probe_leaves_buffers_mode_and_random_state(tmp_path: Path) -> None:

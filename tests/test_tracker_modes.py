@@ -347,6 +347,38 @@ def test_an_exception_inside_a_block_restores_recording() -> None:
         assert len(tracker.collect()) == 2
 
 
+@pytest.mark.parametrize("functional", [False, True])
+def test_a_detached_tracker_has_hooks_in_views_alone(functional: bool) -> None:
+    """And in them it reads what it reads attached."""
+    model: nn.Module = Functional() if functional else mlp()
+    with watch(model, example=rows()) as tracker:
+        attached = hooks_of(model)
+        counts = {}
+        for detached in (False, True):
+            with tracker.detached(detached), tracker.detached(False):
+                assert hooks_of(model) == (0 if detached else attached)
+                with tracker.view("probe"):
+                    assert hooks_of(model) == attached
+                    with tracker.view("inner"):
+                        pass
+                    assert hooks_of(model) == attached
+                    model(rows())
+                assert hooks_of(model) == (0 if detached else attached)
+                found = tracker.collect("probe")
+                counts[detached] = {site: record.near_rank for site, record in found.items()}
+            assert hooks_of(model) == attached
+        assert counts[True] == counts[False]
+        assert len(counts[True]) == 2
+        model(rows())
+        assert {site: record.near_rank for site, record in tracker.collect().items()} == counts[True]
+        with pytest.raises(KeyError), tracker.detached():
+            raise KeyError
+        assert hooks_of(model) == attached
+        with tracker.detached():
+            tracker.close()
+        assert hooks_of(model) == 0
+
+
 class Functional(nn.Module):
     """Nonlinearities that are no modules."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.lab.distributed import Ranks
+from bsgap_kernels.lab.methods.base import Values
 
 
 def passes(rows: int, ranks: Ranks, micro_batch: int | None) -> int:
@@ -34,32 +36,35 @@ class Gradients:
         self, model: nn.Module, ranks: Ranks, *, precision: str = "float32", micro_batch: int | None = None
     ) -> None:
         self._model = model
+        self._parameters = list(model.parameters())
         self._ranks = ranks
         self._mixed = precision != "float32"
         self._micro_batch = micro_batch
 
-    def compute(self, images: Tensor, labels: Tensor, rows: int) -> Tensor:
-        """Gradients of a batch of `rows` rows, of which this rank's share is given.
+    def compute(self, read: Callable[[slice], tuple[Tensor, Tensor]], share: int, rows: int) -> Values:
+        """Gradients of a batch of `rows` rows, of which this rank has `share`.
 
-        Returns the share's part of the batch's [mean loss, accuracy], float64 (2,): over the ranks they sum
-        up to the batch's.
+        `read` gives images and labels of a slice of the share; it is asked once a pass, so that no more
+        images than those of a pass are there at a time. Returns the share's part of the batch's mean loss and
+        its right answers: over the ranks they sum up to the batch's.
         """
-        for parameter in self._model.parameters():
+        for parameter in self._parameters:
             parameter.grad = None
-        total = torch.zeros(2, dtype=torch.float64, device=images.device)
         count = passes(rows, self._ranks, self._micro_batch)
+        if count == 1:
+            return self._add_pass(*read(slice(0, share)), rows)
+        parts = []
         for index in range(count):
-            part = slice(index * len(images) // count, (index + 1) * len(images) // count)
+            images, labels = read(slice(index * share // count, (index + 1) * share // count))
             # Gradients are averaged over the ranks once, in the last pass.
             last = index == count - 1 or self._ranks.world == 1
             with nullcontext() if last else self._model.no_sync():  # type: ignore[operator]
-                total += self._add_pass(images[part], labels[part], rows)
-        return total
+                parts.append(self._add_pass(images, labels, rows))
+        loss, right = zip(*parts, strict=True)
+        return torch.stack(loss).sum(dtype=torch.float64), torch.stack(right).sum()
 
-    def _add_pass(self, images: Tensor, labels: Tensor, rows: int) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self._mixed):
-            logits = self._model(images)
-        logits = logits.float()
+    def _add_pass(self, images: Tensor, labels: Tensor, rows: int) -> Values:
+        logits = self._logits(images)
         if self._ranks.world == 1 and len(images) == rows:
             loss = nn.functional.cross_entropy(logits, labels)
             torch.autograd.backward(loss)
@@ -67,6 +72,10 @@ class Gradients:
             loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / rows
             # What is averaged over the ranks has to be a sum.
             torch.autograd.backward(loss * self._ranks.world)
-        with torch.no_grad():
-            correct = (logits.argmax(1) == labels).to(torch.float64).sum() / rows
-            return torch.stack([loss.detach().to(torch.float64), correct])
+        return loss.detach(), (logits.argmax(1) == labels).sum()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if not self._mixed:
+            return self._model(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self._model(images).float()

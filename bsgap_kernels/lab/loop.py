@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bsgap_kernels.lab.augment import Augmentation
 from bsgap_kernels.lab.gradients import Gradients
+from bsgap_kernels.lab.methods.base import Values
 from bsgap_kernels.lab.progress import Progress
 from bsgap_kernels.lab.results import Writer
 from bsgap_kernels.lab.setup import Setup
@@ -50,21 +53,24 @@ class Loop:
 
         `save` is called between steps, before anything of the coming one; it decides whether to save.
         """
-        self.setup.model.train()
-        while True:
-            save()
-            if self._stopping:
-                return False
-            if self.done and self._evaluation_due():
-                self._evaluate(writer)
-            finished = self.done == self.setup.steps
-            if finished or self.setup.probe_due(self.done):
-                self._read_probe(writer)
-            if finished:
-                return True
-            loss, accuracy = self._update(writer, stop)
-            self.done += 1
-            progress.update(self.done, loss, accuracy, _mean_ratio(self.probe_records))
+        setup = self.setup
+        setup.model.train()
+        # Where no training batch is read, none pays for hooks either.
+        with setup.tracker.detached(setup.config.every is None):
+            while True:
+                save()
+                if self._stopping:
+                    return False
+                if self.done and self._evaluation_due():
+                    self._evaluate(writer)
+                finished = self.done == setup.steps
+                if finished or setup.probe_due(self.done):
+                    self._read_probe(writer)
+                if finished:
+                    return True
+                loss, accuracy = self._update(writer, stop)
+                self.done += 1
+                progress.update(self.done, loss, accuracy, _mean_ratio(self.probe_records))
 
     @property
     def stopping(self) -> bool:
@@ -85,21 +91,20 @@ class Loop:
     def _update(self, writer: Writer, stop: Stop) -> tuple[float, float]:
         """One update; the metric's share of the time is taken out of the step's."""
         setup, step = self.setup, self.done
-        tracker, ranks = setup.tracker, setup.ranks
+        tracker = setup.tracker
         rows = self._batch()
-        share = ranks.share(len(rows))
         started = time.perf_counter()
         augmentation = setup.augmentation(step)
-        images, labels = setup.data.train(rows[share].to(setup.device), augmentation, share)
-        untracked = not setup.batch_due(step)
         lr = setup.method.lr
-        with tracker.paused(untracked):
-            values = setup.method.update(lambda: self._gradient(images, labels, len(rows), stop))
-        loss, accuracy, asked = values.tolist()
-        self._stopping = asked > 0
-        trained = time.perf_counter()
-        with tracker.paused(untracked):
-            records = tracker.collect()
+        due = setup.batch_due(step)
+        with nullcontext() if due or setup.config.every is None else tracker.paused():
+            values = setup.method.update(lambda: self._gradient(rows, augmentation, stop))
+            # One by one: in a small step every operation shows, also those that would join them.
+            loss, right, *asked = (value.item() for value in values)
+            accuracy = right / len(rows)
+            self._stopping = bool(asked[0] if asked else stop)
+            trained = time.perf_counter()
+            records = tracker.collect() if due else {}
         writer.add_records(step, "batch", records)
         in_hooks = sum(record.seconds for record in records.values())
         metric = time.perf_counter() - trained + in_hooks
@@ -115,12 +120,25 @@ class Loop:
             writer.add(step, "", "time.metric_ms", round(metric * 1e3, 4))
         return loss, accuracy
 
-    def _gradient(self, images: Tensor, labels: Tensor, rows: int, stop: Stop) -> Tensor:
-        """Gradients, and the batch's [loss, accuracy, whether a rank was asked to stop], over all ranks."""
-        values = self.gradients.compute(images, labels, rows)
-        # With the numbers that travel anyway: ranks that stop at different steps would wait for each other.
-        asked = torch.tensor([float(bool(stop))], dtype=values.dtype, device=values.device)
-        return self.setup.ranks.total(torch.cat([values, asked]))
+    def _gradient(self, rows: Tensor, augmentation: Augmentation | None, stop: Stop) -> Values:
+        """Gradients, and the batch's mean loss and right answers over all ranks.
+
+        Several ranks add whether one was asked to stop: with the numbers that travel anyway, since ranks that
+        stop at different steps would wait for each other.
+        """
+        data, ranks = self.setup.data, self.setup.ranks
+        share = ranks.share(len(rows))
+        mine = rows[share].to(self.setup.device)
+
+        def read(part: slice) -> tuple[Tensor, Tensor]:
+            of_batch = slice(share.start + part.start, share.start + part.stop)
+            return data.train(mine[part], augmentation, of_batch)
+
+        values = self.gradients.compute(read, len(mine), len(rows))
+        if ranks.world == 1:
+            return values
+        asked = torch.tensor(bool(stop), device=self.setup.device)
+        return ranks.total(torch.stack([value.double() for value in (*values, asked)])).unbind()
 
     def _read_probe(self, writer: Writer) -> None:
         """Read every site on the probe batch, leaving buffers, mode and random state of the run untouched."""

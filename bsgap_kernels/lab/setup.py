@@ -171,6 +171,9 @@ def _track(
         "atol": config.atol,
         "center": config.center,
         "verbose": False,
+        # Functional nonlinearities are found here: the first reading of the probe is before any update, and
+        # its passes have no graph to find them in.
+        "example": image,
     }
     try:
         if ranks.world > 1 or parts > 1:

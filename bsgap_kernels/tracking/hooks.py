@@ -27,6 +27,9 @@ class Reader(Protocol):
     def begin(self, mask: Tensor | None, training: bool, compiled: bool, /) -> None:
         """A forward pass of the model starts; training: it could be one of a training step."""
 
+    def skips(self, module: int, /) -> bool:
+        """Whether a module's activation, which is about to come, is not wanted; its call is counted then."""
+
     def observe(self, module: int, activation: Tensor, /) -> None:
         """A module's activation is there."""
 
@@ -126,13 +129,14 @@ class OutputHook(ReaderHook):
         """Report the activation, unless the tracker is gone."""
         if elsewhere():
             return
-        activation = local_rows(activation_of(output, self.name), self.name)
         if torch.compiler.is_compiling():
+            activation = local_rows(activation_of(output, self.name), self.name)
             torch.ops.bsgap._observe_(self.token, activation.detach(), self.number, self.module)
             return
         reader = self.reader()
-        if reader is not None:
-            reader.observe(self.module, activation)
+        # Asked first: of a paused tracker no more should be felt than this.
+        if reader is not None and not reader.skips(self.module):
+            reader.observe(self.module, local_rows(activation_of(output, self.name), self.name))
 
 
 class InputHook(OutputHook):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.discovery import Discovery, run_example
 from bsgap_kernels.tracking.hooks import (
     BeginHook,
+    Hook,
     InputHook,
     OutputHook,
     delist,
@@ -125,7 +127,9 @@ class SiteReader:
         torch._dynamo.mark_static_address(self._token)
         self._number = enlist(self)
         begin = BeginHook(self, self._number, self._token, mask, place)
-        self._handles: list[Any] = [model.register_forward_pre_hook(begin, with_kwargs=True)]
+        self._handles: list[Any] = []
+        self._hooks: list[tuple[Callable[[Any], Any], Hook]] = []
+        self._hook(partial(model.register_forward_pre_hook, with_kwargs=True), begin)
         self._selected = list(modules)
         for name, module in modules.items():
             self._attach(name, module, of_input=False)
@@ -153,8 +157,22 @@ class SiteReader:
         number = self._number_of(f"{name}:input" if of_input else name)
         kind = InputHook if of_input else OutputHook
         hook = kind(self, self._number, self._token, number, self._names[number])
-        register = module.register_forward_pre_hook if of_input else module.register_forward_hook
+        self._hook(module.register_forward_pre_hook if of_input else module.register_forward_hook, hook)
+
+    def _hook(self, register: Callable[[Any], Any], hook: Hook) -> None:
+        self._hooks.append((register, hook))
         self._handles.append(register(hook))
+
+    def attach(self) -> None:
+        """Put every hook on the model again."""
+        if not self._handles:
+            self._handles = [register(hook) for register, hook in self._hooks]
+
+    def detach(self) -> None:
+        """Take every hook off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def _number_of(self, name: str) -> int:
         if name not in self._names:
@@ -210,11 +228,10 @@ class SiteReader:
         self._discovery = None
 
     def close(self) -> None:
-        """Take every hook off the model."""
+        """Take every hook off the model for good."""
         delist(self._number)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self.detach()
+        self._hooks.clear()
         if self._discovery is not None:
             self._discovery.close()
 
@@ -236,14 +253,26 @@ class SiteReader:
     def _listening(self) -> bool:
         return self.recording and (self.view is not None or (self._training and self._model.training))
 
+    def skips(self, module: int) -> bool:
+        """Whether a call of a module goes by unread; it is counted then."""
+        if self._discovery is not None or self._listening():
+            return False
+        if not recomputing():
+            self._count(module)
+        return True
+
+    def _count(self, module: int) -> int:
+        """Number of this call in its pass; counted while paused too, so that a site keeps its name."""
+        call = self._calls.get(module, 0)
+        self._calls[module] = call + 1
+        self._observed.add(module)
+        return call
+
     def observe(self, module: int, activation: Tensor) -> None:
         """Add an activation to its site."""
         if recomputing():
             return
-        # Calls are counted while paused too, so that a site keeps its name.
-        call = self._calls.get(module, 0)
-        self._calls[module] = call + 1
-        self._observed.add(module)
+        call = self._count(module)
         if self._discovery is not None:
             self._discovery.known(activation)
         if not self._listening() or not has_values(activation, self._names[module]):

@@ -163,6 +163,7 @@ class RankTracker:
         self._step = first_step
         self._closed = False
         self._enabled = True
+        self._detached = False
         self._due = self._cadence.due(first_step)
         self._flight: _Flight | None = None
         self._announced = False
@@ -224,11 +225,15 @@ class RankTracker:
         """Record under another label inside the block, such as `probe` for a fixed batch, in any mode."""
         previous, self._reader.view = self._reader.view, label
         self._listen()
+        if self._detached:
+            self._reader.attach()
         try:
             yield
         finally:
             self._reader.view = previous
             self._listen()
+            if self._detached and previous is None:
+                self._reader.detach()
 
     @contextmanager
     def paused(self, when: bool = True) -> Iterator[None]:
@@ -240,6 +245,24 @@ class RankTracker:
         finally:
             self._enabled = previous
             self._listen()
+
+    @contextmanager
+    def detached(self, when: bool = True) -> Iterator[None]:
+        """Have no hooks on the model inside the block but inside `view`: for training that is not tracked.
+
+        A pause leaves the hooks on; without them a pass costs what it does without a tracker. For models that
+        are not compiled, and with functional nonlinearities that `example` has shown. If `when` is false,
+        nothing changes.
+        """
+        previous, self._detached = self._detached, self._detached or when
+        if self._detached:
+            self._reader.detach()
+        try:
+            yield
+        finally:
+            self._detached = previous
+            if not previous:
+                self._reader.attach()
 
     def _listen(self) -> None:
         self._reader.recording = self._enabled and (self._due or self._reader.view is not None)

@@ -10,6 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+Values = tuple[Tensor, ...]
+"""Of a batch before its update, 0-dimensional: mean loss, right answers, and what the loop adds to them."""
+
 
 @dataclass
 class Hyper:
@@ -43,11 +46,11 @@ class Method:
         """Learning rate of the next update."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def update(self, gradient: Callable[[], Tensor]) -> Tensor:
+    def update(self, gradient: Callable[[], Values]) -> Values:
         """Make one update and return what `gradient` gave.
 
         `gradient` sets every parameter's `.grad` to the gradient of the mean loss over the batch at the
-        present parameters and returns the batch's float64 [mean loss, accuracy] before the update.
+        present parameters and returns the batch's values before the update.
         """
         values = gradient()
         self.optimizer.step()
