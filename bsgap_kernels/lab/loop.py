@@ -99,8 +99,7 @@ class Loop:
         due = setup.batch_due(step)
         with nullcontext() if due or setup.config.every is None else tracker.paused():
             values = setup.method.update(lambda: self._gradient(rows, augmentation, stop))
-            # One by one: in a small step every operation shows, also those that would join them.
-            loss, right, *asked = (value.item() for value in values)
+            loss, right, *asked = _numbers(values)
             accuracy = right / len(rows)
             self._stopping = bool(asked[0] if asked else stop)
             trained = time.perf_counter()
@@ -233,6 +232,16 @@ def evaluate(setup: Setup, read: Callable[[slice], tuple[Tensor, Tensor]], count
     model.train(training)
     loss, correct = (ranks.total(totals) / count).tolist()
     return loss, correct
+
+
+def _numbers(values: Values) -> list[float]:
+    """Values as numbers: joined where they are read from a device, so that it is waited for once.
+
+    On a CPU one by one: in a small step the operations that would join them show.
+    """
+    if values[0].is_cuda:
+        return torch.stack([value.double() for value in values]).tolist()
+    return [value.item() for value in values]
 
 
 def _mean_ratio(records: dict[str, SiteRecord]) -> float:
