@@ -15,7 +15,7 @@ import numpy as np
 from bsgap_kernels.lab.config import ProceduralOptions
 from bsgap_kernels.lab.data.procedural import contact_sheet
 
-ROWS = {0.0: 1, 0.5: 1, ProceduralOptions().difficulty: 3, 1.5: 1}
+ROWS = {0.0: 1, 0.5: 1, ProceduralOptions().difficulty: 3, 1.0: 1, 1.5: 1}
 """How many rows of each difficulty, from the top."""
 ENLARGED = 3
 MAX_BYTES = 150_000

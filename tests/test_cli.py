@@ -158,7 +158,7 @@ def test_procedural_options_from_the_command_line_and_from_its_config(tmp_path: 
     assert main(["train", *SMALL, *options, "--out", str(tmp_path / "first")]) == 0
     config = tmp_path / "first" / "config.yaml"
     written = yaml.safe_load(config.read_text())
-    expected = {"train": 40, "test": 30, "classes": 10, "difficulty": 1.0, "label_noise": 0.1, "seed": 0}
+    expected = {"train": 40, "test": 30, "classes": 10, "difficulty": 0.75, "label_noise": 0.1, "seed": 0}
     assert written["procedural"] == expected
     again = ["--config", str(config), "--procedural.seed", "7", "--out", str(tmp_path / "second")]
     assert main(["train", *again]) == 0

@@ -45,7 +45,7 @@ def test_options_may_be_a_mapping() -> None:
 
 
 def test_bytes_are_those_that_results_were_measured_on() -> None:
-    data = drawn(train=200, test=100, classes=MAX_PROCEDURAL_CLASSES, label_noise=0.3)
+    data = drawn(train=200, test=100, classes=MAX_PROCEDURAL_CLASSES, difficulty=1.0, label_noise=0.3)
     parts = (data.train_images, data.train_labels, data.test_images, data.test_labels)
     digest = hashlib.sha256(b"".join(part.numpy().astype("<i8").tobytes() for part in parts)).hexdigest()
     assert digest == "46012649f404722ac7c9adf62f79f7e0d149961a22bab0323413140086b3e0fa"
