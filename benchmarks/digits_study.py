@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import marked
+
 from bsgap_kernels.bench.machine import describe
 from bsgap_kernels.lab.config import SweepConfig
 from bsgap_kernels.lab.sweep import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "digits_batch_size.json"
-BEGIN, END = "<!-- digits-table:begin -->", "<!-- digits-table:end -->"
+NAME = "digits-table"
 BUDGETS: dict[str, dict[str, int]] = {"40 epochs": {"epochs": 40}, "900 steps": {"steps": 900}}
 BATCH_SIZES = "16,64,256,full"
 NEVER = 10**9  # the question is about the probe at the end: nothing is read on training batches
@@ -100,9 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(run(options.seeds), indent=1) + "\n", encoding="utf-8")
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
     result = json.loads(RESULT.read_text(encoding="utf-8"))
-    new = f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}"
+    new = marked.replaced(text, NAME, table(result))
     if options.check:
         return int(new != text)
     (ROOT / "README.md").write_text(new, encoding="utf-8")

@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import marked
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "kernels.md"
@@ -90,10 +92,7 @@ def tables() -> dict[str, str]:
 def with_tables(text: str) -> str:
     """The page with every table between its markers; ValueError if a pair of markers is not there."""
     for name, table in tables().items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"needs one line '{begin}' and one line '{end}'")
-        text = text.split(begin)[0] + f"{begin}\n{table}\n{end}" + text.split(end)[1]
+        text = marked.replaced(text, name, table)
     return text
 
 

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import marked
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "overhead_cpu.json"
 PAGE = ROOT / "docs" / "tracking.md"
-BEGIN, END = "<!-- overhead-table:begin -->", "<!-- overhead-table:end -->"
+NAME = "overhead-table"
 
 
 def number(value: float) -> str:
@@ -47,17 +49,10 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{how}. {where}. {'; '.join(notes)}."])
 
 
-def with_table(text: str, content: str) -> str:
-    """The page with the table between its markers."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"needs one line '{BEGIN}' and one line '{END}'")
-    return text.split(BEGIN)[0] + f"{BEGIN}\n{content}\n{END}" + text.split(END)[1]
-
-
 def main(arguments: list[str]) -> int:
     """0: written, or equal under --check; 1: different."""
     old = PAGE.read_text(encoding="utf-8")
-    new = with_table(old, table(json.loads(RESULT.read_text(encoding="utf-8"))))
+    new = marked.replaced(old, NAME, table(json.loads(RESULT.read_text(encoding="utf-8"))))
     if arguments == ["--check"]:
         print("overhead_table: docs/tracking.md " + ("matches" if new == old else "differs"))
         return int(new != old)

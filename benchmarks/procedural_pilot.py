@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import marked
 import torch
 from torch import nn
 
@@ -30,7 +31,7 @@ from bsgap_kernels.lab.models import build_model
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "procedural_pilot.json"
 PAGE = ROOT / "docs" / "lab.md"
-BEGIN, END = "<!-- pilot-table:begin -->", "<!-- pilot-table:end -->"
+NAME = "pilot-table"
 STARTED = RESULT.with_name(RESULT.name + ".partial")
 SEEDS = (1000, 1001, 1002)
 EPOCHS = 15
@@ -43,7 +44,7 @@ PLAN = [
 ]
 """Difficulty, seed and epochs of every run."""
 BATCH = 32
-LR = 0.02
+LR = 0.01
 LINEAR_LR = 0.001
 MOMENTUM = 0.9
 
@@ -135,8 +136,7 @@ def table(result: dict[str, Any]) -> str:
 
 def page(result: dict[str, Any], text: str) -> str:
     """The page with the result's table in it."""
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END)[1]}"
+    return marked.replaced(text, NAME, table(result))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

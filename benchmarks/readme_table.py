@@ -12,19 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import marked
+
 from bsgap_kernels.bench import SCHEMA
 from bsgap_kernels.bench.tables import markdown_tables
 
-BEGIN, END = "<!-- cost-table:begin -->", "<!-- cost-table:end -->"
+NAME = "cost-table"
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def with_table(text: str, table: str) -> str:
-    """The text with the table between its markers; ValueError if they are not there once each, in order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"needs one line '{BEGIN}' and, after it, one line '{END}'")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}"
 
 
 def load(path: Path) -> str:
@@ -47,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         table = load(options.results)
         old = options.readme.read_text(encoding="utf-8")
-        new = with_table(old, table)
+        new = marked.replaced(old, NAME, table)
     except (OSError, ValueError, KeyError) as error:
         print(f"readme_table: {options.readme.name}, {options.results.name}: {error}", file=sys.stderr)
         return 2

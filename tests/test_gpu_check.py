@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gpu_sanitize
+import gpu_summary
 import pytest
 import torch
 
@@ -20,15 +20,6 @@ SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
 OVERHEAD = [f"overhead {batch} {way}" for batch in (1024, 8192) for way in ("eager", "--compile")]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # What stands for python: notes its arguments, fails where it is told to, and runs only the summary.
@@ -176,20 +167,18 @@ def test_wrong_usage(arguments: list[str], said: str) -> None:
 
 
 def test_words_of_the_summary() -> None:
-    summary = script("gpu_summary")
-    assert [summary.word(rc) for rc in (0, -1, 124, 137, 9)] == [
+    assert [gpu_summary.word(rc) for rc in (0, -1, 124, 137, 9)] == [
         "ok",
         "skipped",
         "TIMED OUT",
         "TIMED OUT",
         "FAILED (9)",
     ]
-    assert summary.read_tests(ROOT / "no" / "such.xml") is None
+    assert gpu_summary.read_tests(ROOT / "no" / "such.xml") is None
 
 
 def test_the_sanitizer_script_checks_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    sanitize = script("gpu_sanitize")
-    assert sanitize.run(torch.device("cpu"), (5, 17), (33,)) == 2 * (4 * 3 + 8) + 2 + 3
-    monkeypatch.setattr(sanitize.bsgap, "near_rank", lambda A, **_: torch.tensor(0))
+    assert gpu_sanitize.run(torch.device("cpu"), (5, 17), (33,)) == 2 * (4 * 3 + 8) + 2 + 3
+    monkeypatch.setattr(gpu_sanitize.bsgap, "near_rank", lambda A, **_: torch.tensor(0))
     with pytest.raises(SystemExit, match="near_rank 5 torch.bfloat16 tall: counted 0, expected 3"):
-        sanitize.run(torch.device("cpu"), (5,), ())
+        gpu_sanitize.run(torch.device("cpu"), (5,), ())

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
+import procedural_pilot
 import pytest
 import torch
 
@@ -164,15 +163,9 @@ def test_contact_sheet_has_a_column_a_class() -> None:
 
 
 def test_the_pilot_is_what_the_page_says_and_set_the_default() -> None:
-    root = Path(__file__).parents[1]
-    spec = importlib.util.spec_from_file_location("pilot", root / "benchmarks" / "procedural_pilot.py")
-    assert spec is not None
-    assert spec.loader is not None
-    pilot = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(pilot)
-    result = json.loads(pilot.RESULT.read_text(encoding="utf-8"))
-    text = pilot.PAGE.read_text(encoding="utf-8")
-    assert pilot.page(result, text) == text
+    result = json.loads(procedural_pilot.RESULT.read_text(encoding="utf-8"))
+    text = procedural_pilot.PAGE.read_text(encoding="utf-8")
+    assert procedural_pilot.page(result, text) == text
     default = [row for row in result["runs"] if row["difficulty"] == ProceduralOptions().difficulty]
     assert len({row["seed"] for row in default}) >= 3
     for row in default:

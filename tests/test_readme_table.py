@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import digits_study
+import kernel_tables
+import marked
+import overhead_table
 import pytest
+import readme_table
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
-
-
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-readme_table = _script("readme_table")
 
 
 def contender(name: str, ours: bool, median: float, **changes: Any) -> dict[str, Any]:
@@ -69,7 +60,7 @@ def files(tmp_path: Path, result: dict[str, Any]) -> list[str]:
     """Options that name a result and a README with stale text between the markers."""
     results, readme = tmp_path / "cpu.json", tmp_path / "README.md"
     results.write_text(json.dumps(result))
-    readme.write_text(f"# Title\n{readme_table.BEGIN}\nstale\n{readme_table.END}\nafter\n")
+    readme.write_text("# Title\n<!-- cost-table:begin -->\nstale\n<!-- cost-table:end -->\nafter\n")
     return ["--results", str(results), "--readme", str(readme)]
 
 
@@ -78,7 +69,7 @@ def test_readme_matches_the_committed_result() -> None:
 
 
 def test_readme_matches_the_committed_study_of_the_digits() -> None:
-    assert _script("digits_study").main(["--check"]) == 0
+    assert digits_study.main(["--check"]) == 0
 
 
 def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() -> None:
@@ -159,19 +150,24 @@ def test_missing_markers_or_files(files: list[str], capsys: pytest.CaptureFixtur
 
 
 def test_the_overhead_table_is_that_of_the_committed_result() -> None:
-    script = _script("overhead_table")
-    text = script.PAGE.read_text(encoding="utf-8")
-    result = json.loads(script.RESULT.read_text(encoding="utf-8"))
-    assert script.with_table(text, script.table(result)) == text
+    text = overhead_table.PAGE.read_text(encoding="utf-8")
+    result = json.loads(overhead_table.RESULT.read_text(encoding="utf-8"))
+    assert marked.replaced(text, overhead_table.NAME, overhead_table.table(result)) == text
     result["models"][0]["ways"][0]["median_ms"] *= 2
-    assert script.with_table(text, script.table(result)) != text
-    with pytest.raises(ValueError, match="overhead-table:begin"):
-        script.with_table("", "")
+    assert marked.replaced(text, overhead_table.NAME, overhead_table.table(result)) != text
+
+
+@pytest.mark.parametrize("text", ["", "<!-- a:end --><!-- a:begin -->", 2 * "<!-- a:begin --><!-- a:end -->"])
+def test_markers_have_to_be_there_once_in_order(text: str) -> None:
+    assert (
+        marked.replaced("<!-- a:begin --><!-- a:end -->.", "a", "b") == "<!-- a:begin -->\nb\n<!-- a:end -->."
+    )
+    with pytest.raises(ValueError, match="<!-- a:begin -->"):
+        marked.replaced(text, "a", "b")
 
 
 def test_the_kernel_tables_are_those_of_the_committed_results() -> None:
-    tables = _script("kernel_tables")
-    text = tables.PAGE.read_text(encoding="utf-8")
-    assert tables.with_tables(text) == text
+    text = kernel_tables.PAGE.read_text(encoding="utf-8")
+    assert kernel_tables.with_tables(text) == text
     with pytest.raises(ValueError, match="proven:begin"):
-        tables.with_tables(text.replace("<!-- proven:begin -->", ""))
+        kernel_tables.with_tables(text.replace("<!-- proven:begin -->", ""))
