@@ -1,0 +1,64 @@
+"""Writes the tables of docs/study.md from the committed study, between their marker comments.
+
+python benchmarks/study_page.py            # rewrite docs/study.md
+python benchmarks/study_page.py --check    # exit code 1 if it differs from the result
+
+The result is `bsgap study`'s: copy its study.json to benchmarks/results/ first.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import marked
+
+from bsgap_kernels.lab.study.page import layers, outcomes, verdicts
+from bsgap_kernels.lab.study.plan import load_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "study.json"
+PAGE = ROOT / "docs" / "study.md"
+
+
+def about(result: dict[str, Any]) -> str:
+    """How much was run, where and when, and of which plan."""
+    machine, versions = result["machine"]["cpu"], result["versions"]["torch"]
+    runs, minutes = len(result["runs"]), result["seconds"] / 60
+    return (
+        f"{runs} runs in {minutes:.0f} minutes, two side by side on a thread each, {machine}, "
+        f"torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}. "
+        f"SHA-256 of the plan: `{result['plan_sha256']}`."
+    )
+
+
+def written(text: str, result: dict[str, Any]) -> str:
+    """The page with the result's tables in it.
+
+    Raises:
+        ValueError: the result is of another plan than the package's, or the page lacks a marker.
+    """
+    plan = load_plan()
+    if result["plan_sha256"] != plan.sha256:
+        raise ValueError(f"{RESULT.name} is of the plan {result['plan_sha256']}, plan.yaml is {plan.sha256}")
+    text = marked.replaced(text, "study-about", about(result))
+    for name, table in (("verdicts", verdicts), ("outcomes", outcomes), ("layers", layers)):
+        text = marked.replaced(text, f"study-{name}", table(plan, result))
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """0: written, or equal under --check; 1: different."""
+    old = PAGE.read_text(encoding="utf-8")
+    new = written(old, json.loads(RESULT.read_text(encoding="utf-8")))
+    if arguments == ["--check"]:
+        print("study_page: docs/study.md " + ("matches" if new == old else "differs"))
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
