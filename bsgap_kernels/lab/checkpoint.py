@@ -15,7 +15,7 @@ from bsgap_kernels.lab.files import sha256_of_file, write_atomically, write_text
 
 FOLDER = "checkpoints"
 _SCHEMA = 1
-_OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.tmp)?")
+_OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.([^/]+\.)?tmp)?")
 
 
 class Checkpoints:
