@@ -63,12 +63,17 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _renumber(manifest: Path) -> None:
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 7}))
+
+
 DAMAGE = {
     "a bit": (lambda path: _flip(path), "not those that were saved"),
     "cut": (lambda path: os.truncate(path, path.stat().st_size - 7), "bytes, expected"),
     "empty": (lambda path: os.truncate(path, 0), "it has 0 bytes"),
     "gone": (lambda path: path.unlink(), "cannot be read"),
     "manifest cut": (lambda path: os.truncate(path.with_suffix(".json"), 20), "manifest cannot be read"),
+    "manifest of another schema": (lambda path: _renumber(path.with_suffix(".json")), "schema 7, expected 1"),
     "manifest of another form": (lambda path: path.with_suffix(".json").write_text("[]"), "manifest cannot"),
 }
 
