@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from bsgap_kernels.lab import methods
 from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.optional import require
+from bsgap_kernels.lab.stop import StoppedError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -88,6 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _mistake(f"bsgap {command}", f"{where}{error.strerror or error}")
+    except StoppedError as error:
+        print(f"bsgap {command}: {error}", file=sys.stderr)
+        return _EXIT_TERMINATED
     except KeyboardInterrupt:
         print(f"bsgap {command}: stopped; what was measured until then is kept", file=sys.stderr)
         return _EXIT_INTERRUPTED

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from bsgap_kernels.lab.checkpoint import Checkpoints
-from bsgap_kernels.lab.files import sha256_of_file, sha256_of_tensors, write_atomically
+from bsgap_kernels.lab.files import sha256_of_file, sha256_of_tensors, write_atomically, write_text
 
 
 def state(step: int) -> dict[str, Any]:
@@ -61,12 +63,17 @@ def _flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _renumber(manifest: Path) -> None:
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "schema": 7}))
+
+
 DAMAGE = {
     "a bit": (lambda path: _flip(path), "not those that were saved"),
     "cut": (lambda path: os.truncate(path, path.stat().st_size - 7), "bytes, expected"),
     "empty": (lambda path: os.truncate(path, 0), "it has 0 bytes"),
     "gone": (lambda path: path.unlink(), "cannot be read"),
     "manifest cut": (lambda path: os.truncate(path.with_suffix(".json"), 20), "manifest cannot be read"),
+    "manifest of another schema": (lambda path: _renumber(path.with_suffix(".json")), "schema 7, expected 1"),
     "manifest of another form": (lambda path: path.with_suffix(".json").write_text("[]"), "manifest cannot"),
 }
 
@@ -124,8 +131,9 @@ def test_a_pickle_that_would_run_code_is_refused(saved: Checkpoints, tmp_path: P
     assert pickle.loads(pickle.dumps(_Evil())) is None
     _Evil.path.rmdir()  # the attack works where it is allowed to
     torch.save({"done": _Evil()}, newest(saved))
-    manifest = {"bytes": newest(saved).stat().st_size, "sha256": sha256_of_file(newest(saved)), "step": 100}
-    newest(saved).with_suffix(".json").write_text(json.dumps(manifest))
+    manifest = newest(saved).with_suffix(".json")
+    fitting = {"bytes": newest(saved).stat().st_size, "sha256": sha256_of_file(newest(saved))}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **fitting}))
     problems: list[str] = []
     found = saved.load(problems)
     assert not _Evil.path.exists()
@@ -173,6 +181,39 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, fail)
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def in_a_process(work: Callable[[], None]) -> None:
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+
+
+def test_two_processes_write_one_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "sharpness.json"
+
+    def write(file: Any) -> None:
+        file.write(b"first ")
+        file.flush()
+        in_a_process(lambda: write_text(path, "second"))
+        assert path.read_text() == "second"
+        file.write(b"first")
+
+    write_atomically(path, write)
+    assert path.read_text() == "first first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "sharpness.json"
+    for _ in range(3):
+        in_a_process(lambda: write_atomically(path, lambda file: os._exit(9)))
+        assert len(list(tmp_path.iterdir())) == 1
+    elsewhere = tmp_path / "sharpness.json.elsewhere-1.tmp"  # it may be at work
+    elsewhere.touch()
+    write_text(path, "whole")
+    assert sorted(tmp_path.iterdir()) == [path, elsewhere]
 
 
 def test_clear_leaves_other_files(saved: Checkpoints) -> None:

@@ -197,7 +197,7 @@ def test_a_clearing_that_was_killed_can_be_repeated(tmp_path: Path, monkeypatch:
     for name in ("metrics.jsonl", "summary.json", "weights.pt"):
         (tmp_path / name).write_text("x")
     unlink = Path.unlink
-    for allowed in range(7):
+    for allowed in range(6):
         calls = iter([True] * allowed)
 
         def limited(self: Path, missing_ok: bool = False) -> None:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
+from bsgap_kernels.cli import main
 from bsgap_kernels.lab import launchers
 from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.data import load_data
 from bsgap_kernels.lab.directories import locked
-from bsgap_kernels.lab.launchers import Job, launch
+from bsgap_kernels.lab.launchers import Job, Outcome, launch
+from bsgap_kernels.lab.objective import Objective
 from bsgap_kernels.lab.stop import NEVER, Stop
 from bsgap_kernels.lab.sweep import sweep
 from bsgap_kernels.lab.train import train as lab_train
@@ -50,7 +52,8 @@ def test_runs_side_by_side_are_those_of_one_process(one_by_one: dict[str, str], 
     assert hashes(tmp_path) == one_by_one
 
 
-def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_is_ended_from_outside_costs_its_run_only(number: int, tmp_path: Path) -> None:
     config = SweepConfig(**{**OPTIONS, "seeds": "0", "steps": 100_000}, jobs=2)
     short = SweepConfig(**{**OPTIONS, "seeds": "1,2"}, jobs=2)
     jobs = [Job(run, tmp_path / run.run) for run in [config.runs()[0], *short.runs()]]
@@ -62,16 +65,64 @@ def test_a_worker_that_dies_costs_its_run_only(tmp_path: Path) -> None:
         # Workers are started in the order of the jobs.
         first = min(multiprocessing.active_children(), key=lambda child: int(child.name.rpartition("-")[2]))
         killed.append(first.pid or 0)
-        first.kill()
+        os.kill(first.pid or 0, number)
 
     killer = threading.Thread(target=kill_the_long_run)
     killer.start()
     outcomes = {outcome.run: outcome for outcome in launch(jobs, config, load_data("digits"), NEVER)}
     killer.join()
     assert killed
-    assert outcomes.pop("b64-s0").problem == "its process died with exit code -9"
+    ended = outcomes.pop("b64-s0")
+    if number == signal.SIGKILL:
+        assert ended.problem == "its process died with exit code -9"
+    else:
+        assert ended.stopped
+        assert (ended.summary or {})["status"] == "stopped"
     assert sorted(outcomes) == ["b128-s1", "b128-s2", "b64-s1", "b64-s2"]
-    assert all(outcome.summary is not None for outcome in outcomes.values())
+    assert all((outcome.summary or {})["status"] == "finished" for outcome in outcomes.values())
+
+
+def test_a_sweep_says_that_a_run_was_stopped_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_job(job: Job, data: Any, stop: Stop) -> Outcome:
+        if job.config.run == "b64-s1" and not (tmp_path / "b64-s1").exists():
+            stop = Stop()
+            stop.ask(signal.SIGTERM)
+        return original(job, data, stop)
+
+    original = launchers.run_job
+    monkeypatch.setattr(launchers, "run_job", run_job)
+    arguments = [f"--{name}={value}" for name, value in {**OPTIONS, "layers": "[relu4]"}.items()]
+    arguments = ["sweep", *arguments, "--sharpness", "--sharpness-images=20", f"--out={tmp_path}"]
+    assert main(arguments) == 143
+    said = capsys.readouterr().err
+    assert "bsgap sweep: 1 of 4 runs stopped (b64-s1: its process was asked to stop); the same" in said
+    assert main(arguments) == 0
+    assert len(list(tmp_path.glob("*/sharpness.json"))) == 4
+
+
+@pytest.mark.parametrize("within", ["hessian_product", "reestimate"])
+def test_a_stop_ends_a_measurement(within: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the first run, and of the curves after all of them."""
+    options = {**OPTIONS, "seeds": "0", "sharpness": True, "sharpness_images": 20}
+    stop = Stop()
+    original = getattr(Objective, within)
+
+    def asking(self: Objective, *given: Any) -> Any:
+        stop.ask(signal.SIGTERM)
+        return original(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, within, asking)
+        summaries = sweep(SweepConfig(**options), tmp_path, stop=stop)
+    measured = {"hessian_product": 0, "reestimate": 2}[within]
+    assert len(summaries) == max(1, measured)
+    assert len(list(tmp_path.glob("*/sharpness.json"))) == measured
+    assert not list(tmp_path.glob("curves/*"))
+    assert len(sweep(SweepConfig(**options), tmp_path)) == 2
+    assert len(list(tmp_path.glob("*/sharpness.json"))) == 2
+    assert len(list(tmp_path.glob("curves/*"))) == 1
 
 
 def test_a_stop_reaches_every_process(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from bsgap_kernels.cli import main
 from bsgap_kernels.lab.config import TrainConfig, UserError
+from bsgap_kernels.lab.objective import Objective
 from bsgap_kernels.lab.saved import SavedRun, load_run
 from bsgap_kernels.lab.sharpness_run import SharpnessOptions, curves_of, curves_path, sharpness_of
 from bsgap_kernels.lab.train import train
@@ -115,6 +118,40 @@ def test_two_runs(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -
     ends = [line for line in lines if line[:1] == ["curved"]]
     assert [line[-5] for line in ends] == ["0", ends[1][-5], "1"]
     assert 0 < float(ends[1][-5]) < 1
+
+
+@pytest.mark.parametrize(
+    ("within", "count"), [("evaluate", 1), ("__call__", 1), ("hessian_product", 1), ("evaluate", 2)]
+)
+def test_sigterm_ends_a_measurement_within_a_pass(
+    within: str,
+    count: int,
+    runs: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At f(x), in SciPy's search, in Lanczos iterations, on a curve; what was there stays."""
+    arguments = ["sharpness", *map(str, runs[:count]), *QUICK]
+    assert main(arguments) == 0
+    files = sorted(path for path in runs[0].parent.rglob("*") if path.is_file())
+    before = [path.read_bytes() for path in files]
+    calls: list[Objective] = []
+    original = getattr(Objective, within)
+
+    def asking(self: Objective, *given: Any) -> Any:
+        calls.append(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *given)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        patch.setattr(Objective, within, asking)
+        assert main(arguments) == 143
+    assert len(calls) == 1
+    assert capsys.readouterr().err.endswith("bsgap sharpness: stopped; files that were written are whole\n")
+    assert sorted(path for path in runs[0].parent.rglob("*") if path.is_file()) == files
+    assert [path.read_bytes() for path in files] == before
+    assert main(arguments) == 0
 
 
 def test_one_run_as_json(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import pytest
 import yaml
 
 from bsgap_kernels.lab.checks import UserError
+from bsgap_kernels.lab.stop import Stop, StoppedError
+from bsgap_kernels.lab.study import command
 from bsgap_kernels.lab.study import run as run_module
 from bsgap_kernels.lab.study.analysis import (
     NONE,
@@ -121,6 +126,48 @@ def test_a_missing_plan_and_mistakes_of_the_command(
     assert "looked at" in lines[0]
     assert "jobs: got 0, expected an integer of at least 1" in lines[1]
     assert "unrecognized arguments: --bogus" in lines[2]
+
+
+def test_a_missing_plotting_library_shows_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "bokeh" or ".lab.report" in name]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "bokeh", None)
+    assert main(["--out", str(tmp_path / "out")]) == 2
+    assert "bsgap study: bokeh is not installed; install it by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_interrupt_ends_the_study_quietly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: Any, **options: Any) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(command, "run_study", interrupted)
+    assert main(["--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "bsgap study: stopped; what was measured until then is kept\n"
+
+
+def test_a_run_that_is_stopped_from_outside_stops_the_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*given: Any, **options: Any) -> None:
+        raise StoppedError("1 of 4 runs stopped")
+
+    monkeypatch.setattr(run_module, "sweep", stopped)
+    assert main(["--out", str(tmp_path / "out")]) == 143
+    assert capsys.readouterr().err == "bsgap study: 1 of 4 runs stopped\n"
+
+
+def test_one_process_runs_the_study(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([]) == 2
+    assert "one process runs this command" in capsys.readouterr().err
 
 
 # -- effects
@@ -297,8 +344,6 @@ def test_a_small_study_runs_stops_and_goes_on(
 def test_a_study_that_is_stopped_has_no_result(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bsgap_kernels.lab.stop import Stop
-
     stop = Stop()
     asked = []
 

@@ -15,7 +15,7 @@ from bsgap_kernels.lab.files import sha256_of_file, write_atomically, write_text
 
 FOLDER = "checkpoints"
 _SCHEMA = 1
-_OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.tmp)?")
+_OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.([^/]+\.)?tmp)?")
 
 
 class Checkpoints:
@@ -97,9 +97,11 @@ class _DamagedError(Exception):
 def _read(manifest: Path, path: Path) -> dict[str, Any]:
     try:
         content = json.loads(manifest.read_bytes())
-        size, digest = int(content["bytes"]), str(content["sha256"])
+        schema, size, digest = content["schema"], int(content["bytes"]), str(content["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError("its manifest cannot be read") from error
+    if schema != _SCHEMA:
+        raise _DamagedError(f"its manifest has schema {schema!r}, expected {_SCHEMA}")
     try:
         if path.stat().st_size != size:
             raise _DamagedError(f"it has {path.stat().st_size} bytes, expected {size}")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from bsgap_kernels.lab.checkpoint import FOLDER, Checkpoints
 from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
-from bsgap_kernels.lab.files import TEMPORARY, write_text
+from bsgap_kernels.lab.files import TEMPORARY, temporaries, write_text
 from bsgap_kernels.lab.results import FINISHED, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_summary
 
 CONFIG_FILE = "config.yaml"
@@ -158,8 +158,9 @@ def clear(directory: Path) -> None:
     (directory / REPORT_FILE).unlink(missing_ok=True)
     curves = directory / CURVES_FOLDER
     if curves.is_dir():
-        for file in curves.glob("*--*.json"):
-            file.unlink()
+        for pattern in ("*--*.json", f"*--*.json.*{TEMPORARY}"):
+            for file in curves.glob(pattern):
+                file.unlink(missing_ok=True)
         if not any(curves.iterdir()):
             curves.rmdir()
     (directory / SWEEP_FILE).unlink(missing_ok=True)
@@ -169,7 +170,8 @@ def _clear_run(run: Path) -> None:
     Checkpoints(run / FOLDER).clear()
     for name in _RUN_FILES:
         (run / name).unlink(missing_ok=True)
-        (run / (name + TEMPORARY)).unlink(missing_ok=True)
+        for file, _ in temporaries(run / name):
+            file.unlink(missing_ok=True)
 
 
 def _holds_options(path: Path) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
+import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,14 +18,45 @@ TEMPORARY = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Have `write` fill a temporary file beside `path`, bring it to the disk, and rename it to `path`."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Have `write` fill a temporary file beside `path`, bring it to the disk, and rename it to `path`.
+
+    The temporary file is this process's own, so that of two that write one path each writes it whole, and the
+    last one's stays. Those of processes of this machine that were killed are removed.
+    """
+    for left, process in temporaries(path):
+        if process is not None and not _is_alive(process):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     sync_directory(path.parent)
+
+
+def temporaries(path: Path) -> list[tuple[Path, int | None]]:
+    """The temporary files of `path`, each with the process that writes it, None on another machine."""
+    ours = re.compile(rf"{re.escape(platform.node())}-(\d+)")
+    found = []
+    for file in path.parent.glob(f"{glob.escape(path.name)}.*{TEMPORARY}"):
+        owner = ours.fullmatch(file.name[len(path.name) + 1 : -len(TEMPORARY)])
+        found.append((file, int(owner[1]) if owner else None))
+    return found
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

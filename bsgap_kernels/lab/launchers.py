@@ -25,7 +25,7 @@ from bsgap_kernels.lab.results import FINISHED
 from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.setup import data_of
 from bsgap_kernels.lab.sharpness_run import SharpnessOptions, is_measured, sharpness_of
-from bsgap_kernels.lab.stop import Stop, on_signals
+from bsgap_kernels.lab.stop import Stop, StoppedError, on_signals
 from bsgap_kernels.lab.threads import use_threads
 from bsgap_kernels.lab.train import train
 
@@ -47,6 +47,8 @@ class Outcome:
     run: str
     summary: dict[str, Any] | None
     problem: str = ""
+    stopped: bool = False
+    """Whether its process was asked to stop before the run, its sharpness included, was done."""
 
 
 def launch(jobs: Sequence[Job], config: SweepConfig, data: ImageData, stop: Stop) -> Iterator[Outcome]:
@@ -75,12 +77,15 @@ def run_job(job: Job, data: ImageData | None, stop: Stop) -> Outcome:
     """
     try:
         summary = train(job.config, job.directory, data=data, stop=stop)
-        finished = summary["status"] == FINISHED and not stop
-        if finished and job.sharpness is not None and not is_measured(job.directory, job.sharpness):
+        if summary["status"] != FINISHED:
+            return Outcome(job.config.run, summary, stopped=True)
+        if job.sharpness is not None and not is_measured(job.directory, job.sharpness):
             with use_threads(job.config.threads):
-                sharpness_of(job.directory, job.sharpness, saved=load_run(job.directory, data))
+                sharpness_of(job.directory, job.sharpness, saved=load_run(job.directory, data), stop=stop)
             print(f"{job.config.run}: sharpness measured", flush=True)
         return Outcome(job.config.run, summary)
+    except StoppedError:
+        return Outcome(job.config.run, summary, stopped=True)
     except (UserError, OSError) as error:
         return Outcome(job.config.run, None, " ".join(str(error).split()))
     except Exception as error:
@@ -127,7 +132,8 @@ def _side_by_side(jobs: Sequence[Job], count: int, threads: int, stop: Stop) -> 
                     outcome = worker.outcome()
                     if worker.dead:
                         workers.remove(worker)
-                        if stop:  # asked before it could listen: the run was not begun
+                        # Asked before it could listen: the run was not begun.
+                        if stop and outcome.summary is None:
                             continue
                     yield outcome
     finally:
@@ -159,11 +165,15 @@ class _Worker:
         assert self.job is not None
         run, self.job = self.job.config.run, None
         try:
-            return self.connection.recv()
+            outcome: Outcome = self.connection.recv()
+            self.dead = outcome.stopped
         except (EOFError, ConnectionResetError):
             self.dead = True
             self._process.join()
             return Outcome(run, None, f"its process died with exit code {self._process.exitcode}")
+        if self.dead:
+            self._process.join()
+        return outcome
 
     def ask_to_stop(self) -> None:
         if not self._asked and self._process.pid is not None:
@@ -183,7 +193,7 @@ def _work(connection: Connection, threads: int) -> None:
     data: ImageData | None = None
     with on_signals() as stop:
         threading.Thread(target=_stop_with_parent, args=(stop,), daemon=True).start()
-        while not stop:
+        while True:
             try:
                 job: Job = connection.recv()
             except EOFError:
@@ -195,6 +205,8 @@ def _work(connection: Connection, threads: int) -> None:
                 outcome = Outcome(job.config.run, None, " ".join(str(error).split()))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # nobody waits for it any more
                 connection.send(outcome)
+            if outcome.stopped:
+                return
 
 
 def _stop_with_parent(stop: Stop) -> None:

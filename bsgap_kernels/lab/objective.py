@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bsgap_kernels.lab.stop import NEVER, Stop
+
 CHUNK = 256
 """Images of one pass: about 1.5 GB for the gradient of ResNet-56 on 32×32 images."""
 
@@ -53,6 +55,7 @@ class Objective:
         chunk: rows of one pass.
         double: run the network in float64.
         device: where f runs; the model's own if None.
+        stop: looked at before every pass; once it is set, whatever is computed ends in a StoppedError.
 
     Raises:
         ValueError: no images, no chunk, or no parameter that requires a gradient.
@@ -67,6 +70,7 @@ class Objective:
         chunk: int = CHUNK,
         double: bool = False,
         device: torch.device | None = None,
+        stop: Stop = NEVER,
     ) -> None:
         for name, value in (("images", images), ("chunk", chunk)):
             if value < 1:
@@ -77,6 +81,7 @@ class Objective:
         self.products = 0
         """Hessian-vector products so far."""
         self._read = read
+        self._stop = stop
         self._model = copy.deepcopy(model).eval().to(device, torch.float64 if double else None)
         self._parameters = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
         if not self._parameters:
@@ -118,7 +123,7 @@ class Objective:
         value = torch.zeros((), dtype=torch.float64, device=self.device)
         gradient = torch.zeros(self.dimension, dtype=torch.float64, device=self.device)
         with self._exact():
-            for chunk in self._chunks:
+            for chunk in self._passes():
                 loss = self._loss(parameters, chunk)
                 gradient += _flat(torch.autograd.grad(loss, leaves, materialize_grads=True))
                 value += loss.detach()
@@ -135,7 +140,7 @@ class Objective:
         directions = list(self._unflatten(v, gradient=False).values())
         product = torch.zeros(self.dimension, dtype=torch.float64, device=self.device)
         with self._exact():
-            for chunk in self._chunks:
+            for chunk in self._passes():
                 loss = self._loss(parameters, chunk)
                 gradient = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
                 slope = sum((g * d).sum() for g, d in zip(gradient, directions, strict=True))
@@ -151,7 +156,7 @@ class Objective:
         # differ from the one that comes with the gradient in its last digits.
         parameters = self._unflatten(x, gradient=True)
         with self._exact():
-            for chunk in self._chunks:
+            for chunk in self._passes():
                 logits, labels = self._logits(parameters, chunk, buffers)
                 logits = logits.detach()
                 totals[0] += self._mean_share(logits, labels)
@@ -179,7 +184,7 @@ class Objective:
                 layer.train()
                 layer.momentum = None
             with self._exact():
-                for chunk in self._chunks:
+                for chunk in self._passes():
                     self._logits(parameters, chunk, buffers)
         finally:
             for layer, momentum in zip(layers, momenta, strict=True):
@@ -188,6 +193,11 @@ class Objective:
         return buffers
 
     # -- the network
+
+    def _passes(self) -> Iterator[slice]:
+        for chunk in self._chunks:
+            self._stop.check()
+            yield chunk
 
     def _unflatten(self, x: Vector, *, gradient: bool) -> dict[str, Tensor]:
         if x.shape != (self.dimension,):

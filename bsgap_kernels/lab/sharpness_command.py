@@ -18,6 +18,7 @@ from bsgap_kernels.lab.objective import CHUNK
 from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.sharpness import EPSILONS, ITERATIONS, SUBSPACE
 from bsgap_kernels.lab.sharpness_run import SharpnessOptions, curves_of, sharpness_of
+from bsgap_kernels.lab.stop import Stop, StoppedError, on_signals
 
 _NOTE = (
     "φ: rise of the loss within the box of size ε, in % of 1 + train loss, as far as L-BFGS-B climbs; it\n"
@@ -34,19 +35,20 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line. Returns 0; 2 for a mistake; 130 when interrupted."""
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("one process runs this command; start it without torchrun")
-        runs, options, as_json = _options(arguments)
-        _run(runs, options, as_json)
-    except UserError as error:
-        return _mistake(str(error))
-    except OSError as error:
-        return _mistake(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except KeyboardInterrupt:
-        print("bsgap sharpness: stopped; files that were written are whole", file=sys.stderr)
-        return 130
+    """Command line. Returns 0; 2 for a mistake; 128 + the signal's number when stopped."""
+    with on_signals() as stop:
+        try:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError("one process runs this command; start it without torchrun")
+            runs, options, as_json = _options(arguments)
+            _run(runs, options, as_json, stop)
+        except UserError as error:
+            return _mistake(str(error))
+        except OSError as error:
+            return _mistake(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except (StoppedError, KeyboardInterrupt):
+            print("bsgap sharpness: stopped; files that were written are whole", file=sys.stderr)
+            return stop.exit_code
     return 0
 
 
@@ -56,23 +58,24 @@ def _mistake(message: str) -> int:
     return 2
 
 
-def _run(runs: list[Path], options: SharpnessOptions, as_json: bool) -> None:
+def _run(runs: list[Path], options: SharpnessOptions, as_json: bool, stop: Stop) -> None:
     saved = [load_run(run) for run in runs]  # a mistake in the second one costs no measuring
     files = [run / SHARPNESS_FILE for run in runs]
     curves = None
     if len(runs) == 2:
         # First, since this is where two runs turn out not to fit.
-        path, curves = curves_of(runs[0], runs[1], options, saved=(saved[0], saved[1]), say=_say)
+        both = (saved[0], saved[1])
+        path, curves = curves_of(runs[0], runs[1], options, saved=both, say=_say, stop=stop)
         files.append(path)
     records = [
-        sharpness_of(run, options, saved=loaded, say=partial(_say, of=f"{run}: "))
+        sharpness_of(run, options, saved=loaded, say=partial(_say, of=f"{run}: "), stop=stop)
         for run, loaded in zip(runs, saved, strict=True)
     ]
     if as_json:
         # From the files, where what is not finite is null.
         written = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-        both = written[2] if curves is not None else None
-        print(json.dumps({"runs": written[: len(runs)], "curves": both}, indent=2))
+        between = written[2] if curves is not None else None
+        print(json.dumps({"runs": written[: len(runs)], "curves": between}, indent=2))
         return
     print(format_sharpness(records))
     if curves is not None:

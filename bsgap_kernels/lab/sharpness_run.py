@@ -23,6 +23,7 @@ from bsgap_kernels.lab.optional import require
 from bsgap_kernels.lab.saved import SavedRun, load_run
 from bsgap_kernels.lab.setup import resolve_device
 from bsgap_kernels.lab.sharpness import EPSILONS, ITERATIONS, SUBSPACE, Subspace, sharpness
+from bsgap_kernels.lab.stop import NEVER, Stop
 from bsgap_kernels.lab.versions import versions
 
 SCHEMA = 1
@@ -74,6 +75,7 @@ def sharpness_of(
     *,
     saved: SavedRun | None = None,
     say: Callable[[str], None] = lambda text: None,
+    stop: Stop = NEVER,
 ) -> dict[str, Any]:
     """Measure a finished run, write its sharpness.json, and return what is in it.
 
@@ -85,14 +87,16 @@ def sharpness_of(
         options: default ones if None.
         saved: the run, if it is loaded already.
         say: told what is being worked on.
+        stop: once it is set the measurement ends within a pass of its images, and nothing is written.
 
     Raises:
+        StoppedError: it was asked to stop.
         UserError: the directory holds no run that can be loaded, or an option does not fit it.
     """
     options = options or SharpnessOptions()
     started = time.perf_counter()
     saved = load_run(directory) if saved is None else saved
-    objective = _objective(saved, "train", options)
+    objective = _objective(saved, "train", options, stop)
     x = objective.parameters()
     own = objective.evaluate(x)
     found = []
@@ -140,6 +144,7 @@ def curves_of(
     *,
     saved: tuple[SavedRun, SavedRun] | None = None,
     say: Callable[[str], None] = lambda text: None,
+    stop: Stop = NEVER,
 ) -> tuple[Path, dict[str, Any]]:
     """Both curves between two runs, written to <a>--<b>.json; returns its path and what is in it.
 
@@ -148,6 +153,7 @@ def curves_of(
 
     Raises:
         UserError: a directory holds no run that can be loaded, or the two differ in data or architecture.
+        StoppedError: `stop` was set; nothing is written.
     """
     options = options or SharpnessOptions()
     started = time.perf_counter()
@@ -162,9 +168,9 @@ def curves_of(
             "expected the same model on the same data"
         )
     train, test, end = (
-        _objective(a, "train", options),
-        _objective(a, "test", options),
-        _objective(b, "train", options),
+        _objective(a, "train", options, stop),
+        _objective(a, "test", options, stop),
+        _objective(b, "train", options, stop),
     )
     try:
         check_comparable(train, end)
@@ -232,7 +238,7 @@ def curves_path(at_a: Path, a: str, at_b: Path, b: str) -> Path:
     return at_a.parent / CURVES_FOLDER / f"{a}--{b if parent == other else f'{other.name}-{b}'}.json"
 
 
-def _objective(saved: SavedRun, split: str, options: SharpnessOptions) -> Objective:
+def _objective(saved: SavedRun, split: str, options: SharpnessOptions, stop: Stop) -> Objective:
     device = resolve_device(options.device or saved.config.device)
     data = saved.data.to(device)
     read, labels = (data.train, data.train_labels) if split == "train" else (data.test, data.test_labels)
@@ -253,6 +259,7 @@ def _objective(saved: SavedRun, split: str, options: SharpnessOptions) -> Object
         chunk=options.chunk,
         double=options.double,
         device=device,
+        stop=stop,
     )
 
 

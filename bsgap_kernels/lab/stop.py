@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class StoppedError(Exception):
+    """Work was left half done because a process was asked to stop."""
+
+
 class Stop:
     """Whether a run was asked to stop, and by which signal."""
 
@@ -21,6 +25,15 @@ class Stop:
     def ask(self, number: int) -> None:
         """Ask to stop as by this signal."""
         self.signal = signal.Signals(number)
+
+    def check(self) -> None:
+        """Leave what is under way if asked to stop.
+
+        Raises:
+            StoppedError: it was.
+        """
+        if self:
+            raise StoppedError
 
     @property
     def exit_code(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from bsgap_kernels.lab.launchers import Job, launch
 from bsgap_kernels.lab.saved import load_run
 from bsgap_kernels.lab.setup import data_of, set_up
 from bsgap_kernels.lab.sharpness_run import SharpnessOptions, are_drawn, curves_of
-from bsgap_kernels.lab.stop import NEVER, Stop
+from bsgap_kernels.lab.stop import NEVER, Stop, StoppedError
 from bsgap_kernels.lab.threads import use_threads
 
 
@@ -25,10 +26,12 @@ def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[d
     Every run is checked before the first one starts, so that a mistake costs no training. Runs that are done
     are skipped, runs that were stopped go on. A run that fails does not stop the others. Returns the
     summaries in the order of `config.runs()`, without those of runs that failed or were not reached.
+    Once `stop` is set, no further run starts, and those under way are left where they can go on.
 
     Raises:
         UserError: an option does not fit, or `directory` holds something else and `config.overwrite` is not
             set; or, after all other runs, one failed.
+        StoppedError: after all other runs, the process of one was asked to stop and this one was not.
     """
     runs = config.runs()
     data = data_of(runs[0])
@@ -43,16 +46,26 @@ def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[d
     jobs = [Job(run, directory / run.run, sharpness) for run in runs]
     summaries: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
+    stopped: dict[str, str] = {}
     for outcome in launch(jobs, config, data, stop):
+        if outcome.stopped and not stop:
+            stopped[outcome.run] = "its process was asked to stop"
         if outcome.summary is not None:
             summaries[outcome.run] = outcome.summary
         else:
             failures[outcome.run] = outcome.problem
-    if sharpness is not None and not stop:
-        _draw_curves([job for job in jobs if job.config.run in summaries], data, sharpness)
+    if sharpness is not None and not stop and not stopped:
+        with contextlib.suppress(StoppedError):
+            _draw_curves([job for job in jobs if job.config.run in summaries], data, sharpness, stop)
+    told = "; ".join(f"{run}: {problem}" for run, problem in (failures | stopped).items())
     if failures:
-        told = "; ".join(f"{run}: {problem}" for run, problem in failures.items())
-        raise UserError(f"{len(failures)} of {len(runs)} runs failed ({told}); the others are in {directory}")
+        count = len(failures | stopped)
+        raise UserError(f"{count} of {len(runs)} runs failed ({told}); the others are in {directory}")
+    if stopped and not stop:
+        raise StoppedError(
+            f"{len(stopped)} of {len(runs)} runs stopped ({told}); the same command on the same --out goes "
+            "on there"
+        )
     return [summaries[run.run] for run in runs if run.run in summaries]
 
 
@@ -62,7 +75,7 @@ def _check(runs: Sequence[TrainConfig], data: ImageData) -> None:
             set_up(run, data).tracker.close()
 
 
-def _draw_curves(jobs: Sequence[Job], data: ImageData, options: SharpnessOptions) -> None:
+def _draw_curves(jobs: Sequence[Job], data: ImageData, options: SharpnessOptions, stop: Stop) -> None:
     """The loss between the smallest and the largest batch of each method's first seed."""
     for method in dict.fromkeys(job.config.method for job in jobs):
         own = [job for job in jobs if job.config.method == method]
@@ -71,7 +84,7 @@ def _draw_curves(jobs: Sequence[Job], data: ImageData, options: SharpnessOptions
         a, b = by_size[0].directory, by_size[-1].directory
         if len(by_size) > 1 and not are_drawn(a, b, options):
             with use_threads(by_size[0].config.threads):
-                curves_of(a, b, options, saved=(load_run(a, data), load_run(b, data)))
+                curves_of(a, b, options, saved=(load_run(a, data), load_run(b, data)), stop=stop)
             print(f"{a.name}, {b.name}: loss between them drawn", flush=True)
 
 

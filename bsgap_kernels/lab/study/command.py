@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import NoReturn
 
 from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.launchers import cores
-from bsgap_kernels.lab.stop import Stop, on_signals
+from bsgap_kernels.lab.optional import require
+from bsgap_kernels.lab.stop import Stop, StoppedError, on_signals
 from bsgap_kernels.lab.study.page import verdicts
 from bsgap_kernels.lab.study.plan import PLAN, load_plan
 from bsgap_kernels.lab.study.run import RESULT_FILE, cells, run_study, write_result
@@ -27,13 +29,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 0; 2 for a mistake; 128 + the signal's number when stopped."""
     try:
         with on_signals() as stop:
+            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+                raise UserError("one process runs this command; start it without torchrun")
             return _study(_options(arguments), stop)
     except UserError as error:
         print(f"bsgap study: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"bsgap study: {error.filename or ''}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"bsgap study: {where}{error.strerror or error}", file=sys.stderr)
         return 2
+    except StoppedError as error:
+        print(f"bsgap study: {error}", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt:
+        print("bsgap study: stopped; what was measured until then is kept", file=sys.stderr)
+        return 130
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -57,8 +68,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _study(options: argparse.Namespace, stop: Stop) -> int:
-    from bsgap_kernels.lab.report import write_report
-
+    # Asked for first, so that a missing plotting library does not show after the training.
+    report = require("bsgap_kernels.lab.report")
     plan = load_plan(options.plan)
     print(f"Study of {options.plan} into {options.out}", flush=True)
     result = run_study(
@@ -69,7 +80,7 @@ def _study(options: argparse.Namespace, stop: Stop) -> int:
         return stop.exit_code
     write_result(options.out / RESULT_FILE, result)
     for _, _, name in cells(plan):
-        print(f"report: {write_report(options.out / name)}")
+        print(f"report: {report.write_report(options.out / name)}")
     print()
     print(verdicts(plan, result))
     print(f"result: {options.out / RESULT_FILE}")

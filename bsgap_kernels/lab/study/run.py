@@ -57,6 +57,7 @@ def run_study(
 
     Raises:
         UserError: a run failed, or the directory holds results of another plan.
+        StoppedError: the process of a run was asked to stop, and this one was not.
     """
     started = time.perf_counter()
     every = list(cells(plan))
