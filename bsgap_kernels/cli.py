@@ -230,7 +230,9 @@ def _sweep(arguments: list[str]) -> int:
 
 
 def _run_sweep(config: SweepConfig, directory: Path, command: str) -> int:
-    # Asked for first, so that a missing plotting library does not show after the training.
+    # Asked for first, so that a missing library does not show after the training.
+    if config.sharpness:
+        require("scipy")
     report = require("bsgap_kernels.lab.report")
     from bsgap_kernels.lab.stop import on_signals
     from bsgap_kernels.lab.sweep import format_table, sweep

@@ -282,6 +282,6 @@ def test_every_file_damaged_is_an_error(tmp_path):
 
 
 def test_a_directory_that_cannot_be_written_to(sweep):
-    (sweep / "report.html.tmp").mkdir()
+    (sweep / "report.html").mkdir()
     with pytest.raises(ReportError, match="cannot be written"):
         write_report(sweep)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bokeh.resources import Resources
 
+from bsgap_kernels.lab.files import write_text
 from bsgap_kernels.lab.report.compare import compare_data, compare_html
 from bsgap_kernels.lab.report.data import ReportError, load_results
 from bsgap_kernels.lab.report.figures import Switch, heat_maps, trajectories
@@ -57,10 +58,8 @@ def write_report(directory: Path) -> Path:
     directory = Path(directory)
     page = render(load_results(directory))
     path = directory / REPORT_FILE
-    temporary = directory / f"{REPORT_FILE}.tmp"
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
+        write_text(path, page)
     except OSError as error:
         raise ReportError(f"{path} cannot be written: {error.strerror}") from error
     return path

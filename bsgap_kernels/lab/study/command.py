@@ -68,7 +68,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _study(options: argparse.Namespace, stop: Stop) -> int:
-    # Asked for first, so that a missing plotting library does not show after the training.
+    # Asked for first, so that a missing library does not show after the training.
+    require("scipy")
     report = require("bsgap_kernels.lab.report")
     plan = load_plan(options.plan)
     print(f"Study of {options.plan} into {options.out}", flush=True)
