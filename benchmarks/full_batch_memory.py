@@ -2,16 +2,18 @@
 
     python benchmarks/full_batch_memory.py    # a minute; writes benchmarks/results/full_batch_memory.json
 
-The lab's `cnn` is trained with `batch_size=full` on random images of CIFAR's size, held as bytes, with standard
-augmentation and near-rank of every layer at every step. Each size of the data is a process of its own, and so is
-each of the two ways: `micro_batch` 128, and none. A first run on a few images loads what is loaded once, and
-the allocator is told to give back what is freed. Then two figures are taken, both beside what was resident
-when the data was there, so that the bytes of the data are not in them:
+The lab's `cnn` is trained with `batch_size=full` on random images of CIFAR's size, held as bytes, with
+standard augmentation and near-rank of every layer at every step. Each size of the data is a process of its
+own, and so is each of the two ways: `micro_batch` 128, and none. A first run on a few images loads what is
+loaded once, and the allocator is told to give back what is freed. Then two peaks are taken, both beside what
+was resident when the data was there, so that the bytes of the data are not in them:
 
-- `steps_bytes`: the peak from before the first update to after the last;
-- `run_bytes`: the peak of all, with the probe and the evaluation of both whole sets at the end.
+- `steps_bytes`: from before the first update to after the last;
+- `run_bytes`: of all, with the probe and the evaluation of both whole sets at the end.
 
-Criterion, fixed before measuring: in passes, neither figure of the largest data (8 times the smallest) exceeds
+`peak_bytes` is the same peak of the whole process, with the data (`data_bytes`) and the libraries.
+
+Criterion, fixed before measuring: in passes, neither peak of the largest data (8 times the smallest) exceeds
 1.1 times that of the smallest; and in one pass `steps_bytes` grows at least fourfold, or else the measurement
 does not see activations. What may grow is a handful of numbers an image (the order of the rows, where each is
 cropped). `met` says whether both hold; exit code 1 where they do not.
@@ -59,7 +61,7 @@ def random_data(images: int) -> ImageData:
 
 
 class Peaks:
-    """What the trainer calls between its steps: forgets the peak before the first, reads it after the last."""
+    """What the trainer calls between its steps: forgets the peak before the first, reads it in the end."""
 
     def __init__(self) -> None:
         self.before = status_bytes("VmRSS")
@@ -115,7 +117,7 @@ def measure_here(images: int, micro_batch: int | None) -> dict[str, Any]:
     """One size in one way, in a process that has done nothing else."""
     few = random_data(2 * MICRO_BATCH)
     with tempfile.TemporaryDirectory() as directory:
-        train(few, micro_batch and MICRO_BATCH, Path(directory))
+        train(few, micro_batch, Path(directory))
     data = random_data(images)
     tensors = (data.train_images, data.train_labels, data.test_images, data.test_labels)
     with tempfile.TemporaryDirectory() as directory:
