@@ -299,17 +299,22 @@ def test_default_directory_is_new_and_named_after_the_time() -> None:
     assert cli._directory("demo", None).name.startswith("demo-2")
 
 
-def test_help_of_the_module_and_of_a_command() -> None:
+def test_help_of_the_module(capsys: pytest.CaptureFixture[str]) -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
-    for arguments, expected in ((["--help"], "usage: bsgap COMMAND"), (["train", "--help"], "--probe_every")):
-        result = subprocess.run(
-            [sys.executable, "-m", "bsgap_kernels", *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert (result.returncode, result.stderr) == (0, "")
-        assert expected in result.stdout
+    command = [sys.executable, "-m", "bsgap_kernels", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert main(["--help"]) == 0
+    assert result.stdout == capsys.readouterr().out
+    assert "usage: bsgap COMMAND" in result.stdout
+
+
+def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main(["train", "--help"])
+    captured = capsys.readouterr()
+    assert "--probe_every" in captured.out
+    assert captured.err == ""
 
 
 def test_a_mistake_at_the_shell_has_no_traceback() -> None:

@@ -8,7 +8,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,6 +39,25 @@ def hashes(directory: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def quick_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are forks of a process that has imported what they need, and not new interpreters."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "sklearn.datasets", launchers.__name__])
+    monkeypatch.setattr(launchers, "multiprocessing", SimpleNamespace(get_context=lambda method: context))
+
+
+@pytest.fixture(scope="module")
+def ray_ends() -> Iterator[list[bool]]:
+    """One session of Ray, which the first sweep starts; an end that a sweep asks for is noted here."""
+    ray = pytest.importorskip("ray")
+    asked: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "shutdown", lambda: asked.append(True))
+        yield asked
+    ray.shutdown()
+
+
 @pytest.fixture(scope="module")
 def one_by_one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("sweep")
@@ -52,6 +73,7 @@ def test_runs_side_by_side_are_those_of_one_process(one_by_one: dict[str, str], 
     assert hashes(tmp_path) == one_by_one
 
 
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_is_ended_from_outside_costs_its_run_only(number: int, tmp_path: Path) -> None:
     config = SweepConfig(**{**OPTIONS, "seeds": "0", "steps": 100_000}, jobs=2)
@@ -125,6 +147,7 @@ def test_a_stop_ends_a_measurement(within: str, tmp_path: Path, monkeypatch: pyt
     assert len(list(tmp_path.glob("curves/*"))) == 1
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_stop_reaches_every_process(tmp_path: Path) -> None:
     config = SweepConfig(**{**OPTIONS, "steps": 100_000}, jobs=2)
     stop = Stop()
@@ -169,6 +192,7 @@ def test_a_failure_of_any_kind_does_not_stop_the_others(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("quick_starts")
 def test_a_worker_that_died_while_idle_is_seen(tmp_path: Path) -> None:
     worker = launchers._Worker(1)
     worker._process.kill()
@@ -183,7 +207,8 @@ def test_a_worker_that_died_while_idle_is_seen(tmp_path: Path) -> None:
 def test_workers_of_a_killed_sweep_let_go_of_their_runs(tmp_path: Path) -> None:
     """So that the same sweep, begun again, is not told that another process is at work."""
     options = {**OPTIONS, "seeds": "0", "steps": 100_000, "jobs": 2}
-    process = multiprocessing.get_context("spawn").Process(
+    # A fork, which has all it needs imported; its own workers are new interpreters.
+    process = multiprocessing.get_context("fork").Process(
         target=sweep, args=(SweepConfig(**options), tmp_path)
     )
     process.start()
@@ -228,15 +253,19 @@ def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -
     assert launchers.cores() == 3
 
 
-def test_ray_runs_the_same_sweep(one_by_one: dict[str, str], tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+def test_ray_runs_the_same_sweep(one_by_one: dict[str, str], ray_ends: list[bool], tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    started_before, ray_ends[:] = ray.is_initialized(), []
     summaries = sweep(SweepConfig(**OPTIONS, launcher="ray", jobs=2), tmp_path)
+    # What a sweep starts it ends, and nothing else.
+    assert ray_ends == ([] if started_before else [True])
     assert [summary["status"] for summary in summaries] == ["finished"] * 4
     assert hashes(tmp_path) == one_by_one
 
 
-def test_a_stop_reaches_the_tasks_of_ray(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
+def test_a_stop_reaches_the_tasks_of_ray(ray_ends: list[bool], tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    started_before, ray_ends[:] = ray.is_initialized(), []
     config = SweepConfig(**{**OPTIONS, "seeds": "0", "steps": 100_000}, launcher="ray", jobs=2)
     stop = Stop()
 
@@ -250,6 +279,7 @@ def test_a_stop_reaches_the_tasks_of_ray(tmp_path: Path) -> None:
     asker.start()
     summaries = sweep(config, tmp_path, stop=stop)
     asker.join()
+    assert ray_ends == ([] if started_before else [True])
     assert {summary["status"] for summary in summaries} == {"stopped"}
     for summary in summaries:
         saved = tmp_path / summary["run"] / "checkpoints" / f"step-{summary['steps']:09d}.json"

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from lab_data import small_data
+from lab_data import quick_sharpness, small_data
 
 from bsgap_kernels.lab.config import SweepConfig, UserError
 from bsgap_kernels.lab.results import MetricWriter, write_summary
@@ -96,8 +96,11 @@ def test_sweep_runs_every_batch_size_with_every_seed(
 
 
 @pytest.mark.usefixtures("small_digits")
-def test_sharpness_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sharpness_of_a_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of every run, once; and the curves between the ends of the first seed."""
+    quick_sharpness(monkeypatch, hessian=False)
     options = {"batch_sizes": "full,16,24", "steps": 2, "probe_size": 24, "layers": "relu4"}
     sweep(SweepConfig(**options, seeds="1,0", sharpness=True, sharpness_images=32), tmp_path)
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.json"))
