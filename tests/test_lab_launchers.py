@@ -253,6 +253,7 @@ def test_cores_are_those_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -
     assert launchers.cores() == 3
 
 
+@pytest.mark.torch_free
 def test_ray_runs_the_same_sweep(one_by_one: dict[str, str], ray_ends: list[bool], tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     started_before, ray_ends[:] = ray.is_initialized(), []
@@ -263,6 +264,7 @@ def test_ray_runs_the_same_sweep(one_by_one: dict[str, str], ray_ends: list[bool
     assert hashes(tmp_path) == one_by_one
 
 
+@pytest.mark.torch_free
 def test_a_stop_reaches_the_tasks_of_ray(ray_ends: list[bool], tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     started_before, ray_ends[:] = ray.is_initialized(), []
