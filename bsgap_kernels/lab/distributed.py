@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 
 TIMEOUT = timedelta(minutes=10)
 """How long a rank waits for one that has stopped without a word (on its own node torchrun is quicker)."""

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsgap_kernels.lab.augment import Augmentation
-from bsgap_kernels.lab.gradients import Gradients
-from bsgap_kernels.lab.methods.base import Values
+from bsgap_kernels.lab.batch import Batch, Gradients
 from bsgap_kernels.lab.progress import Progress
 from bsgap_kernels.lab.results import Writer
 from bsgap_kernels.lab.setup import Setup
@@ -36,7 +34,7 @@ class Loop:
         config = setup.config
         self.model = setup.ranks.parallel(setup.model, setup.device)
         self.gradients = Gradients(
-            self.model, setup.ranks, precision=config.precision, micro_batch=config.micro_batch
+            self.model, setup.ranks, precision=config.precision, unread=setup.tracker.paused
         )
         self.done = 0
         self.seconds = {"step": 0.0, "metric": 0.0, "probe": 0.0}
@@ -54,6 +52,7 @@ class Loop:
         `save` is called between steps, before anything of the coming one; it decides whether to save.
         """
         setup = self.setup
+        self.gradients.stop = stop
         setup.model.train()
         # Where no training batch is read, none pays for hooks either.
         with setup.tracker.detached(setup.config.every is None):
@@ -68,7 +67,7 @@ class Loop:
                     self._read_probe(writer)
                 if finished:
                     return True
-                loss, accuracy = self._update(writer, stop)
+                loss, accuracy = self._update(writer)
                 self.done += 1
                 progress.update(self.done, loss, accuracy, _mean_ratio(self.probe_records))
 
@@ -80,28 +79,27 @@ class Loop:
     def _evaluation_due(self) -> bool:
         return self.done % self.setup.evaluate_every == 0 or self.done == self.setup.steps
 
-    def _batch(self) -> Tensor:
-        """Rows of the batch of this step, of all ranks; a new permutation begins with every epoch."""
+    def _rows(self) -> Tensor:
+        """Images of the batch of this step, of all ranks; a new permutation begins with every epoch."""
         setup = self.setup
         position = self.done % setup.steps_per_epoch
         if position == 0:
             self._order = torch.randperm(len(setup.data.train_labels), generator=self._shuffle)
         return self._order[position * setup.batch_size : (position + 1) * setup.batch_size]
 
-    def _update(self, writer: Writer, stop: Stop) -> tuple[float, float]:
+    def _update(self, writer: Writer) -> tuple[float, float]:
         """One update; the metric's share of the time is taken out of the step's."""
         setup, step = self.setup, self.done
         tracker = setup.tracker
-        rows = self._batch()
+        rows = self._rows()
         started = time.perf_counter()
-        augmentation = setup.augmentation(step)
-        lr = setup.method.lr
+        batch = self._batch(rows)
         due = setup.batch_due(step)
         with nullcontext() if due or setup.config.every is None else tracker.paused():
-            values = setup.method.update(lambda: self._gradient(rows, augmentation, stop))
-            loss, right, *asked = _numbers(values)
+            values = setup.method.update(batch)
+            loss, right, *asked = _numbers((*values, *self.gradients.asked))
             accuracy = right / len(rows)
-            self._stopping = bool(asked[0] if asked else stop)
+            self._stopping = bool(asked[0] if asked else self.gradients.stop)
             trained = time.perf_counter()
             records = tracker.collect() if due else {}
         writer.add_records(step, "batch", records)
@@ -113,31 +111,24 @@ class Loop:
         self.seconds["metric"] += metric
         writer.add(step, "", "train.loss", loss)
         writer.add(step, "", "train.accuracy", accuracy)
-        writer.add(step, "", "lr", lr)
+        writer.add(step, "", "lr", setup.method.lr)
+        for name, value in setup.method.log().items():
+            writer.add(step, "", f"method.{name}", value)
         writer.add(step, "", "time.step_ms", round(update * 1e3, 4))
         if records:
             writer.add(step, "", "time.metric_ms", round(metric * 1e3, 4))
         return loss, accuracy
 
-    def _gradient(self, rows: Tensor, augmentation: Augmentation | None, stop: Stop) -> Values:
-        """Gradients, and the batch's mean loss and right answers over all ranks.
-
-        Several ranks add whether one was asked to stop: with the numbers that travel anyway, since ranks that
-        stop at different steps would wait for each other.
-        """
-        data, ranks = self.setup.data, self.setup.ranks
-        share = ranks.share(len(rows))
-        mine = rows[share].to(self.setup.device)
+    def _batch(self, rows: Tensor) -> Batch:
+        """What the method is given of these images."""
+        setup = self.setup
+        augmentation = setup.augmentation(self.done)
+        on_device = rows.to(setup.device)
 
         def read(part: slice) -> tuple[Tensor, Tensor]:
-            of_batch = slice(share.start + part.start, share.start + part.stop)
-            return data.train(mine[part], augmentation, of_batch)
+            return setup.data.train(on_device[part], augmentation, part)
 
-        values = self.gradients.compute(read, len(mine), len(rows))
-        if ranks.world == 1:
-            return values
-        asked = torch.tensor(bool(stop), device=self.setup.device)
-        return ranks.total(torch.stack([value.double() for value in (*values, asked)])).unbind()
+        return Batch(self.done, slice(0, len(rows)), read, self.gradients, setup.parts)
 
     def _read_probe(self, writer: Writer) -> None:
         """Read every site on the probe batch, leaving buffers, mode and random state of the run untouched."""
@@ -190,6 +181,7 @@ class Loop:
             "order": self._order,
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.setup.device) if cuda else None,
+            "gradient_images": self.gradients.images,
             "seconds": self.seconds,
             "evaluation": self.evaluation,
             "reached": self.reached,
@@ -207,6 +199,7 @@ class Loop:
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.setup.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.setup.device)
+        self.gradients.images = int(state["gradient_images"])
         self.seconds = dict(state["seconds"])
         self.evaluation = dict(state["evaluation"])
         self.reached = dict(state["reached"])
@@ -234,7 +227,7 @@ def evaluate(setup: Setup, read: Callable[[slice], tuple[Tensor, Tensor]], count
     return loss, correct
 
 
-def _numbers(values: Values) -> list[float]:
+def _numbers(values: tuple[Tensor, ...]) -> list[float]:
     """Values as numbers: joined where they are read from a device, so that it is waited for once.
 
     On a CPU one by one: in a small step the operations that would join them show.

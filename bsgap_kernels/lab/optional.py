@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 
 
 def require(module: str) -> Any:

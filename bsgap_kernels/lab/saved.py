@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from bsgap_kernels.lab import methods
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData
 from bsgap_kernels.lab.directories import CONFIG_FILE, read_config
@@ -44,7 +45,8 @@ def load_run(directory: Path, data: ImageData | None = None) -> SavedRun:
     if not path.is_file():
         raise UserError(f"{path}: there are no weights; run the command of this run again to its end")
     data = data_of(config) if data is None else data
-    model = build_model(config.model, data.image_shape, data.classes)
+    kind = methods.REGISTRY[config.method]
+    model = kind.adapt(build_model(config.model, data.image_shape, data.classes), config.hyper_parameters)
     try:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:

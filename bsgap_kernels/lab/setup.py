@@ -18,8 +18,7 @@ from bsgap_kernels.lab.batch_norm import use_global_batch_norm
 from bsgap_kernels.lab.config import RunOptions, TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData, load_data
 from bsgap_kernels.lab.distributed import ALONE, Ranks
-from bsgap_kernels.lab.gradients import passes
-from bsgap_kernels.lab.methods import Method
+from bsgap_kernels.lab.methods import Course, Method
 from bsgap_kernels.lab.models import build_model
 from bsgap_kernels.tracking import RankTracker
 
@@ -42,6 +41,8 @@ class Setup:
     lr: float
     steps_per_epoch: int
     steps: int
+    parts: int
+    """Passes of an update."""
     probe_every: int | None
     evaluate_every: int
     """Steps between evaluations."""
@@ -110,11 +111,13 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     probe = data.probe(config.probe_size)
     probe = probe[ranks.share(len(probe))]
     torch.manual_seed(config.seed)
-    model = build_model(config.model, data.image_shape, data.classes).to(device)
-    _check_rows(model, data.train(slice(0, 1))[0], batch_size, config.micro_batch, ranks)
+    kind, hyper = methods.REGISTRY[config.method], config.hyper_parameters
+    model = kind.adapt(build_model(config.model, data.image_shape, data.classes), hyper).to(device)
+    parts = kind.parts(hyper, batch_size, config.micro_batch, ranks)
+    _check_rows(model, data.train(slice(0, 1))[0], batch_size, parts)
     if ranks.world > 1:
         use_global_batch_norm(model)
-    tracker = _track(model, config, data.train(slice(0, 1))[0], batch_size, ranks)
+    tracker = _track(model, config, data.train(slice(0, 1))[0], parts, ranks)
     lr = learning_rate(config.lr or 0.0, config.lr_rule, batch_size, config.base_batch_size)
     steps_per_epoch = total // batch_size
     steps = config.steps if config.steps is not None else (config.epochs or 0) * steps_per_epoch
@@ -124,7 +127,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     evaluate_every = config.eval_every * steps_per_epoch
     if config.max_evaluations is not None:
         evaluate_every *= math.ceil(steps / (evaluate_every * config.max_evaluations))
-    method = methods.REGISTRY[config.method](model, lr, config.hyper_parameters)
+    method = kind(model, lr, hyper, Course(batch_size, steps, steps_per_epoch, config.seed, data, ranks))
     return Setup(
         config,
         data,
@@ -136,6 +139,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         lr,
         steps_per_epoch,
         steps,
+        parts,
         probe_every,
         max(1, evaluate_every),
         device,
@@ -143,11 +147,9 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     )
 
 
-def _check_rows(
-    model: nn.Module, image: Tensor, batch_size: int, micro_batch: int | None, ranks: Ranks
-) -> None:
+def _check_rows(model: nn.Module, image: Tensor, batch_size: int, parts: int) -> None:
     """Batch norm has no variance of one value: one row of a dense layer, or of a map of one pixel."""
-    rows = batch_size // passes(batch_size, ranks, micro_batch)
+    rows = batch_size // parts
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
     if rows >= 2 or not any(isinstance(module, norms) for module in model.modules()):
         return
@@ -159,11 +161,9 @@ def _check_rows(
         raise UserError(f"{option}: got passes of {rows} row, expected at least 2 for batch norm") from error
 
 
-def _track(
-    model: nn.Module, config: TrainConfig, image: Tensor, batch_size: int, ranks: Ranks
-) -> RankTracker:
+def _track(model: nn.Module, config: TrainConfig, image: Tensor, parts: int, ranks: Ranks) -> RankTracker:
     """The run's tracker, whose numbers are of the whole batch: of all ranks and all passes of a step."""
-    parts = 1 if config.every is None else passes(batch_size, ranks, config.micro_batch)
+    parts = 1 if config.every is None else parts
     options: dict[str, Any] = {
         "layers": [config.layers] if isinstance(config.layers, str) else config.layers,
         "unfold": config.unfold,

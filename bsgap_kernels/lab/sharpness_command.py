@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.directories import SHARPNESS_FILE
 from bsgap_kernels.lab.objective import CHUNK
 from bsgap_kernels.lab.saved import load_run

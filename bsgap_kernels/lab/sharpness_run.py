@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bsgap_kernels.lab import results
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.curvature import max_eigenvalue
 from bsgap_kernels.lab.curves import KINDS, check_comparable, curve
 from bsgap_kernels.lab.directories import CURVES_FOLDER, SHARPNESS_FILE

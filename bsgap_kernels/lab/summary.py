@@ -38,6 +38,8 @@ def summary_of(loop: Loop, status: str, weights: str | None) -> dict[str, Any]:
         "method": config.method,
         "hyper": config.hyper[config.method],
         "batch_size": setup.batch_size,
+        "gradient_images": loop.gradients.images,
+        "method_summary": setup.method.summary(),
         "micro_batch": config.micro_batch,
         "precision": config.precision,
         "seed": config.seed,

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.data.images import ImageData, byte_data
 from bsgap_kernels.lab.optional import require
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 
 if TYPE_CHECKING:
     from bsgap_kernels.lab.augment import Augmentation

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bsgap_kernels.lab.checks import number
-from bsgap_kernels.lab.methods.base import Hyper, Method
+from bsgap_kernels.lab.methods.base import Course, Hyper, Method
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Adam(Method):
     default_lr = 1e-3
     hyper_type = AdamHyper
 
-    def __init__(self, model: nn.Module, lr: float, hyper: AdamHyper) -> None:
+    def __init__(self, model: nn.Module, lr: float, hyper: AdamHyper, course: Course) -> None:
         self.optimizer = torch.optim.Adam(
             model.parameters(),
             lr=lr,

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-Values = tuple[Tensor, ...]
-"""Of a batch before its update, 0-dimensional: mean loss, right answers, and what the loop adds to them."""
+from bsgap_kernels.lab.batch import Batch, Values, passes
+from bsgap_kernels.lab.data.images import ImageData
+from bsgap_kernels.lab.distributed import ALONE, Ranks
 
 
 @dataclass
@@ -23,6 +23,19 @@ class Hyper:
         return dataclasses.asdict(self)
 
 
+@dataclass(frozen=True)
+class Course:
+    """What a method may know of its run before the first update."""
+
+    batch_size: int
+    steps: int
+    """Updates of the whole run."""
+    steps_per_epoch: int
+    seed: int
+    data: ImageData
+    ranks: Ranks = ALONE
+
+
 class Method:
     """One way to train a model: holds the optimizer and makes updates.
 
@@ -30,6 +43,10 @@ class Method:
         model: the network, whose parameters are updated in place.
         lr: learning rate at the run's batch size.
         hyper: the method's hyper-parameters, an instance of its `hyper_type`.
+        course: the run ahead.
+
+    Raises:
+        UserError: hyper-parameters do not fit the run.
     """
 
     name: ClassVar[str]
@@ -38,23 +55,42 @@ class Method:
     hyper_type: ClassVar[type[Hyper]]
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module, lr: float, hyper: Any) -> None:
+    def __init__(self, model: nn.Module, lr: float, hyper: Any, course: Course) -> None:
         raise NotImplementedError
+
+    @classmethod
+    def adapt(cls, model: nn.Module, hyper: Any) -> nn.Module:
+        """The network that is trained in place of the one that was asked for; by default that one itself."""
+        return model
+
+    @classmethod
+    def parts(cls, hyper: Any, batch_size: int, micro_batch: int | None, ranks: Ranks) -> int:
+        """Passes of an update that the tracker reads, which together see every row of the batch once."""
+        return passes(batch_size, ranks, micro_batch)
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next update."""
+        """Learning rate of the last update, or of the first before there was one."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def update(self, gradient: Callable[[], Values]) -> Values:
-        """Make one update and return what `gradient` gave.
+    @lr.setter
+    def lr(self, value: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = value
 
-        `gradient` sets every parameter's `.grad` to the gradient of the mean loss over the batch at the
-        present parameters and returns the batch's values before the update.
-        """
-        values = gradient()
+    def update(self, batch: Batch) -> Values:
+        """Make one update and return the batch's values before it."""
+        values = batch.gradient()
         self.optimizer.step()
         return values
+
+    def log(self) -> dict[str, float]:
+        """Numbers of the last update for the metric rows, which call them `method.NAME`."""
+        return {}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's summary says of the method beside its hyper-parameters."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next updates depend on beside the model: tensors and plain values."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bsgap_kernels.lab.checks import UserError, number
-from bsgap_kernels.lab.methods.base import Hyper, Method
+from bsgap_kernels.lab.methods.base import Course, Hyper, Method
 
 
 @dataclass
@@ -41,5 +41,5 @@ class Sgd(Method):
     default_lr = 0.02
     hyper_type = SgdHyper
 
-    def __init__(self, model: nn.Module, lr: float, hyper: SgdHyper) -> None:
+    def __init__(self, model: nn.Module, lr: float, hyper: SgdHyper, course: Course) -> None:
         self.optimizer = torch.optim.SGD(model.parameters(), lr=lr, **hyper.asdict())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bsgap_kernels.lab.config import UserError
+from bsgap_kernels.lab.checks import UserError
 
 
 class LeNet5(nn.Module):

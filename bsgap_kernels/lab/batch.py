@@ -1,0 +1,183 @@
+"""The batch of one update, as a method sees it: its images, its parts, the gradient of the loss over it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from bsgap_kernels.lab.distributed import Ranks
+from bsgap_kernels.lab.stop import NEVER
+
+Values = tuple[Tensor, Tensor]
+"""Of a batch over all ranks, 0-dimensional: mean loss and right answers."""
+Read = Callable[[slice], tuple[Tensor, Tensor]]
+"""Images and labels of some of the rows of an update's batch, as they are trained on."""
+
+
+def passes(rows: int, ranks: Ranks, micro_batch: int | None) -> int:
+    """Forward passes that a batch takes on every rank (batch norm over ranks needs their numbers equal)."""
+    largest_share = -(-rows // ranks.world)
+    return 1 if micro_batch is None else max(1, -(-largest_share // micro_batch))
+
+
+class Gradients:
+    """Sets every parameter's gradient to that of the mean cross entropy over some images.
+
+    Args:
+        model: the network as it is called, wrapped by data parallelism where there are several ranks.
+        ranks: the processes that share a batch.
+        precision: float32, or bfloat16 for autocast (the loss is taken in float32).
+        unread: gives a context whose passes the tracker does not read.
+
+    Attributes:
+        images: of how many images a gradient was taken so far, on all ranks: what a method costs.
+        stop: asked in every pass; several ranks tell each other with the numbers that travel anyway, since
+            ranks that stop at different updates would wait for each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        ranks: Ranks,
+        *,
+        precision: str = "float32",
+        unread: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self.model = model
+        self.ranks = ranks
+        self.unread = unread
+        self.images = 0
+        self.stop = NEVER
+        self._parameters = list(model.parameters())
+        self._mixed = precision != "float32"
+        self._asked: Tensor | None = None
+
+    def compute(self, read: Read, rows: slice, parts: int, penalty: Callable[[], Tensor] | None) -> Values:
+        """Gradients over rows of a batch, in so many passes on every rank, of each rank's share.
+
+        `read` is asked once a pass, so that no more images than those of a pass are there at a time.
+        """
+        for parameter in self._parameters:
+            parameter.grad = None
+        total = rows.stop - rows.start
+        share = self.ranks.share(total)
+        size = share.stop - share.start
+        found = []
+        for index in range(parts):
+            first, last = (rows.start + share.start + i * size // parts for i in (index, index + 1))
+            images, labels = read(slice(first, last))
+            # Gradients are averaged over the ranks once, in the last pass.
+            alone = index == parts - 1 or self.ranks.world == 1
+            with nullcontext() if alone else self.model.no_sync():  # type: ignore[operator]
+                found.append(self._add_pass(images, labels, total, penalty))
+        self.images += total
+        if parts == 1:
+            return self._over_ranks(*found[0])
+        losses, right = zip(*found, strict=True)
+        return self._over_ranks(torch.stack(losses).sum(dtype=torch.float64), torch.stack(right).sum())
+
+    @property
+    def asked(self) -> tuple[Tensor, ...]:
+        """Whether a rank was asked to stop when gradients were last taken; nothing for one process."""
+        return () if self._asked is None else (self._asked,)
+
+    def _over_ranks(self, loss: Tensor, right: Tensor) -> Values:
+        if self.ranks.world == 1:
+            return loss, right
+        asked = torch.tensor(bool(self.stop), device=loss.device)
+        values = torch.stack([loss.double(), right.double(), asked.double()])
+        loss, right, self._asked = self.ranks.total(values).unbind()
+        return loss, right
+
+    def _add_pass(
+        self, images: Tensor, labels: Tensor, rows: int, penalty: Callable[[], Tensor] | None
+    ) -> Values:
+        logits = self._logits(images)
+        alone = self.ranks.world == 1
+        if alone and len(images) == rows:
+            loss = nn.functional.cross_entropy(logits, labels)
+        else:
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum") / rows
+        objective = loss if penalty is None else loss + penalty() * (len(images) / rows)
+        # What is averaged over the ranks has to be a sum.
+        torch.autograd.backward(objective if alone else objective * self.ranks.world)
+        return loss.detach(), (logits.argmax(1) == labels).sum()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        if not self._mixed:
+            return self.model(images)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            return self.model(images).float()
+
+
+class Batch:
+    """The images of one update, or a part of them, shared out over the ranks.
+
+    Args:
+        step: number of the update, from 0.
+        rows: which rows of the update's batch these are.
+        read: reads rows of the update's batch.
+        gradients: of the network that is trained.
+        parts: passes that a gradient over these rows takes.
+    """
+
+    def __init__(self, step: int, rows: slice, read: Read, gradients: Gradients, parts: int = 1) -> None:
+        self.step = step
+        self.parts = parts
+        self._rows = rows
+        self._read = read
+        self._gradients = gradients
+
+    def __len__(self) -> int:
+        """Rows, of all ranks."""
+        return self._rows.stop - self._rows.start
+
+    def gradient(self, penalty: Callable[[], Tensor] | None = None) -> Values:
+        """Set every parameter's `.grad` to the gradient of the mean loss over these rows where it is now.
+
+        In `parts` passes, whose gradients add up: up to rounding that of one pass, except where batch norm
+        takes the statistics of one. `penalty` is asked after every forward pass for a scalar that is added to
+        the loss; over the passes (and ranks) it is averaged, weighted by their rows. It is not in the values.
+        """
+        return self._gradients.compute(self._read, self._rows, self.parts, penalty)
+
+    def passes(self) -> Iterator[Batch]:
+        """These rows as `parts` batches of one pass, in order, sizes differing by one at most."""
+        yield from self.split(self.parts)
+
+    def split(self, count: int) -> Iterator[Batch]:
+        """These rows as so many contiguous parts, in order, sizes differing by one at most."""
+        for index in range(count):
+            first, last = (self._rows.start + i * len(self) // count for i in (index, index + 1))
+            yield Batch(self.step, slice(first, last), self._read, self._gradients)
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """This rank's share of images, as they are trained on (normalised, augmented), and their labels."""
+        share = self._gradients.ranks.share(len(self))
+        return self._read(slice(self._rows.start + share.start, self._rows.start + share.stop))
+
+    def of_images(self, images: Tensor) -> Batch:
+        """These rows with other images in their place: this rank's share of them, such as `images` gave."""
+        share = self._gradients.ranks.share(len(self))
+        begin = self._rows.start + share.start
+
+        def read(rows: slice) -> tuple[Tensor, Tensor]:
+            return images[rows.start - begin : rows.stop - begin], self._read(rows)[1]
+
+        return Batch(self.step, self._rows, read, self._gradients, self.parts)
+
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Passes inside are not the update's own: the tracker does not read them."""
+        with self._gradients.unread():
+            yield
+
+
+def values_of(parts: list[tuple[int, Values]]) -> Values:
+    """Values of a batch from those of parts of it, each with its rows."""
+    total = sum(rows for rows, _ in parts)
+    loss = torch.stack([values[0].double() * (rows / total) for rows, values in parts]).sum()
+    return loss, torch.stack([values[1] for _, values in parts]).sum()
