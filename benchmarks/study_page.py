@@ -30,7 +30,7 @@ def about(result: dict[str, Any]) -> str:
     runs, minutes = len(result["runs"]), result["seconds"] / 60
     return (
         f"{runs} runs in {minutes:.0f} minutes, two side by side on a thread each, {machine}, "
-        f"torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}. "
+        f"torch {versions}, commit {result['commit'][:12]}. "
         f"SHA-256 of the plan: `{result['plan_sha256']}`."
     )
 
