@@ -1,7 +1,7 @@
-"""Writes the tables of docs/study.md from the committed study, between their marker comments.
+"""Writes the tables of docs/study.md and README.md from the committed study, between their marker comments.
 
-python benchmarks/study_page.py            # rewrite docs/study.md
-python benchmarks/study_page.py --check    # exit code 1 if it differs from the result
+python benchmarks/study_page.py            # rewrite both
+python benchmarks/study_page.py --check    # exit code 1 if one differs from the result
 
 The result is `bsgap study`'s: copy its study.json to benchmarks/results/ first.
 """
@@ -15,12 +15,13 @@ from typing import Any
 
 import marked
 
-from bsgap_kernels.lab.study.page import layers, outcomes, verdicts
+from bsgap_kernels.lab.study.page import ends, layers, outcomes, verdicts
 from bsgap_kernels.lab.study.plan import load_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "study.json"
 PAGE = ROOT / "docs" / "study.md"
+README = ROOT / "README.md"
 
 
 def about(result: dict[str, Any]) -> str:
@@ -29,34 +30,36 @@ def about(result: dict[str, Any]) -> str:
     runs, minutes = len(result["runs"]), result["seconds"] / 60
     return (
         f"{runs} runs in {minutes:.0f} minutes, two side by side on a thread each, {machine}, "
-        f"torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}. "
+        f"torch {versions}, commit {result['commit'][:12]}. "
         f"SHA-256 of the plan: `{result['plan_sha256']}`."
     )
 
 
-def written(text: str, result: dict[str, Any]) -> str:
-    """The page with the result's tables in it.
+def written(result: dict[str, Any]) -> dict[Path, str]:
+    """The pages with the result's tables in them.
 
     Raises:
-        ValueError: the result is of another plan than the package's, or the page lacks a marker.
+        ValueError: the result is of another plan than the package's, or a page lacks a marker.
     """
     plan = load_plan()
     if result["plan_sha256"] != plan.sha256:
         raise ValueError(f"{RESULT.name} is of the plan {result['plan_sha256']}, plan.yaml is {plan.sha256}")
-    text = marked.replaced(text, "study-about", about(result))
+    page = marked.replaced(PAGE.read_text(encoding="utf-8"), "study-about", about(result))
     for name, table in (("verdicts", verdicts), ("outcomes", outcomes), ("layers", layers)):
-        text = marked.replaced(text, f"study-{name}", table(plan, result))
-    return text
+        page = marked.replaced(page, f"study-{name}", table(plan, result))
+    readme = marked.replaced(README.read_text(encoding="utf-8"), "study-ends", ends(plan, result))
+    return {PAGE: page, README: readme}
 
 
 def main(arguments: list[str]) -> int:
     """0: written, or equal under --check; 1: different."""
-    old = PAGE.read_text(encoding="utf-8")
-    new = written(old, json.loads(RESULT.read_text(encoding="utf-8")))
+    pages = written(json.loads(RESULT.read_text(encoding="utf-8")))
     if arguments == ["--check"]:
-        print("study_page: docs/study.md " + ("matches" if new == old else "differs"))
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
+        differing = [path.name for path, text in pages.items() if path.read_text(encoding="utf-8") != text]
+        print(f"study_page: {' and '.join(differing) or 'no page'} differs from {RESULT.name}")
+        return int(bool(differing))
+    for path, text in pages.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import study_page
 import yaml
 from lab_data import quick_sharpness
 
@@ -388,3 +389,46 @@ def test_a_result_is_written_one_run_a_line(tmp_path: Path) -> None:
     text = (tmp_path / "new" / "study.json").read_text()
     assert json.loads(text) == result
     assert '\n  {"a": 1},\n  {"a": 2}\n' in text
+
+
+# -- the committed study
+
+
+def test_the_pages_are_those_of_the_committed_result() -> None:
+    result = json.loads(study_page.RESULT.read_text(encoding="utf-8"))
+    pages = {path: path.read_text(encoding="utf-8") for path in (study_page.PAGE, study_page.README)}
+    assert study_page.written(result) == pages
+    result["runs"][0]["test_accuracy"] /= 2
+    changed = study_page.written(result)
+    assert all(changed[path] != text for path, text in pages.items())
+    with pytest.raises(ValueError, match=r"of the plan 0, plan\.yaml is"):
+        study_page.written({**result, "plan_sha256": "0"})
+
+
+def test_the_committed_verdicts_follow_from_the_runs(plan: Plan) -> None:
+    result = json.loads(study_page.RESULT.read_text(encoding="utf-8"))
+    for run in result["runs"]:
+        sharpness = {"sharpness": run["sharpness"], "hessian": run["hessian"]}
+        run["measures"] = measures_of({"summary": run, "sharpness": sharpness})
+    again = json.loads(json.dumps(judge(plan, result["runs"])))
+    assert len(again) == len(result["hypotheses"])
+    for found, expected in zip(again, result["hypotheses"], strict=True):
+        assert found["effects"] == pytest.approx(expected["effects"])
+        for key in ("experiment", "budget", "hypothesis", "verdict", "seeds", "equally_trained"):
+            assert found[key] == expected[key]
+
+
+def test_the_committed_study_is_of_the_declared_size(plan: Plan) -> None:
+    result = json.loads(study_page.RESULT.read_text(encoding="utf-8"))
+    assert not result["modified"]
+    assert result["seconds"] <= 100 * 60
+    groups: dict[tuple[str, str], dict[int, set[int]]] = {}
+    for run in result["runs"]:
+        sizes = groups.setdefault((run["experiment"], run["budget"]), {})
+        sizes.setdefault(run["batch_size"], set()).add(run["seed"])
+    assert len(groups) == 4
+    for sizes in groups.values():
+        assert list(sizes.values()) == 5 * [set(plan.seeds)]
+    small = [run["test_accuracy"] for run in result["runs"] if run["experiment"].startswith("cnn")
+             and run["budget"] == "equal epochs" and run["batch_size"] == 16]  # fmt: skip
+    assert 0.7 < sum(small) / len(small) < 0.9

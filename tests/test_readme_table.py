@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import digits_study
 import kernel_tables
 import marked
 import overhead_table
@@ -66,10 +65,6 @@ def files(tmp_path: Path, result: dict[str, Any]) -> list[str]:
 
 def test_readme_matches_the_committed_result() -> None:
     assert readme_table.main(["--check"]) == 0
-
-
-def test_readme_matches_the_committed_study_of_the_digits() -> None:
-    assert digits_study.main(["--check"]) == 0
 
 
 def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from bsgap_kernels.lab.study.analysis import mean_interval
 from bsgap_kernels.lab.study.plan import Hypothesis, Plan
 
-_ARROWS = {"falls": "↓", "rises": "↑"}
+_Cell = Callable[[Sequence[dict[str, Any]]], str]
+"""What a column says of the runs of one batch size."""
 
 
 def verdicts(plan: Plan, result: dict[str, Any]) -> str:
@@ -53,25 +54,25 @@ def _signed(value: float | None) -> str:
 
 def outcomes(plan: Plan, result: dict[str, Any]) -> str:
     """What the runs of each batch size ended with: means over seeds, with 95 % intervals of the mean."""
-    heads = ["experiment", "budget", "batch", "updates", "train acc.", "test acc.", "near-rank ratio"]
-    heads += ["φ full, 1e-3", "φ subspace, 1e-3", "train loss", "λ_max of the Hessian"]
-    lines = [f"| {' | '.join(heads)} |", "|---|---|--:" + "|--:" * (len(heads) - 3) + "|"]
+    return _table(_groups(plan, result), [*_WHERE, *_MEASURES])
+
+
+def ends(plan: Plan, result: dict[str, Any]) -> str:
+    """A few of the outcomes, of the smallest and the largest batch alone."""
+    cells: dict[tuple[str, str], list[list[dict[str, Any]]]] = {}
     for runs in _groups(plan, result):
-        first = runs[0]
-        cells = [
-            first["experiment"],
-            first["budget"],
-            str(first["batch_size"]),
-            f"{first['steps']:,}",
-            _interval(runs, lambda run: run["train_accuracy"], 3),
-            _interval(runs, lambda run: run["test_accuracy"], 3),
-            _interval(runs, _ratio, 3),
-            _interval(runs, lambda run: _phi(run, "full"), 1),
-            _interval(runs, lambda run: _phi(run, "subspace"), 2),
-            _interval(runs, lambda run: run["train_loss"], 3),
-            _interval(runs, lambda run: (run["hessian"] or {}).get("max_eigenvalue"), 1),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells.setdefault((runs[0]["experiment"], runs[0]["budget"]), []).append(runs)
+    extremes = [runs for groups in cells.values() for runs in (groups[0], groups[-1])]
+    wanted = ("train acc.", "test acc.", "near-rank ratio", "φ full, 1e-3")
+    return _table(extremes, [*_WHERE, *(column for column in _MEASURES if column[0] in wanted)])
+
+
+def _table(groups: Sequence[Sequence[dict[str, Any]]], columns: Sequence[tuple[str, _Cell]]) -> str:
+    lines = [
+        f"| {' | '.join(head for head, _ in columns)} |",
+        "|---|---" + "|--:" * (len(columns) - 2) + "|",
+    ]
+    lines += [f"| {' | '.join(cell(runs) for _, cell in columns)} |" for runs in groups]
     return "\n".join(lines)
 
 
@@ -130,3 +131,24 @@ def _interval(
     if len(values) > 1:
         text += f" ± {upper - mean:.{digits}f}"
     return text if len(values) == len(runs) else f"{text} ({len(values)} of {len(runs)})"
+
+
+def _mean(measure: Callable[[dict[str, Any]], float | None], digits: int) -> _Cell:
+    return lambda runs: _interval(runs, measure, digits)
+
+
+_WHERE: list[tuple[str, _Cell]] = [
+    ("experiment", lambda runs: runs[0]["experiment"]),
+    ("budget", lambda runs: runs[0]["budget"]),
+    ("batch", lambda runs: str(runs[0]["batch_size"])),
+    ("updates", lambda runs: f"{runs[0]['steps']:,}"),
+]
+_MEASURES: list[tuple[str, _Cell]] = [
+    ("train acc.", _mean(lambda run: run["train_accuracy"], 3)),
+    ("test acc.", _mean(lambda run: run["test_accuracy"], 3)),
+    ("near-rank ratio", _mean(_ratio, 3)),
+    ("φ full, 1e-3", _mean(lambda run: _phi(run, "full"), 1)),
+    ("φ subspace, 1e-3", _mean(lambda run: _phi(run, "subspace"), 1)),
+    ("train loss", _mean(lambda run: run["train_loss"], 4)),
+    ("λ_max of the Hessian", _mean(lambda run: (run["hessian"] or {}).get("max_eigenvalue"), 1)),
+]
