@@ -15,7 +15,7 @@ from bsgap_kernels.lab.data_options import DATASETS, FILE_DATASETS, ProceduralOp
 __all__ = ["ProceduralOptions", "RunOptions", "SweepConfig", "TrainConfig", "UserError", "parse_batch_size"]
 
 MODELS = (
-    "lenet5", "cnn", "vgg16", "vgg16-bn", "resnet18", "resnet56",
+    "lenet5", "cnn", "lstm", "vgg16", "vgg16-bn", "resnet18", "resnet56",
     "keskar-f1", "keskar-f2", "keskar-c1", "keskar-c2", "keskar-c3", "keskar-c4",
 )  # fmt: skip
 TORCHVISION = "torchvision:"
@@ -65,10 +65,11 @@ class RunOptions:
         procedural: options of the procedural set: train, test, classes, difficulty, label_noise and seed, as
             in --procedural.classes 20.
         augment: none, or standard (random crops, and flips of colour images) on training batches.
-        model: lenet5, cnn, vgg16, vgg16-bn, resnet18, resnet56, keskar-f1, -f2, -c1 to -c4, or
+        model: lenet5, cnn, lstm, vgg16, vgg16-bn, resnet18, resnet56, keskar-f1, -f2, -c1 to -c4, or
             torchvision:NAME.
         lr: learning rate at the base batch size; null for the method's default.
-        lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt.
+        lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt; a method
+            may bring its own (legw: sqrt).
         base_batch_size: the batch size at which every rule gives lr.
         precision: float32, or bfloat16 for mixed precision by autocast.
         micro_batch: most rows in one forward and backward pass; a larger batch adds up the gradients of
