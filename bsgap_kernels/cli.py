@@ -143,10 +143,12 @@ def _explain(message: str, names: list[str]) -> str:
             return f"{name}.{inner[1].replace('--', f'--{name}.')}"
         value = text.rpartition("Given value: ")[2]
         return f"{name}: got {value!r}, expected its options one by one, as in --help, or null"
-    if match := re.match(r"Parser key \"(\w+)\": .*?(?:Got|Given) value: (.*)", text):
+    if match := re.match(r"Parser key \"([\w.]+)\": .*?(?:Got|Given) value: (.*)", text):
         types = [_TYPE_NAMES.get(name, name) for name in re.findall(r"Expected a <class '(\w+)'>", text)]
         if types:
-            return f"{match[1]}: got {match[2]!r}, expected {' or '.join(dict.fromkeys(types))}"
+            group, dot, option = match[1].rpartition(".")
+            name = group.replace("_", "-") + dot + option  # the parser's names have no hyphens
+            return f"{name}: got {match[2]!r}, expected {' or '.join(dict.fromkeys(types))}"
     if match := re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", text):
         name = (match[1] or "--" + match[2]).partition("=")[0]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

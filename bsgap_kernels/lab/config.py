@@ -196,8 +196,10 @@ class RunOptions:
             UserError: an option out of range, or one that there is not.
         """
         known = {option.name for option in dataclasses.fields(cls)} - {"hyper"}
-        hyper = {name: value for name, value in values.items() if name in methods.REGISTRY}
-        if unknown := sorted(set(values) - known - set(hyper)):
+        # The command line's parser writes fb_reg for fb-reg.
+        named = {name: name.replace("_", "-") for name in values}
+        hyper = {named[name]: value for name, value in values.items() if named[name] in methods.REGISTRY}
+        if unknown := sorted(name for name in values if name not in known and named[name] not in hyper):
             raise UserError(f"{unknown[0]}: unknown option")
         for name, value in hyper.items():
             if not isinstance(value, dict):
