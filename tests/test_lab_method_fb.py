@@ -197,7 +197,10 @@ def test_the_accumulated_gradient_is_the_full_one() -> None:
         loss = loss_of(model).detach()
         parts = FullBatch.parts(method._hyper, ROWS, micro_batch, ALONE)
         assert parts == (3 if micro_batch is None else 6)
+        rows: list[int] = []
+        model.register_forward_pre_hook(lambda module, images: rows.append(len(images[0])))  # noqa: B023
         values = method.update(batch_of(model, parts=parts))
+        assert rows == ([3, 3, 4] if micro_batch is None else [1, 2, 1, 2, 2, 2])
         found = flat(parameter.grad for parameter in model.parameters())
         assert torch.allclose(found, flat(expected), rtol=1e-12, atol=1e-15)
         assert float(values[0]) == pytest.approx(float(loss), rel=1e-12)
@@ -223,6 +226,24 @@ def test_blocks_have_their_own_penalty_weighted_by_their_rows() -> None:
     assert float((found - expected).norm() / expected.norm()) < 1e-6
     assert float((plain - expected).norm() / expected.norm()) > 1e-2
     assert method.log()["gradient_norm"] == pytest.approx(float(expected.norm()), rel=1e-5)
+
+
+def test_an_update_draws_the_random_numbers_of_one_pass_a_block() -> None:
+    """With dropout the penalty is that of the network that the first pass drew; sgd draws as many numbers."""
+    model = smooth(nn.Dropout(0.5))
+    parameters = list(model.parameters())
+    torch.manual_seed(4)
+    loss = loss_of(model)
+    after = torch.get_rng_state()
+    gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+    square = torch.stack([piece.square().sum() for piece in gradient]).sum()
+    expected = flat(torch.autograd.grad(loss + 0.5 * 0.8 / 8 * square, parameters))
+    method = method_of(model, "fb-reg", 0.8, block=ROWS, clip=None, eps=1e-6)
+    torch.manual_seed(4)
+    method.update(batch_of(model))
+    found = flat(parameter.grad for parameter in parameters)
+    assert float((found - expected).norm() / expected.norm()) < 1e-6
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_the_penalty_goes_with_the_rate_and_counts_its_gradients() -> None:
@@ -292,6 +313,18 @@ def test_the_schedule_of_a_run_as_long_as_the_sources(name: str) -> None:
     assert REGISTRY[name].hyper_type().schedule(lr, 3).at(1) > 0
     fixed = REGISTRY[name].hyper_type(length=None).schedule(lr, length * 2)
     assert (fixed.warmup, fixed.horizon) == (warmup, horizon)
+
+
+def test_the_rates_of_a_run_are_the_schedules(tmp_path: Path) -> None:
+    hyper = {"block": 48, "warmup": 2, "horizon": 4, "length": 3}
+    summary = train(run(method="fb", steps=6, lr=0.2, hyper={"fb": hyper}), tmp_path, data=small_data())
+    assert summary["method_summary"] == {"warmup_updates": 4, "cosine_updates": 8.0}
+    found = values(tmp_path)
+    expected = [0, 0.05, 0.1, 0.15, 0.2, 0.1 * (1 + math.cos(math.pi / 8))]
+    assert [found[step, "", "lr"] for step in range(6)] == pytest.approx(expected)
+    # The first update changes nothing, the second does.
+    losses = [found[step, "", "train.loss"] for step in range(3)]
+    assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,11 @@ def test_a_warmup_as_long_as_the_run_fits() -> None:
     assert rates(built("full", {"warmup": 2.0}))[-1] < built("full", {"warmup": 2.0}).lr
     with pytest.raises(UserError, match=r"got 1.5 epochs .* \(18 updates\) at batch 20"):
         built(20, steps=17, epochs=None)
-    # 13.5 epochs of 60 images, which are 18 updates; a run of 13 epochs drops 15 images in each.
-    with pytest.raises(UserError, match="which are 13.5 epochs .* expected at most the run's 13 "):
-        built(45, epochs=13)
+    # Of 24.12 updates, rounded to the run's 24.
+    with pytest.raises(UserError, match="which are 24.12 epochs .* expected at most the run's 24 "):
+        built("full", {"warmup": 2.01})
+    # 13.5 epochs of 60 images, which are 18 updates; the run's 14 epochs drop 15 images each.
+    with pytest.raises(
+        UserError, match=r"which are 13.5 epochs \(18 updates\) .* the run's 14 \(14 updates\)"
+    ):
+        built(45, epochs=14)
