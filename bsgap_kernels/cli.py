@@ -172,7 +172,8 @@ def _parse_options(command: str, options: type[_Options], arguments: list[str]) 
     for name, method in methods.REGISTRY.items():
         parser.add_class_arguments(method.hyper_type, name, as_group=False)
         fields = dataclasses.fields(method.hyper_type)
-        switches |= {f"{name}.{field.name}" for field in fields if isinstance(field.default, bool)}
+        group = name.replace("-", "_")  # as the parser names it
+        switches |= {f"{group}.{field.name}" for field in fields if isinstance(field.default, bool)}
     for action in parser._actions:
         if action.dest in switches:
             # `--overwrite` alone means true; a value is still possible.

@@ -437,6 +437,8 @@ def test_options_of_a_name_with_a_hyphen(arguments: str) -> None:
     assert (found.hyper["fb-reg"]["clip"], found.hyper["fb-reg"]["weight_decay"]) == (0.5, 0)
     assert found.lr == 0.8
     assert list(found.hyper) == ["fb-reg"]
+    assert found.hyper["fb-reg"]["shuffle"] is False
+    assert parsed("--method", "fb-reg", "--fb-reg.shuffle").hyper["fb-reg"]["shuffle"] is True
 
 
 def test_the_resolved_options_give_the_run_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

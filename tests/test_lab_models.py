@@ -219,6 +219,7 @@ def test_deep_convolutional_networks_of_keskar(name: str, classes: int) -> None:
     ("name", "features"),
     [
         ("cnn", lambda size: 64 * (-(-size // 8)) ** 2),
+        ("lstm", lambda size: 128),
         ("vgg16", lambda size: 512 * (-(-size // 32)) ** 2),
         ("keskar-c1", lambda size: 64 * (-(-size // 4)) ** 2),
         ("keskar-f1", lambda size: size**2),

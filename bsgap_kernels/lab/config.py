@@ -224,7 +224,7 @@ class TrainConfig(RunOptions):
     """Options of one run.
 
     Args:
-        method: how to train: sgd or adam.
+        method: how to train: sgd, adam, legw, fb, fb-long, fb-clip, fb-reg or fb-strong.
         batch_size: rows of a training batch, or full for the whole training set.
         seed: seed of the initial weights and of the order of the data.
     """
@@ -267,7 +267,7 @@ class SweepConfig(RunOptions):
     """Options of a sweep: every method at every batch size with every seed.
 
     Args:
-        methods: methods separated by commas: sgd, adam.
+        methods: methods separated by commas, of those of bsgap train.
         batch_sizes: batch sizes separated by commas, full for the whole training set.
         seeds: seeds separated by commas.
         sharpness: measure the sharpness of every run at its end, and the loss between the smallest and the
