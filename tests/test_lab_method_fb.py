@@ -1,10 +1,8 @@
-"""Full-batch gradient descent: its blocks, its penalty's finite difference, its clipping, its schedule."""
+"""Full-batch gradient descent: its blocks, its penalty, its clipping, its schedule."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +10,18 @@ import pytest
 import torch
 import yaml
 from lab_data import small_data
+from lab_smooth import ROWS, batch_of, flat, loss_of, smooth
 from lab_stops import assert_goes_on, values
 from torch import Tensor, nn
 
 from bsgap_kernels import cli
 from bsgap_kernels.lab import loop, setup
-from bsgap_kernels.lab.batch import Batch, Gradients
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.distributed import ALONE, Ranks
 from bsgap_kernels.lab.methods import REGISTRY, Course
-from bsgap_kernels.lab.methods.finite_difference import (
-    gradients,
-    hessian_product,
-    random_state,
-    set_random_state,
-    trainable,
-)
 from bsgap_kernels.lab.methods.full_batch import FullBatch
 from bsgap_kernels.lab.train import train
 
-ROWS = 10
 PRESETS = ("fb", "fb-long", "fb-clip", "fb-reg", "fb-strong")
 # What the table of docs/lab.md says, and the source's configuration files.
 SOURCE = {
@@ -43,34 +33,6 @@ SOURCE = {
 }
 
 
-class Smooth(nn.Module):
-    """A small network in float64 whose loss has all derivatives; with batch norm or dropout if asked for."""
-
-    def __init__(self, *extra: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), *extra, nn.Linear(5, 3)).double()
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layers(x)
-        return logits
-
-
-def smooth(*extra: nn.Module) -> Smooth:
-    torch.manual_seed(3)
-    return Smooth(*extra)
-
-
-def rows_of(step: int = 0, rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(11 + step)
-    return torch.randn(rows, 6, dtype=torch.float64, generator=generator), torch.arange(rows) % 3
-
-
-def batch_of(model: nn.Module, step: int = 0, parts: int = 1, rows: int = ROWS) -> Batch:
-    images, labels = rows_of(step, rows)
-    read: Callable[[slice], tuple[Tensor, Tensor]] = lambda part: (images[part], labels[part])  # noqa: E731
-    return Batch(step, slice(0, rows), read, Gradients(model, ALONE), parts)
-
-
 def method_of(
     model: nn.Module, name: str = "fb", lr: float = 0.1, steps: int = 30, **hyper: Any
 ) -> FullBatch:
@@ -80,109 +42,6 @@ def method_of(
     found = kind(model, lr, kind.hyper_type(**given), Course(ROWS, steps, 1, 0, small_data()))
     assert isinstance(found, FullBatch)
     return found
-
-
-def loss_of(model: nn.Module, part: slice = slice(None), step: int = 0) -> Tensor:
-    images, labels = rows_of(step)
-    return nn.functional.cross_entropy(model(images[part]), labels[part])
-
-
-def flat(tensors: Any) -> Tensor:
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-
-def exact_product(model: nn.Module, direction: list[Tensor]) -> Tensor:
-    gradient = torch.autograd.grad(loss_of(model), list(model.parameters()), create_graph=True)
-    return flat(torch.autograd.grad(gradient, list(model.parameters()), grad_outputs=direction))
-
-
-# -- the finite difference
-
-
-def test_the_difference_is_the_hessian_product_with_an_error_linear_in_eps() -> None:
-    model = smooth()
-    batch = batch_of(model)
-    batch.gradient()
-    gradient = gradients(model)
-    direction = [0.5 * part for part in gradient]
-    exact = exact_product(model, direction)
-    errors = []
-    for eps in (1e-2, 1e-3, 1e-4, 1e-5):
-        found = flat(hessian_product(batch, model, gradient, direction, eps))
-        errors.append(float((found - exact).norm() / exact.norm()))
-    assert errors[0] < 0.02
-    for coarse, fine in pairwise(errors):
-        assert coarse / fine == pytest.approx(10, rel=0.05)
-
-
-def test_nothing_of_the_perturbed_pass_stays() -> None:
-    """Parameters and batch norm's statistics bit by bit, whatever goes wrong; and no pass is read."""
-    model = smooth(nn.BatchNorm1d(5).double())
-    batch, read = batch_of(model), []
-    batch._gradients.unread = lambda: _noted(read)
-    batch.gradient()
-    gradient = gradients(model)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    assert before["layers.2.num_batches_tracked"] == 1
-    hessian_product(batch, model, gradient, gradient, 0.01)
-    assert read == ["in", "out"]
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-    class Failing(Batch):
-        def gradient(self, penalty: Any = None) -> Any:
-            super().gradient()
-            raise KeyboardInterrupt
-
-    failing = Failing(0, slice(0, ROWS), batch._read, batch._gradients)
-    with pytest.raises(KeyboardInterrupt):
-        hessian_product(failing, model, gradient, gradient, 0.01)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-class _noted:
-    """A context that says when it was entered and left."""
-
-    def __init__(self, notes: list[str]) -> None:
-        self.notes = notes
-
-    def __enter__(self) -> None:
-        self.notes.append("in")
-
-    def __exit__(self, *error: object) -> None:
-        self.notes.append("out")
-
-
-def test_batch_norm_normalises_by_the_block_in_both_passes() -> None:
-    """The difference is that of one function: the exact product of the loss with the batch's statistics."""
-    model = smooth(nn.BatchNorm1d(5).double())
-    batch = batch_of(model)
-    batch.gradient()
-    gradient = gradients(model)
-    exact = exact_product(model, gradient)
-    found = flat(hessian_product(batch, model, gradient, gradient, 1e-6))
-    assert float((found - exact).norm() / exact.norm()) < 1e-4
-
-
-def test_dropout_draws_the_same_numbers_in_both_passes() -> None:
-    model, cpu = smooth(nn.Dropout(0.5)), torch.device("cpu")
-    batch = batch_of(model)
-    state = random_state(cpu)
-    batch.gradient()
-    gradient = gradients(model)
-    set_random_state(state, cpu)
-    exact = exact_product(model, gradient)
-    after = torch.get_rng_state()
-    set_random_state(state, cpu)
-    found = flat(hessian_product(batch, model, gradient, gradient, 1e-6))
-    assert float((found - exact).norm() / exact.norm()) < 1e-4
-    assert torch.equal(torch.get_rng_state(), after)
-
-
-def test_a_gradient_of_zero_has_a_product_of_zero() -> None:
-    model = smooth()
-    zeros = [torch.zeros_like(parameter) for parameter in trainable(model)]
-    batch_of(model).gradient()
-    assert not flat(hessian_product(batch_of(model), model, gradients(model), zeros, 0.01)).any()
 
 
 # -- an update
