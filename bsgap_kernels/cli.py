@@ -143,10 +143,12 @@ def _explain(message: str, names: list[str]) -> str:
             return f"{name}.{inner[1].replace('--', f'--{name}.')}"
         value = text.rpartition("Given value: ")[2]
         return f"{name}: got {value!r}, expected its options one by one, as in --help, or null"
-    if match := re.match(r"Parser key \"(\w+)\": .*?(?:Got|Given) value: (.*)", text):
+    if match := re.match(r"Parser key \"([\w.]+)\": .*?(?:Got|Given) value: (.*)", text):
         types = [_TYPE_NAMES.get(name, name) for name in re.findall(r"Expected a <class '(\w+)'>", text)]
         if types:
-            return f"{match[1]}: got {match[2]!r}, expected {' or '.join(dict.fromkeys(types))}"
+            group, dot, option = match[1].rpartition(".")
+            name = group.replace("_", "-") + dot + option  # the parser's names have no hyphens
+            return f"{name}: got {match[2]!r}, expected {' or '.join(dict.fromkeys(types))}"
     if match := re.match(r"unrecognized arguments: (\S+)|Option '(\S+)' is not accepted", text):
         name = (match[1] or "--" + match[2]).partition("=")[0]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
@@ -170,7 +172,8 @@ def _parse_options(command: str, options: type[_Options], arguments: list[str]) 
     for name, method in methods.REGISTRY.items():
         parser.add_class_arguments(method.hyper_type, name, as_group=False)
         fields = dataclasses.fields(method.hyper_type)
-        switches |= {f"{name}.{field.name}" for field in fields if isinstance(field.default, bool)}
+        group = name.replace("-", "_")  # as the parser names it
+        switches |= {f"{group}.{field.name}" for field in fields if isinstance(field.default, bool)}
     for action in parser._actions:
         if action.dest in switches:
             # `--overwrite` alone means true; a value is still possible.

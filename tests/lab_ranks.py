@@ -29,6 +29,15 @@ CASES: dict[str, dict[str, Any]] = {
     "uneven": {**COMMON, "batch_size": 15, "steps": 4, "every": 2, "probe_every": 3},
     "empty": {**COMMON, "batch_size": 1, "steps": 2, "probe_size": 1},
     "residual": {**COMMON, "batch_size": 5, "steps": 2, "lr": 1e-4, "model": "resnet56", "layers": ["relu"]},
+    "blocks": {**COMMON, "batch_size": 15, "steps": 3, "method": "fb-reg", "hyper": {"fb-reg": {"block": 4}}},
+    "recurrent": {
+        **COMMON,
+        "batch_size": 15,
+        "steps": 3,
+        "method": "legw",
+        "model": "lstm",
+        "micro_batch": 4,
+    },
 }
 COMMAND = ["train", "--steps", "2", "--batch-size", "9", "--probe-size", "11", "--unfold", "channel"]
 

@@ -148,11 +148,14 @@ class Batch:
         """These rows as `parts` batches of one pass, in order, sizes differing by one at most."""
         yield from self.split(self.parts)
 
-    def split(self, count: int) -> Iterator[Batch]:
-        """These rows as so many contiguous parts, in order, sizes differing by one at most."""
+    def split(self, count: int, parts: int = 1) -> Iterator[Batch]:
+        """These rows as so many contiguous batches, of `parts` passes each, in order.
+
+        Their sizes differ by one at most.
+        """
         for index in range(count):
             first, last = (self._rows.start + i * len(self) // count for i in (index, index + 1))
-            yield Batch(self.step, slice(first, last), self._read, self._gradients)
+            yield Batch(self.step, slice(first, last), self._read, self._gradients, parts)
 
     def images(self) -> tuple[Tensor, Tensor]:
         """This rank's share of images, as they are trained on (normalised, augmented), and their labels."""

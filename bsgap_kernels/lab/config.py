@@ -15,7 +15,7 @@ from bsgap_kernels.lab.data_options import DATASETS, FILE_DATASETS, ProceduralOp
 __all__ = ["ProceduralOptions", "RunOptions", "SweepConfig", "TrainConfig", "UserError", "parse_batch_size"]
 
 MODELS = (
-    "lenet5", "cnn", "vgg16", "vgg16-bn", "resnet18", "resnet56",
+    "lenet5", "cnn", "lstm", "vgg16", "vgg16-bn", "resnet18", "resnet56",
     "keskar-f1", "keskar-f2", "keskar-c1", "keskar-c2", "keskar-c3", "keskar-c4",
 )  # fmt: skip
 TORCHVISION = "torchvision:"
@@ -65,10 +65,11 @@ class RunOptions:
         procedural: options of the procedural set: train, test, classes, difficulty, label_noise and seed, as
             in --procedural.classes 20.
         augment: none, or standard (random crops, and flips of colour images) on training batches.
-        model: lenet5, cnn, vgg16, vgg16-bn, resnet18, resnet56, keskar-f1, -f2, -c1 to -c4, or
+        model: lenet5, cnn, lstm, vgg16, vgg16-bn, resnet18, resnet56, keskar-f1, -f2, -c1 to -c4, or
             torchvision:NAME.
         lr: learning rate at the base batch size; null for the method's default.
-        lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt.
+        lr_rule: how the learning rate follows the batch size: fixed, linear (batch / base) or sqrt; a method
+            may bring its own (legw: sqrt).
         base_batch_size: the batch size at which every rule gives lr.
         precision: float32, or bfloat16 for mixed precision by autocast.
         micro_batch: most rows in one forward and backward pass; a larger batch adds up the gradients of
@@ -195,8 +196,10 @@ class RunOptions:
             UserError: an option out of range, or one that there is not.
         """
         known = {option.name for option in dataclasses.fields(cls)} - {"hyper"}
-        hyper = {name: value for name, value in values.items() if name in methods.REGISTRY}
-        if unknown := sorted(set(values) - known - set(hyper)):
+        # The command line's parser writes fb_reg for fb-reg.
+        named = {name: name.replace("_", "-") for name in values}
+        hyper = {named[name]: value for name, value in values.items() if named[name] in methods.REGISTRY}
+        if unknown := sorted(name for name in values if name not in known and named[name] not in hyper):
             raise UserError(f"{unknown[0]}: unknown option")
         for name, value in hyper.items():
             if not isinstance(value, dict):
@@ -221,7 +224,7 @@ class TrainConfig(RunOptions):
     """Options of one run.
 
     Args:
-        method: how to train: sgd or adam.
+        method: how to train: sgd, adam, legw, fb, fb-long, fb-clip, fb-reg or fb-strong.
         batch_size: rows of a training batch, or full for the whole training set.
         seed: seed of the initial weights and of the order of the data.
     """
@@ -264,7 +267,7 @@ class SweepConfig(RunOptions):
     """Options of a sweep: every method at every batch size with every seed.
 
     Args:
-        methods: methods separated by commas: sgd, adam.
+        methods: methods separated by commas, of those of bsgap train.
         batch_sizes: batch sizes separated by commas, full for the whole training set.
         seeds: seeds separated by commas.
         sharpness: measure the sharpness of every run at its end, and the loss between the smallest and the

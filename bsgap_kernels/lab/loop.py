@@ -85,7 +85,8 @@ class Loop:
         position = self.done % setup.steps_per_epoch
         if position == 0:
             self._order = torch.randperm(len(setup.data.train_labels), generator=self._shuffle)
-        return self._order[position * setup.batch_size : (position + 1) * setup.batch_size]
+        rows = self._order[position * setup.batch_size : (position + 1) * setup.batch_size]
+        return rows.sort().values if setup.method.ordered else rows
 
     def _update(self, writer: Writer) -> tuple[float, float]:
         """One update; the metric's share of the time is taken out of the step's."""

@@ -118,7 +118,8 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     if ranks.world > 1:
         use_global_batch_norm(model)
     tracker = _track(model, config, data.train(slice(0, 1))[0], parts, ranks)
-    lr = learning_rate(config.lr or 0.0, config.lr_rule, batch_size, config.base_batch_size)
+    rule = kind.lr_rule or config.lr_rule
+    lr = learning_rate(config.lr or 0.0, rule, batch_size, config.base_batch_size)
     steps_per_epoch = total // batch_size
     steps = config.steps if config.steps is not None else (config.epochs or 0) * steps_per_epoch
     probe_every = config.probe_every
@@ -127,7 +128,10 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     evaluate_every = config.eval_every * steps_per_epoch
     if config.max_evaluations is not None:
         evaluate_every *= math.ceil(steps / (evaluate_every * config.max_evaluations))
-    method = kind(model, lr, hyper, Course(batch_size, steps, steps_per_epoch, config.seed, data, ranks))
+    course = Course(
+        batch_size, steps, steps_per_epoch, config.seed, data, ranks, base_batch_size=config.base_batch_size
+    )
+    method = kind(model, lr, hyper, course)
     return Setup(
         config,
         data,

@@ -34,6 +34,8 @@ class Course:
     seed: int
     data: ImageData
     ranks: Ranks = ALONE
+    base_batch_size: int = 128
+    """The batch size at which the run's learning rate is the one that was given."""
 
 
 class Method:
@@ -53,6 +55,10 @@ class Method:
     default_lr: ClassVar[float]
     """Used where no learning rate is given."""
     hyper_type: ClassVar[type[Hyper]]
+    lr_rule: ClassVar[str | None] = None
+    """How the learning rate follows the batch size, where the method says so itself; None: the run does."""
+    ordered: bool = False
+    """Whether the rows of a batch come in the order of the data, so that a full batch is always the same."""
     optimizer: torch.optim.Optimizer
 
     def __init__(self, model: nn.Module, lr: float, hyper: Any, course: Course) -> None:

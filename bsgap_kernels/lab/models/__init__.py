@@ -1,7 +1,8 @@
 """Networks of the lab, by name; one file a family.
 
-Every nonlinearity is an `nn.ReLU` module of its own, so that each is a site of the tracker. A network takes
-(channels, size, classes): images (B, channels, size, size) in, logits (B, classes) out.
+Every nonlinearity is an `nn.ReLU` module of its own, so that each is a site of the tracker (what is inside an
+LSTM is one operation of torch). A network takes (channels, size, classes): images (B, channels, size, size)
+in, logits (B, classes) out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from bsgap_kernels.lab.models.cnn import SmallCNN
 from bsgap_kernels.lab.models.from_torchvision import build_torchvision
 from bsgap_kernels.lab.models.keskar import KeskarAlexNet, KeskarMLP, KeskarVGG
 from bsgap_kernels.lab.models.lenet import LeNet5
+from bsgap_kernels.lab.models.lstm import RowLSTM
 from bsgap_kernels.lab.models.resnet import ResNet18, ResNet56
 from bsgap_kernels.lab.models.vgg import VGG16
 
@@ -29,6 +31,7 @@ __all__ = [
     "LeNet5",
     "ResNet18",
     "ResNet56",
+    "RowLSTM",
     "SmallCNN",
     "build_model",
     "build_torchvision",
@@ -38,6 +41,7 @@ __all__ = [
 REGISTRY: dict[str, Callable[[int, int, int], nn.Module]] = {
     "lenet5": LeNet5,
     "cnn": SmallCNN,
+    "lstm": RowLSTM,
     "vgg16": VGG16,
     "vgg16-bn": partial(VGG16, batch_norm=True),
     "resnet18": ResNet18,
