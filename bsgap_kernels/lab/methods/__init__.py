@@ -7,9 +7,10 @@ a file with a dataclass of hyper-parameters and a `Method`, and a line in REGIST
 from __future__ import annotations
 
 from bsgap_kernels.lab.methods.adam import Adam
+from bsgap_kernels.lab.methods.autowu import AutoWu
 from bsgap_kernels.lab.methods.base import Course, Hyper, Method
 from bsgap_kernels.lab.methods.sgd import Sgd
 
 __all__ = ["REGISTRY", "Course", "Hyper", "Method"]
 
-REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Sgd, Adam)}
+REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Sgd, Adam, AutoWu)}
