@@ -10,7 +10,8 @@ from bsgap_kernels.lab.methods.adam import Adam
 from bsgap_kernels.lab.methods.autowu import AutoWu
 from bsgap_kernels.lab.methods.base import Course, Hyper, Method
 from bsgap_kernels.lab.methods.sgd import Sgd
+from bsgap_kernels.lab.methods.subset import Subset
 
 __all__ = ["REGISTRY", "Course", "Hyper", "Method"]
 
-REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Sgd, Adam, AutoWu)}
+REGISTRY: dict[str, type[Method]] = {method.name: method for method in (Sgd, Adam, AutoWu, Subset)}
