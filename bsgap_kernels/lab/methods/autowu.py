@@ -139,11 +139,14 @@ class AutoWu(Method):
     the last of `patience` in a row, the decay begins at the mean over the tests of the learning rate at the
     posterior's minimum. Under several processes the loss is that of all, and the first one decides.
 
+    The rise has to be slow in epochs: with the defaults each of the first half of E epochs multiplies the
+    rate by 10^(10 / E), by 3.2 for 20 epochs, where three of them go so far beyond the minimum that the
+    weights are lost before the decay; LeNet-5 on the digits takes about 60 (ours; the source's code: 120).
+
     Rows of an update that ends an epoch: `method.votes`, `method.probability` (the median of the tests) and
     `method.lr_at_minimum`. The summary holds the tests, the decision, and the last test's posterior.
 
-    A test takes a fraction of a second (200 decompositions of up to 500 points), also where an epoch is one
-    update.
+    The tests of an epoch take a fraction of a second, also where an epoch is one update.
     """
 
     name = "autowu"
