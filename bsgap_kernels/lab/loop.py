@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -97,7 +96,7 @@ class Loop:
         augmentation = setup.augmentation(step)
         lr = setup.method.lr
         due = setup.batch_due(step)
-        with nullcontext() if due or setup.config.every is None else tracker.paused():
+        with tracker.paused(not due):
             values = setup.method.update(lambda: self._gradient(rows, augmentation, stop))
             loss, right, *asked = _numbers(values)
             accuracy = right / len(rows)
