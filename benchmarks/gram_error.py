@@ -56,12 +56,20 @@ def dominated(rng: np.random.Generator, m: int, n: int) -> Array:
     return A
 
 
+def absorbed(rng: np.random.Generator, m: int, n: int) -> Array:
+    """Products of half a unit in the last place of the sums they are added to, in chains and between them."""
+    row = np.arange(m) % 128
+    column = np.where(row == 0, 1, np.where(row < 16, 2.0**-12, 2.0**-14)).astype(np.float32)
+    return np.repeat(column[:, None], n, axis=1) * rng.choice(np.float32([1, 2, 4]), n)
+
+
 FAMILIES: tuple[Callable[[np.random.Generator, int, int], Array], ...] = (
     gaussian,
     relu,
     graded,
     saturated,
     dominated,
+    absorbed,
 )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+FLOAT32_SUM_ROUNDINGS: int
 PROBED_MIN_SIDE: int
 PROBED_MIN_RTOL: float
 TRIDIAGONAL_SIDE: int

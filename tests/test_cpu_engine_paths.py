@@ -22,6 +22,7 @@ from torch import Tensor
 
 import bsgap_kernels as bsgap
 from bsgap_kernels import _core, reference
+from bsgap_kernels._core import FLOAT32_SUM_ROUNDINGS
 from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, PROBED_MIN_SIDE, select_backend
 from bsgap_kernels.ops import _cpu
 
@@ -48,7 +49,9 @@ def test_planes_keep_the_bound_of_their_sums(
         m = len(exact)
         in_float = float32_sums and dtype != torch.float64
         factor = (
-            worst_sum_rtol(torch.float32, min(m, 128)) if in_float else worst_sum_rtol(torch.float64, m + 24)
+            worst_sum_rtol(torch.float32, min(m, FLOAT32_SUM_ROUNDINGS))
+            if in_float
+            else worst_sum_rtol(torch.float64, m + 24)
         )
         error = (gram.tril() - (exact.T @ exact).tril()).abs()
         assert (error <= 1.01 * factor * (exact.abs().T @ exact.abs())).all(), channels
@@ -67,8 +70,6 @@ def test_planes_see_what_is_not_finite() -> None:
 
 # Pairs of bfloat16
 
-# Products that a float32 sum takes before float64 does (kSumRows in csrc/core/gram.h).
-SUMMED = 128
 # Odd rows leave half a pair; sides on both sides of tiles (8) and of one to three panels (16). Then, past
 # 128, sums in turns, chunks (256 rows), blocks of one matrix (sides past 128), and slabs of odd rows (4201).
 SHAPES = (
@@ -110,7 +111,9 @@ KINDS = ("gaussian", "graded", "offset", "integers", "constant columns", "a larg
 def holds_gram(G: Tensor, A: Tensor) -> bool:
     """Whether G is the Gram matrix of the values of A up to the rounding of its float32 sums."""
     wide = A.double()  # exact, and their products of 16 bits are summed with 37 more
-    bound = worst_sum_rtol(torch.bfloat16, min(A.shape[-2], SUMMED)) * (wide.abs().mT @ wide.abs())
+    bound = worst_sum_rtol(torch.bfloat16, min(A.shape[-2], FLOAT32_SUM_ROUNDINGS)) * (
+        wide.abs().mT @ wide.abs()
+    )
     # 2^-11: what the additions of the sums in float64 take, and those of the oracle.
     return bool(((G - wide.mT @ wide).abs() <= (1 + 2**-11) * bound).all())
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import bsgap_kernels as bsgap
 from bsgap_kernels import _core
+from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL
 
 TESTS = Path(__file__).parent
 SETS = ("generic", "avx2", "avx512")
@@ -37,6 +38,31 @@ def cases() -> Iterator[tuple[str, Tensor, float, int]]:
             yield f"{m}x{n} {dtype} {rtol}", A, rtol, count
 
 
+def absorbing(m: int, n: int) -> Tensor:
+    """Products that a sum absorbs, half a unit in its last place, in a chain of 16 and between eight chains.
+
+    One chain of 128 loses 127 of them. Every number is exact in bfloat16.
+    """
+    row = torch.arange(m) % 128
+    column = torch.where(row == 0, 1.0, torch.where(row < 16, 2.0**-12, 2.0**-14))
+    return column[:, None] * torch.tensor([1.0, 2.0, 4.0]).repeat(n)[:n]
+
+
+def absorbed_sums() -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, rows (m, n) and float32 sums of them, by tiles, pairs of bfloat16, planes and six planes."""
+    for n in (5, 16, 40, 600):
+        A = absorbing(1000, n)
+        yield f"{n} columns", A, torch.ops.bsgap._feature_gram(A, False, True)[0]
+        yield f"{n} bfloat16", A, torch.ops.bsgap._feature_gram(A.bfloat16(), False, True)[0]
+    for channels in (6, 20):  # a lane takes every 16th of the pixels
+        lanes = absorbing(512, channels).repeat_interleave(16, 0)
+        image = lanes.reshape(2, 256, 16, channels).movedim(-1, 1).contiguous().movedim(1, -1)
+        gram = torch.zeros(channels, channels, dtype=torch.float64)
+        totals = torch.zeros(3, dtype=torch.float64)
+        torch.ops.bsgap._accumulate_gram_(gram, totals, None, image, True, False, True)
+        yield f"{channels} planes", lanes, gram.tril() + gram.tril(-1).mT
+
+
 def answer(path: str) -> None:
     """What one process has to say: run with BSGAP_ISA set."""
     torch.set_num_threads(1)
@@ -49,6 +75,7 @@ def answer(path: str) -> None:
         counts = [int(bsgap.near_rank(A, rtol=rtol)), *(int(end) for ends in intervals for end in ends)]
         found[f"{name} counts"] = np.array(counts)
         found[f"{name} strided"] = bsgap.gram(A.bfloat16().mT.contiguous().mT).numpy()
+    found |= {name: sums.numpy() for name, _, sums in absorbed_sums()}
     np.savez(path, **found)  # type: ignore[arg-type]
 
 
@@ -113,3 +140,15 @@ def test_an_unknown_set_is_an_error_of_the_import() -> None:
     )  # fmt: skip
     assert done.returncode != 0
     assert "BSGAP_ISA must be generic, avx2 or avx512, got 'sse9'" in done.stderr
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_float32_sums_lose_no_more_than_their_chains(isa: str, answers: dict[str, Results]) -> None:
+    bound = _core.FLOAT32_SUM_ROUNDINGS * 2.0**-24
+    assert bound / (2 * FLOAT32_GRAM_MIN_RTOL**2) <= 0.01  # of tau, for entries that are not negative
+    lost = {}
+    for name, A, _ in absorbed_sums():
+        exact = (A.double().mT @ A.double()).numpy()  # powers of two: without rounding
+        lost[name] = float((np.abs(answers[isa][name] - exact) / exact).max())
+    assert max(lost.values()) <= bound, lost
+    assert min(lost.values()) >= 0.5 * bound, lost  # the matrices do what they were made for

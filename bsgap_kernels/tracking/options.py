@@ -82,6 +82,6 @@ def checked_question(
 
 
 def float32_serves(question: Question) -> bool:
-    """Whether float32 sums resolve all that is asked: a count from rtol 7e-3 on, and no more."""
+    """Whether float32 sums resolve all that is asked: a count from rtol 8.3e-3 on, and no more."""
     exact = question.certify or question.spectrum or question.sums or question.atol > 0
     return not exact and question.rtol >= FLOAT32_GRAM_MIN_RTOL

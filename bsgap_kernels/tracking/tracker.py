@@ -62,8 +62,8 @@ class RankTracker:
         every: track every so many steps.
         rtol, atol: the threshold is max(atol, rtol·σ_max).
         center: subtract the column means first.
-        certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and from rtol 7e-3 on
-            float32 and 16-bit activations are summed in float32 with float64 promotion.
+        certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and float32 and 16-bit
+            activations are summed in float32 with float64 promotion if rtol ≥ 8.3e-3.
         metrics: names of `METRICS`, or "all" for near-rank and the columns of `spectral_summary`.
         mask: name of the model's keyword argument that holds the padding mask (B, T), true or 1 where a token
             counts: rows of `token` sites that are padding do not.

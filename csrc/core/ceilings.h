@@ -4,9 +4,9 @@
 
 #include <chrono>
 #include <cstdint>
-#include <cstring>
 
 #include "isa.h"
+#include "simd.h"
 
 namespace bsgap {
 
@@ -58,15 +58,12 @@ inline constexpr int kReadAccumulators = 8;
 // Sum of the words of a buffer, whatever they mean, as integers: the adds hide behind the loads.
 template <class Word, int Bytes>
 [[gnu::always_inline]] inline Word word_sum(const char* data, int64_t bytes) {
-  typedef Word Vector __attribute__((vector_size(Bytes)));
-  Vector sum[kReadAccumulators] = {};
+  using V = Simd<Word, Bytes>;
+  typename V::Vector sum[kReadAccumulators] = {};
   for (int64_t i = 0; i + Bytes * kReadAccumulators <= bytes; i += Bytes * kReadAccumulators) {
 #pragma GCC unroll 8
-    for (int j = 0; j < kReadAccumulators; ++j) {
-      Vector v;
-      std::memcpy(&v, data + i + j * Bytes, Bytes);
-      sum[j] += v;
-    }
+    for (int j = 0; j < kReadAccumulators; ++j)
+      sum[j] += V::load(reinterpret_cast<const Word*>(data + i + j * Bytes));
   }
   for (int j = 1; j < kReadAccumulators; ++j) sum[0] += sum[j];
   Word total = 0;

@@ -1,9 +1,8 @@
 // Gram matrices with an error bound: G = X^T X, X one side of the activation matrix.
 //
-// X is packed as numbers T (double, or float or pairs of bfloat16 for the cheap path). Products are summed in
-// registers over kSumRows<T> rows;
-// these sums are added in float64. Every entry therefore goes through at most kSumRows + sums + slabs
-// roundings, in an order that depends on the shape only: results do not change with the number of threads.
+// X is packed as numbers T (double, or float or pairs of bfloat16 for the cheap path). Products are summed
+// over kSumRows<T> rows, float in two levels (tile_product.h); these sums are added in float64, in an order
+// that depends on the shape only: results do not change with the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -26,8 +25,8 @@ enum class GramPrecision { kFloat64, kFloat32 };
 namespace detail {
 
 inline constexpr int64_t kChunk = 256;  // rows of X packed at a time, and summed in column sums
-// Rows of X in one register sum. Shorter float sums round less; adding them up in double costs the time of
-// about 8 more rows.
+// Rows of X that are summed before float64 takes over. Shorter float sums round less; adding them up in
+// double costs the time of about 8 more rows.
 template <class T>
 inline constexpr int64_t kSumRows = sizeof(T) == 4 ? 128 : kChunk;
 
@@ -136,6 +135,11 @@ void add_blocks(const GramSource& s, double* g, const ParallelFor& parallel) {
 }
 
 }  // namespace detail
+
+// Roundings to float32 that a product goes through in float32 sums: its chain's, and one for each further
+// chain.
+inline constexpr int64_t kFloat32SumRoundings =
+    detail::kChainRows + detail::kSumRows<float> / detail::kChainRows - 1;
 
 // Roundings that an entry of the float64 Gram matrix goes through (docs/certificates.md, "Gram").
 inline double gram_roundings(int64_t depth, int64_t side) {

@@ -24,22 +24,51 @@ namespace detail {
 
 inline int64_t triangle(int64_t i) { return i * (i + 1) / 2; }
 
+// As many of the lanes as one register of the instruction set holds. Kernels work on these, one part of the
+// lanes after the other: GCC sends vectors wider than a register through the stack, a lane at a time where
+// they are compared.
+template <int kVectorBytes>
+struct LanePart {
+  typedef double Vector __attribute__((vector_size(kVectorBytes), may_alias));
+  static constexpr int kSize = kVectorBytes / static_cast<int>(sizeof(double)), kParts = kLanes / kSize;
+
+  // This part of an array of Lanes.
+  struct Array {
+    Vector* data;
+    Vector& operator[](int64_t i) const { return data[i * kParts]; }
+    Array operator+(int64_t i) const { return {data + i * kParts}; }
+  };
+  struct ConstArray {
+    const Vector* data;
+    const Vector& operator[](int64_t i) const { return data[i * kParts]; }
+  };
+  static Array of(Lanes* lanes, int part) { return {reinterpret_cast<Vector*>(lanes) + part}; }
+  static ConstArray of(const Lanes* lanes, int part) {
+    return {reinterpret_cast<const Vector*>(lanes) + part};
+  }
+};
+template <class Part>
+using LaneArray = typename Part::Array;
+template <class Part>
+using ConstLaneArray = typename Part::ConstArray;
+
 // Row blocks of kRows rows by columns [first, columns): p += A v, with A as rows and as columns.
-template <int kRows>
-[[gnu::always_inline]] inline void lanes_multiply(const Lanes* a, int64_t i, int64_t first, const Lanes* v,
-                                                  Lanes* p) {
-  const Lanes* row[kRows];
-  Lanes sum[kRows], vi[kRows];
+template <class Part, int kRows>
+[[gnu::always_inline]] inline void lanes_multiply(LaneArray<Part> a, int64_t i, int64_t first,
+                                                  LaneArray<Part> v, LaneArray<Part> p) {
+  using Vector = typename Part::Vector;
+  LaneArray<Part> row[kRows];
+  Vector sum[kRows], vi[kRows];
   for (int r = 0; r < kRows; ++r) {
     row[r] = a + triangle(i + r);
-    sum[r] = Lanes{};
+    sum[r] = Vector{};
     vi[r] = v[i + r];
   }
   for (int64_t j = first; j < i; ++j) {
-    const Lanes vj = v[j];
-    Lanes pj = p[j];
+    const Vector vj = v[j];
+    Vector pj = p[j];
     for (int r = 0; r < kRows; ++r) {
-      const Lanes entry = row[r][j];
+      const Vector entry = row[r][j];
       sum[r] += entry * vj;
       pj += entry * vi[r];
     }
@@ -55,18 +84,19 @@ template <int kRows>
 }
 
 // The same rows: A -= v p^T + p v^T.
-template <int kRows>
-[[gnu::always_inline]] inline void lanes_update(Lanes* a, int64_t i, int64_t first, const Lanes* v,
-                                                const Lanes* p) {
-  Lanes* row[kRows];
-  Lanes vi[kRows], pi[kRows];
+template <class Part, int kRows>
+[[gnu::always_inline]] inline void lanes_update(LaneArray<Part> a, int64_t i, int64_t first,
+                                                LaneArray<Part> v, LaneArray<Part> p) {
+  using Vector = typename Part::Vector;
+  LaneArray<Part> row[kRows];
+  Vector vi[kRows], pi[kRows];
   for (int r = 0; r < kRows; ++r) {
     row[r] = a + triangle(i + r);
     vi[r] = v[i + r];
     pi[r] = p[i + r];
   }
   for (int64_t j = first; j < i; ++j) {
-    const Lanes vj = v[j], pj = p[j];
+    const Vector vj = v[j], pj = p[j];
     for (int r = 0; r < kRows; ++r) row[r][j] = row[r][j] - vi[r] * pj - pi[r] * vj;
   }
   for (int r = 0; r < kRows; ++r)
@@ -79,115 +109,148 @@ inline constexpr double kNegligibleSquares = 1e-280;
 
 // a: lower triangles, row after row, overwritten. Golub & Van Loan, Matrix Computations, section 8.3.1.
 // scratch: 2 n.
-[[gnu::always_inline]] inline void lanes_tridiagonalize_body(Lanes* a, int64_t n, Lanes* diagonal,
-                                                             Lanes* off_diagonal, Lanes* scratch) {
-  Lanes *v = scratch, *p = scratch + n;
+template <class Part>
+[[gnu::always_inline]] inline void tridiagonalize_part(LaneArray<Part> a, int64_t n, LaneArray<Part> diagonal,
+                                                       LaneArray<Part> off_diagonal, LaneArray<Part> v,
+                                                       LaneArray<Part> p) {
+  using Vector = typename Part::Vector;
   for (int64_t k = 0; k + 2 < n; ++k) {
     const int64_t first = k + 1;
     for (int64_t i = first; i < n; ++i) v[i] = a[triangle(i) + k];
-    Lanes tail{};
+    Vector tail{};
     for (int64_t i = first + 1; i < n; ++i) tail += v[i] * v[i];
-    const Lanes head = v[first];
-    Lanes alpha = head * head + tail, zero{};
-    for (int l = 0; l < kLanes; ++l) alpha[l] = std::sqrt(alpha[l]);
+    const Vector head = v[first];
+    Vector alpha = head * head + tail, zero{};
+    for (int l = 0; l < Part::kSize; ++l) alpha[l] = std::sqrt(alpha[l]);
     alpha = head > 0 ? -alpha : alpha;
     const auto nothing = tail < kNegligibleSquares;
     alpha = nothing ? head : alpha;  // nothing to eliminate: the factor is then 0
     v[first] = head - alpha;
-    const Lanes beta = nothing ? zero : 2.0 / (tail + v[first] * v[first]);
+    const Vector beta = nothing ? zero : 2.0 / (tail + v[first] * v[first]);
     for (int64_t i = first; i < n; ++i) p[i] = zero;
     int64_t i = first;
-    for (; i + 4 <= n; i += 4) lanes_multiply<4>(a, i, first, v, p);
-    for (; i < n; ++i) lanes_multiply<1>(a, i, first, v, p);
-    Lanes vp{};
+    for (; i + 4 <= n; i += 4) lanes_multiply<Part, 4>(a, i, first, v, p);
+    for (; i < n; ++i) lanes_multiply<Part, 1>(a, i, first, v, p);
+    Vector vp{};
     for (i = first; i < n; ++i) {
       p[i] *= beta;
       vp += v[i] * p[i];
     }
-    const Lanes half = 0.5 * beta * vp;
+    const Vector half = 0.5 * beta * vp;
     for (i = first; i < n; ++i) p[i] -= half * v[i];
-    for (i = first; i + 4 <= n; i += 4) lanes_update<4>(a, i, first, v, p);
-    for (; i < n; ++i) lanes_update<1>(a, i, first, v, p);
+    for (i = first; i + 4 <= n; i += 4) lanes_update<Part, 4>(a, i, first, v, p);
+    for (; i < n; ++i) lanes_update<Part, 1>(a, i, first, v, p);
     off_diagonal[k] = alpha;
   }
   for (int64_t k = 0; k < n; ++k) diagonal[k] = a[triangle(k) + k];
   if (n > 1) off_diagonal[n - 2] = a[triangle(n - 1) + n - 2];
 }
-BSGAP_PER_ISA(void, lanes_tridiagonalize,
-              (Lanes * a, int64_t n, Lanes* diagonal, Lanes* off_diagonal, Lanes* scratch),
-              (a, n, diagonal, off_diagonal, scratch))
+template <int kVectorBytes>
+[[gnu::always_inline]] inline void lanes_tridiagonalize_body(Lanes* a, int64_t n, Lanes* diagonal,
+                                                             Lanes* off_diagonal, Lanes* scratch) {
+  using Part = LanePart<kVectorBytes>;
+  for (int part = 0; part < Part::kParts; ++part)
+    tridiagonalize_part<Part>(Part::of(a, part), n, Part::of(diagonal, part), Part::of(off_diagonal, part),
+                              Part::of(scratch, part), Part::of(scratch + n, part));
+}
+BSGAP_PER_ISA_WIDTH(void, lanes_tridiagonalize,
+                    (Lanes * a, int64_t n, Lanes* diagonal, Lanes* off_diagonal, Lanes* scratch),
+                    (a, n, diagonal, off_diagonal, scratch))
 
 // Largest eigenvalues: Laguerre's iteration from Gershgorin's upper bound, which comes down to the largest
 // root without passing it, cubically near it (J. H. Wilkinson, The Algebraic Eigenvalue Problem, 1965,
 // section 7.62). The characteristic polynomial is the product of the pivots of T - x I, its logarithmic
 // derivatives are sums.
-[[gnu::always_inline]] inline void lanes_largest_body(const Lanes* diagonal, const Lanes* off_diagonal,
-                                                      int64_t n, Lanes* result) {
-  Lanes upper = diagonal[0] - diagonal[0];  // of a positive semidefinite matrix: at least 0
+template <class Part>
+[[gnu::always_inline]] inline typename Part::Vector largest_part(ConstLaneArray<Part> diagonal,
+                                                                 ConstLaneArray<Part> off_diagonal,
+                                                                 int64_t n) {
+  using Vector = typename Part::Vector;
+  Vector upper = diagonal[0] - diagonal[0];  // of a positive semidefinite matrix: at least 0
   for (int64_t i = 0; i < n; ++i) {
-    Lanes radius{};
+    Vector radius{};
     if (i > 0) radius += off_diagonal[i - 1] < 0 ? -off_diagonal[i - 1] : off_diagonal[i - 1];
     if (i + 1 < n) radius += off_diagonal[i] < 0 ? -off_diagonal[i] : off_diagonal[i];
-    const Lanes bound = diagonal[i] + radius;
+    const Vector bound = diagonal[i] + radius;
     upper = bound > upper ? bound : upper;
   }
   constexpr double kSmallest = 1e-290;  // below, reciprocals overflow: Gershgorin's bound has to do
-  Lanes x = upper * (1 + 1e-6);
+  Vector x = upper * (1 + 1e-6);
   auto active = upper > kSmallest;
   const double nd = static_cast<double>(n);
   for (int step = 0; step < 60; ++step) {
-    Lanes inverse{}, first{}, second{}, s1{}, s2{};
+    Vector inverse{}, first{}, second{}, s1{}, s2{};
     auto passed = x < 0;
     for (int64_t i = 0; i < n; ++i) {
-      const Lanes e = i > 0 ? off_diagonal[i - 1] * inverse : Lanes{}, e2 = e * e;
-      const Lanes pivot = diagonal[i] - x - (i > 0 ? off_diagonal[i - 1] * e : Lanes{});
+      const Vector e = i > 0 ? off_diagonal[i - 1] * inverse : Vector{}, e2 = e * e;
+      const Vector pivot = diagonal[i] - x - (i > 0 ? off_diagonal[i - 1] * e : Vector{});
       passed |= pivot >= 0;
       second = e2 * (second - 2.0 * inverse * first * first);
       first = e2 * first - 1.0;
       inverse = 1.0 / pivot;
-      const Lanes ratio = first * inverse;
+      const Vector ratio = first * inverse;
       s1 += ratio;
       s2 += ratio * ratio - second * inverse;
     }
-    Lanes discriminant = (nd - 1) * (nd * s2 - s1 * s1);
-    for (int l = 0; l < kLanes; ++l) discriminant[l] = discriminant[l] > 0 ? std::sqrt(discriminant[l]) : 0;
-    const Lanes down = nd / (s1 + discriminant), next = x - down;
+    Vector discriminant = (nd - 1) * (nd * s2 - s1 * s1);
+    for (int l = 0; l < Part::kSize; ++l)
+      discriminant[l] = discriminant[l] > 0 ? std::sqrt(discriminant[l]) : 0;
+    const Vector down = nd / (s1 + discriminant), next = x - down;
     active &= ~passed & (down > 1e-15 * x);
     x = active ? next : x;
     bool any = false;
-    for (int l = 0; l < kLanes; ++l) any |= active[l] != 0;
+    for (int l = 0; l < Part::kSize; ++l) any |= active[l] != 0;
     if (!any) break;
   }
-  *result = upper > kSmallest ? x : upper;
+  return upper > kSmallest ? x : upper;
 }
-BSGAP_PER_ISA(void, lanes_largest,
-              (const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, Lanes* result),
-              (diagonal, off_diagonal, n, result))
+template <int kVectorBytes>
+[[gnu::always_inline]] inline void lanes_largest_body(const Lanes* diagonal, const Lanes* off_diagonal,
+                                                      int64_t n, Lanes* result) {
+  using Part = LanePart<kVectorBytes>;
+  for (int part = 0; part < Part::kParts; ++part)
+    Part::of(result, part)[0] = largest_part<Part>(Part::of(diagonal, part), Part::of(off_diagonal, part), n);
+}
+BSGAP_PER_ISA_WIDTH(void, lanes_largest,
+                    (const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, Lanes* result),
+                    (diagonal, off_diagonal, n, result))
 
 // #{eigenvalues above x}: positive pivots of T - x I. A vanishing pivot is replaced by a tiny negative one,
 // as in LAPACK's dstebz, so that an eigenvalue equal to x is not counted.
-[[gnu::always_inline]] inline void lanes_sturm_body(const Lanes* diagonal, const Lanes* off_diagonal,
-                                                    int64_t n, const Lanes* at, Lanes* count) {
-  Lanes smallest = Lanes{} + 1.0;
+template <class Part>
+[[gnu::always_inline]] inline typename Part::Vector sturm_part(ConstLaneArray<Part> diagonal,
+                                                               ConstLaneArray<Part> off_diagonal, int64_t n,
+                                                               typename Part::Vector x) {
+  using Vector = typename Part::Vector;
+  Vector smallest = Vector{} + 1.0;
   for (int64_t i = 0; i + 1 < n; ++i) {
-    const Lanes square = off_diagonal[i] * off_diagonal[i];
+    const Vector square = off_diagonal[i] * off_diagonal[i];
     smallest = square > smallest ? square : smallest;
   }
   smallest *= std::numeric_limits<double>::min();
-  const Lanes x = *at, zero{};
-  Lanes pivot = zero + 1.0, total{};
+  const Vector zero{};
+  Vector pivot = zero + 1.0, total{};
   for (int64_t i = 0; i < n; ++i) {
-    const Lanes e = i > 0 ? off_diagonal[i - 1] : zero;
+    const Vector e = i > 0 ? off_diagonal[i - 1] : zero;
     pivot = diagonal[i] - x - e * e / pivot;
-    const Lanes size = pivot < 0 ? -pivot : pivot;
+    const Vector size = pivot < 0 ? -pivot : pivot;
     pivot = size < smallest ? -smallest : pivot;
     total += pivot > 0 ? zero + 1.0 : zero;
   }
-  *count = total;
+  return total;
 }
-BSGAP_PER_ISA(void, lanes_sturm,
-              (const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, const Lanes* x, Lanes* count),
-              (diagonal, off_diagonal, n, x, count))
+template <int kVectorBytes>
+[[gnu::always_inline]] inline void lanes_sturm_body(const Lanes* diagonal, const Lanes* off_diagonal,
+                                                    int64_t n, const Lanes* x, Lanes* count) {
+  using Part = LanePart<kVectorBytes>;
+  for (int part = 0; part < Part::kParts; ++part)
+    Part::of(count, part)[0] =
+        sturm_part<Part>(Part::of(diagonal, part), Part::of(off_diagonal, part), n, Part::of(x, part)[0]);
+}
+BSGAP_PER_ISA_WIDTH(void, lanes_sturm,
+                    (const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, const Lanes* x,
+                     Lanes* count),
+                    (diagonal, off_diagonal, n, x, count))
 
 }  // namespace detail
 

@@ -9,11 +9,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "buffer.h"
 #include "isa.h"
 #include "matrix_view.h"
+#include "simd.h"
+#include "tile_product.h"
 
 namespace bsgap {
 
@@ -24,34 +25,47 @@ template <class T>
 inline constexpr int64_t kPlaneLanes = 64 / static_cast<int64_t>(sizeof(T));
 
 // Row sums of a block of planes against kCols others from column `col` on; kTriangle: with themselves, lower
-// triangle only. Two vectors of 32 bytes do what one of 64 does, in the same order.
+// triangle only. Two vectors of 32 bytes do what one of 64 does, in the same order; a lane sums float32 in
+// chains as tile_product.h does.
 template <class T, int kVectorBytes, int kRows, int kCols, bool kTriangle>
 [[gnu::always_inline]] inline void plane_block(const T* a, const T* b, int64_t stride, int64_t depth, int col,
                                                double* sums, int ld) {
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-  constexpr int64_t kStep = kPlaneLanes<T>;
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  using V = Simd<T, kVectorBytes>;
+  using Vector = typename V::Vector;
+  constexpr int kLanes = V::kLanes;
+  constexpr int64_t kStep = kPlaneLanes<T>, kChain = kTwoLevels<T> ? kChainRows * kStep : INT64_MAX / 2;
   double total[kRows][kCols] = {};
+  alignas(kVectorBytes) T lanes[kRows * kCols * kLanes];
+  T* kept = lanes;
+  asm("" : "+r"(kept));  // in memory: the registers are for the products
   for (int64_t part = 0; part < kStep; part += kLanes) {
-    Vector sum[kRows][kCols] = {};
-    for (int64_t p = part; p < depth; p += kStep) {
-      Vector bv[kCols];
-      for (int j = 0; j < kCols; ++j) std::memcpy(&bv[j], b + (col + j) * stride + p, kVectorBytes);
-      for (int i = 0; i < kRows; ++i) {
-        Vector av;
-        if (kTriangle) {
-          av = bv[i < kCols ? i : 0];
-        } else {
-          std::memcpy(&av, a + i * stride + p, kVectorBytes);
+    for (int64_t first = part; first < depth; first += kChain) {
+      Vector sum[kRows][kCols] = {};
+      for (int64_t p = first; p < std::min(depth, first + kChain); p += kStep) {
+        Vector bv[kCols];
+        for (int j = 0; j < kCols; ++j) bv[j] = V::load(b + (col + j) * stride + p);
+        for (int i = 0; i < kRows; ++i) {
+          const Vector av = kTriangle ? bv[i < kCols ? i : 0] : V::load(a + i * stride + p);
+          for (int j = 0; j < kCols; ++j)
+            if (!kTriangle || j <= i) sum[i][j] += av * bv[j];
         }
-        for (int j = 0; j < kCols; ++j)
-          if (!kTriangle || j <= i) sum[i][j] += av * bv[j];
       }
+      for (int i = 0; i < kRows; ++i)
+        for (int j = 0; j < kCols; ++j)
+          if (!kTriangle || j <= i) {
+            T* out = kept + (i * kCols + j) * kLanes;
+            V::store(out, first > part ? V::load(out) + sum[i][j] : sum[i][j]);
+          }
     }
+    asm("" : "+m"(lanes) : "r"(kept));
     for (int i = 0; i < kRows; ++i)
       for (int j = 0; j < kCols; ++j)
-        if (!kTriangle || j <= i)
-          for (int l = 0; l < kLanes; ++l) total[i][j] += static_cast<double>(sum[i][j][l]);
+        if (!kTriangle || j <= i) {
+          double sum = 0;
+#pragma omp simd reduction(+ : sum)
+          for (int l = 0; l < kLanes; ++l) sum += static_cast<double>(lanes[(i * kCols + j) * kLanes + l]);
+          total[i][j] += sum;
+        }
   }
   for (int i = 0; i < kRows; ++i)
     for (int j = 0; j < kCols; ++j)
@@ -67,11 +81,22 @@ template <class T, int kVectorBytes, bool kTriangle>
     plane_block<T, kVectorBytes, kPlaneBlock, kCols, kTriangle>(a, b, stride, depth, col, sums, kPlaneBlock);
 }
 
-// All products of six planes, as LeNet's first layer has: 21 sums fit the registers of AVX-512.
+// All products of six planes, as LeNet's first layer has: 21 sums fit the registers of AVX-512, elsewhere
+// they are formed in three parts.
 inline constexpr int kFewPlanes = 6;
 template <class T, int kVectorBytes>
 [[gnu::always_inline]] inline void few_planes_body(const T* a, int64_t stride, int64_t depth, double* sums) {
-  plane_block<T, kVectorBytes, kFewPlanes, kFewPlanes, true>(a, a, stride, depth, 0, sums, kFewPlanes);
+  if constexpr (kVectorBytes == 64) {
+    plane_block<T, kVectorBytes, kFewPlanes, kFewPlanes, true>(a, a, stride, depth, 0, sums, kFewPlanes);
+  } else {
+    constexpr int kHalf = kFewPlanes / 2;
+    const T* second = a + kHalf * stride;
+    double* below = sums + kHalf * kFewPlanes;
+    plane_block<T, kVectorBytes, kHalf, kHalf, true>(a, a, stride, depth, 0, sums, kFewPlanes);
+    plane_block<T, kVectorBytes, kHalf, kHalf, false>(second, a, stride, depth, 0, below, kFewPlanes);
+    plane_block<T, kVectorBytes, kHalf, kHalf, true>(second, second, stride, depth, 0, below + kHalf,
+                                                     kFewPlanes);
+  }
 }
 
 template <class T>

@@ -22,7 +22,7 @@ namespace bsgap {
 // than it saves (benchmarks/results/crossovers.json), below this rtol the probes' factor of about 100 blurs
 // the threshold.
 inline constexpr int64_t kProbedMinSide = 288;
-inline constexpr double kProbedMinRtol = 7e-3;
+inline constexpr double kProbedMinRtol = 8.3e-3;
 
 inline constexpr int kProbes = 9;
 inline constexpr double kProbeFactor = 7.978845608028655;  // 10 sqrt(2/pi), rounded up

@@ -11,9 +11,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "isa.h"
+#include "simd.h"
 
 namespace bsgap {
 
@@ -42,38 +42,43 @@ struct TileOperands {
 
 namespace detail {
 
+// Rows of one float32 sum in registers, and of the outer loop of every tile.
+//
+// One chain of c additions can lose c - 1 of its terms. Sums of 128 rows are therefore formed in two levels,
+// eight chains of 16 added up in float32: a term goes through at most 16 + 7 roundings.
+inline constexpr int64_t kChainRows = 16;
+template <class T>
+inline constexpr bool kTwoLevels = sizeof(T) == 4;
+
 // C += sums or -= in double, for the rows and columns of a block that belong to C.
-template <int kVectorBytes, bool kSubtract, class Sum, int kRows, int kCols>
+template <bool kSubtract, class Sum, int kRows, int kCols>
 [[gnu::always_inline]] inline void add_sums(const Sum (&sums)[kRows][kCols], double* c, int64_t ld,
                                             int64_t rows_of_c, int64_t cols_of_c) {
-  constexpr int kWideLanes = kVectorBytes / static_cast<int>(sizeof(double));
-  typedef Sum Narrow __attribute__((vector_size(kWideLanes * sizeof(Sum))));
-  typedef double Wide __attribute__((vector_size(kVectorBytes)));
-  const int rows = static_cast<int>(std::min<int64_t>(kRows, rows_of_c));
-  const int cols = static_cast<int>(std::min<int64_t>(kCols, cols_of_c)), whole = cols - cols % kWideLanes;
-  for (int i = 0; i < rows; ++i) {
-    double* out = c + i * ld;
-    for (int j = 0; j < whole; j += kWideLanes) {
-      Narrow narrow;
-      Wide old;
-      std::memcpy(&narrow, &sums[i][j], sizeof narrow);
-      std::memcpy(&old, out + j, sizeof old);
-      const Wide wide = __builtin_convertvector(narrow, Wide);
-      old = kSubtract ? old - wide : old + wide;
-      std::memcpy(out + j, &old, sizeof old);
+  const int64_t rows = std::min<int64_t>(kRows, rows_of_c);
+  const auto add = [&](int64_t cols) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < rows; ++i) {
+      double* out = c + i * ld;
+#pragma omp simd
+      for (int64_t j = 0; j < cols; ++j) {
+        const double sum = static_cast<double>(sums[i][j]);
+        out[j] = kSubtract ? out[j] - sum : out[j] + sum;
+      }
     }
-    for (int j = whole; j < cols; ++j)
-      out[j] =
-          kSubtract ? out[j] - static_cast<double>(sums[i][j]) : out[j] + static_cast<double>(sums[i][j]);
+  };
+  // A number of columns that the compiler knows takes no loop for what is left over.
+  if (cols_of_c >= kCols) {
+    add(kCols);
+  } else {
+    add(cols_of_c);
   }
 }
 
 // Adds (or subtracts) the sums of kRows rows x kVectors vectors to C. row, col: of the block within the tile.
 template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
 [[gnu::always_inline]] inline void tile_block(const TileOperands<T>& t, int row, int col) {
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T)), kWidth = kPanelCols<T>;
-  constexpr int kCols = kVectors * kLanes;
-  typedef T Vector __attribute__((vector_size(kVectorBytes)));
+  using V = Simd<T, kVectorBytes>;
+  using Vector = typename V::Vector;
+  constexpr int kLanes = V::kLanes, kWidth = kPanelCols<T>, kCols = kVectors * kLanes;
   const T* b[kVectors];
   for (int v = 0; v < kVectors; ++v) {
     const int first = col + v * kLanes;
@@ -85,22 +90,33 @@ template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
   for (int i = 0; i < rows; ++i)
     for (int j = 0; j < kCols; j += kPanelCols<double>)
       __builtin_prefetch(t.c + (row + i) * t.ld + col + j, 1);
-  const char* ahead = t.ahead ? t.ahead : reinterpret_cast<const char*>(t.b);
-  const int64_t ahead_step = t.ahead ? kPanelBytes : 0;
+  const char* ahead = row == 0 && col == 0 ? t.ahead : nullptr;
+  alignas(kVectorBytes) T sums[kRows][kCols];
+  T* kept = &sums[0][0];
+  asm("" : "+r"(kept));  // in memory: the registers are for the products
   Vector sum[kRows][kVectors] = {};
-  for (int64_t p = 0; p < t.depth * kWidth; p += kWidth) {
-    __builtin_prefetch(ahead);
-    ahead += ahead_step;
-    Vector bv[kVectors];
-    for (int v = 0; v < kVectors; ++v) std::memcpy(&bv[v], b[v] + p, kVectorBytes);
-    for (int i = 0; i < kRows; ++i) {
-      const T ai = a[p + i];
-      for (int v = 0; v < kVectors; ++v) sum[i][v] += ai * bv[v];
+  for (int64_t first = 0; first < t.depth; first += kChainRows) {
+    const int64_t last = std::min(t.depth, first + kChainRows);
+    if (ahead)
+      for (int64_t p = first; p < last; ++p) __builtin_prefetch(ahead + p * kPanelBytes);
+    for (int64_t p = first * kWidth; p < last * kWidth; p += kWidth) {
+      Vector bv[kVectors];
+      for (int v = 0; v < kVectors; ++v) bv[v] = V::load(b[v] + p);
+      for (int i = 0; i < kRows; ++i) {
+        const T ai = a[p + i];
+        for (int v = 0; v < kVectors; ++v) sum[i][v] += ai * bv[v];
+      }
     }
+    if (kTwoLevels<T> || last == t.depth)
+      for (int i = 0; i < kRows; ++i)
+        for (int v = 0; v < kVectors; ++v) {
+          T* out = kept + i * kCols + v * kLanes;
+          V::store(out, kTwoLevels<T> && first > 0 ? V::load(out) + sum[i][v] : sum[i][v]);
+          if (kTwoLevels<T>) sum[i][v] = Vector{};
+        }
   }
-  T sums[kRows][kCols];
-  std::memcpy(sums, sum, sizeof sums);
-  add_sums<kVectorBytes, kSubtract>(sums, t.c + row * t.ld + col, t.ld, t.rows - row, t.cols - col);
+  asm("" : "+m"(sums) : "r"(kept));
+  add_sums<kSubtract>(sums, t.c + row * t.ld + col, t.ld, t.rows - row, t.cols - col);
 }
 
 // The whole tile of kPanels panels, cut into register blocks.
