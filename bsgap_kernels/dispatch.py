@@ -20,8 +20,8 @@ import torch
 from ._core import PROBED_MIN_RTOL, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE
 
 FLOAT32_GRAM_MIN_RTOL = 8.3e-3
-"""Float32 sums err by at most 23 units of 2⁻²⁴ (FLOAT32_SUM_ROUNDINGS of the core) of |A|ᵀ|A| on a CPU. Where no
-entry is negative, as after a ReLU, |A|ᵀ|A| = AᵀA, eta ≤ 1.4e-6 and d < 1 % from here on."""
+"""On a CPU float32 sums err by at most 23 · 2⁻²⁴ of |A|ᵀ|A| (FLOAT32_SUM_ROUNDINGS of the core). Where no
+entry is negative, as after a ReLU, |A|ᵀ|A| = AᵀA, so that eta ≤ 1.4e-6 and d < 1 % from here on."""
 FLOAT64_GRAM_MIN_RTOL = 8e-7
 """eta of the float64 Gram: at most 4.6e-15, so d < 0.4 % here. Below, singular values are computed."""
 MAX_FACTORISATIONS = 8
