@@ -79,11 +79,11 @@ __attribute__((target("avx512f,avx512dq,avx512bf16,fma" BSGAP_WIDE))) inline voi
 template <>
 template <>
 inline TileProduct<BFloat16Pair> TileProduct<BFloat16Pair>::select<false>() {
-  TileProduct product;
 #if BSGAP_X86_DISPATCH
-  product.set(detail::tile_bfloat16<1>, detail::tile_bfloat16<2>, detail::tile_bfloat16<3>);
+  return TileProduct({detail::tile_bfloat16<1>, detail::tile_bfloat16<2>, detail::tile_bfloat16<3>});
+#else
+  return TileProduct({nullptr});
 #endif
-  return product;
 }
 
 }  // namespace bsgap

@@ -3,7 +3,7 @@
 //
 // A panel holds kPanelCols columns, one cache line a row: element (p, c) at p * kPanelCols + c. A tile is
 // kTileRows rows, taken from one panel, times up to kTilePanels panels whose columns stand in vector
-// registers. The sizes leave the accumulators in registers: AVX-512 has 32 (8 x 3 accumulators + 3 +
+// registers. Register blocks leave the accumulators in registers: AVX-512 has 32 (8 x 3 accumulators + 3 +
 // broadcast), AVX2 has 16 (4 x 3 + 3 + 1).
 // Sums are formed in T from zero and then added to C in double, so one call costs an entry of C at most
 // depth + 1 roundings.
@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 
 #include "isa.h"
 #include "simd.h"
@@ -119,29 +120,32 @@ template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
   add_sums<kSubtract>(sums, t.c + row * t.ld + col, t.ld, t.rows - row, t.cols - col);
 }
 
-// The whole tile of kPanels panels, cut into register blocks.
-template <class T, int kVectorBytes, int kRows, int kPanels, bool kSubtract>
-[[gnu::always_inline]] inline void tile_all(const TileOperands<T>& t) {
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T)), kCols = kPanels * kPanelCols<T>;
-  constexpr int kAll = kCols / kLanes, kVectors = kAll % 3 == 0 ? 3 : kAll % 2 == 0 ? 2 : 1;
-  for (int col = 0; col < kCols; col += kVectors * kLanes)
-    for (int row = 0; row < kTileRows; row += kRows)
-      tile_block<T, kVectorBytes, kRows, kVectors, kSubtract>(t, row, col);
+// kVectors columns of vectors from column `col` of the tile on, cut into blocks of kRows rows and up to three
+// vectors; a single one takes all rows at once, or its products would wait for each other.
+template <class T, int kVectorBytes, int kRows, int kVectors, bool kSubtract>
+[[gnu::always_inline]] inline void tile_columns(const TileOperands<T>& t, int col = 0) {
+  constexpr int kTaken = kVectors % 3 == 0 || kVectors == 5 ? 3 : kVectors % 2 == 0 ? 2 : 1;
+  constexpr int kBlockRows = kTaken == 1 ? kTileRows : kRows;
+  for (int row = 0; row < kTileRows; row += kBlockRows)
+    tile_block<T, kVectorBytes, kBlockRows, kTaken, kSubtract>(t, row, col);
+  if constexpr (kVectors > kTaken)
+    tile_columns<T, kVectorBytes, kRows, kVectors - kTaken, kSubtract>(
+        t, col + kTaken * Simd<T, kVectorBytes>::kLanes);
 }
 
 #if BSGAP_X86_DISPATCH
-template <class T, int kPanels, bool kSubtract>
+template <class T, int kVectors, bool kSubtract>
 BSGAP_AVX512 inline void tile_avx512(const TileOperands<T>& t) {
-  tile_all<T, 64, 8, kPanels, kSubtract>(t);
+  tile_columns<T, 64, 8, kVectors, kSubtract>(t);
 }
-template <class T, int kPanels, bool kSubtract>
+template <class T, int kVectors, bool kSubtract>
 BSGAP_AVX2 inline void tile_avx2(const TileOperands<T>& t) {
-  tile_all<T, 32, 4, kPanels, kSubtract>(t);
+  tile_columns<T, 32, 4, kVectors, kSubtract>(t);
 }
 #endif
-template <class T, int kPanels, bool kSubtract>
+template <class T, int kVectors, bool kSubtract>
 inline void tile_generic(const TileOperands<T>& t) {
-  tile_all<T, 16, 4, kPanels, kSubtract>(t);
+  tile_columns<T, 16, 4, kVectors, kSubtract>(t);
 }
 
 }  // namespace detail
@@ -153,55 +157,56 @@ struct PackedNumber {
   static constexpr int64_t kRows = 1;
 };
 
-// The tile kernels of this processor, by the number of panels.
+// The tile kernels of this processor, by the number of columns.
 template <class T>
 class TileProduct {
  public:
   template <bool kSubtract>
   static TileProduct select() {
-    TileProduct product;
+    using namespace detail;
 #if BSGAP_X86_DISPATCH
     static const Isa isa = instruction_set();
-    if (isa == Isa::kAvx512) {
-      product.set(detail::tile_avx512<T, 1, kSubtract>, detail::tile_avx512<T, 2, kSubtract>,
-                  detail::tile_avx512<T, 3, kSubtract>);
-      return product;
-    }
-    if (isa == Isa::kAvx2) {
-      product.set(detail::tile_avx2<T, 1, kSubtract>, detail::tile_avx2<T, 2, kSubtract>,
-                  detail::tile_avx2<T, 3, kSubtract>);
-      return product;
-    }
+    if (isa == Isa::kAvx512)
+      return TileProduct(
+          {tile_avx512<T, 1, kSubtract>, tile_avx512<T, 2, kSubtract>, tile_avx512<T, 3, kSubtract>});
+    if (isa == Isa::kAvx2)
+      return TileProduct({tile_avx2<T, 1, kSubtract>, tile_avx2<T, 2, kSubtract>, tile_avx2<T, 3, kSubtract>,
+                          tile_avx2<T, 4, kSubtract>, tile_avx2<T, 5, kSubtract>,
+                          tile_avx2<T, 6, kSubtract>});
 #endif
-    product.set(detail::tile_generic<T, 1, kSubtract>, detail::tile_generic<T, 2, kSubtract>,
-                detail::tile_generic<T, 3, kSubtract>);
-    return product;
+    return TileProduct(
+        {tile_generic<T, 4, kSubtract>, tile_generic<T, 8, kSubtract>, tile_generic<T, 12, kSubtract>});
   }
 
   // One tile of the lower triangle of a matrix whose corner is c: rows from i0 to `end`, columns from j0 on.
-  // Panels up to the last row's diagonal are worked on, and all columns of them below `width`: what lands
-  // above the diagonal is nobody's.
+  // Columns up to the last row's diagonal are worked on, and more below `width` to the next vector or panel:
+  // what lands above the diagonal is nobody's.
   void lower_triangle(int64_t depth, const T* a, const T* b, int64_t b_stride, double* c, int64_t ld,
                       int64_t i0, int64_t j0, int64_t end, int64_t width, const char* ahead = nullptr) const {
-    constexpr int64_t kWidth = kPanelCols<T>;
-    const int64_t rows = std::min<int64_t>(kTileRows, end - i0), cols = i0 + rows - j0;
-    const int64_t panels = std::min<int64_t>((cols + kWidth - 1) / kWidth, kTilePanels);
-    by_panels_[panels - 1]({depth, a, b, b_stride, c + i0 * ld + j0, ld, rows, width - j0, ahead});
+    const int64_t rows = std::min<int64_t>(kTileRows, end - i0);
+    kernel(i0 + rows - j0)({depth, a, b, b_stride, c + i0 * ld + j0, ld, rows, width - j0, ahead});
   }
 
   // One whole tile of one panel.
   void tile(int64_t depth, const T* a, const T* b, double* c, int64_t ld) const {
-    by_panels_[0]({depth, a, b, 0, c, ld, kTileRows, kPanelCols<T>});
+    kernel(kPanelCols<T>)({depth, a, b, 0, c, ld, kTileRows, kPanelCols<T>});
   }
 
  private:
   using Kernel = void (*)(const TileOperands<T>&);
-  void set(Kernel one, Kernel two, Kernel three) {
-    by_panels_[0] = one;
-    by_panels_[1] = two;
-    by_panels_[2] = three;
+  static constexpr int64_t kMostKernels = 6;
+
+  // Kernels for columns up to each `kernels.size()`-th part of a tile's.
+  explicit TileProduct(std::initializer_list<Kernel> kernels)
+      : step_(kTileCols<T> / static_cast<int64_t>(kernels.size())) {
+    std::copy(kernels.begin(), kernels.end(), kernels_);
   }
-  Kernel by_panels_[kTilePanels] = {};
+  Kernel kernel(int64_t cols) const {
+    return kernels_[(std::min<int64_t>(cols, kTileCols<T>) + step_ - 1) / step_ - 1];
+  }
+
+  int64_t step_;
+  Kernel kernels_[kMostKernels] = {};
 };
 
 }  // namespace bsgap
