@@ -94,8 +94,11 @@ void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
   const auto product = TileProduct<T>::template select<false>();
   for (int64_t p = begin; p < end; p += capacity) {
     const int64_t rows = std::min(capacity, end - p);
-    for (int64_t panel = 0; panel < panels; ++panel)
-      pack(s, p, rows, panel * kPanelCols<T>, packed.data() + panel * panel_size);
+    constexpr int64_t kAtOnce = 64;  // rows, whose pages stay in the translation buffer from panel to panel
+    for (int64_t q = 0; q < rows; q += kAtOnce)
+      for (int64_t panel = 0; panel < panels; ++panel)
+        pack(s, p + q, std::min(kAtOnce, rows - q), panel * kPanelCols<T>,
+             packed.data() + panel * panel_size + panel_numbers<T>(q));
     const int64_t next = p + rows;
     add_block<T>({packed.data(), rows, panel_size}, product, g, side, 0, side, 0, side,
                  next < end ? s.x.upcoming(next, std::min(capacity, end - next)) : s.next);
