@@ -1,6 +1,8 @@
 """Where one way to count overtakes another on the CPU: the figures behind the constants in `dispatch.py`.
 
-python benchmarks/crossovers.py     # about two minutes; writes benchmarks/results/crossovers.json
+python benchmarks/crossovers.py     # about two minutes; writes benchmarks/results/crossovers-ISA.json
+
+ISA is the instruction set in use, avx2 or avx512 (BSGAP_ISA takes it down). One set of constants serves both.
 
 On one thread: a matrix alone and eight together in vector lanes against LDL^T; LDL^T at several thresholds
 against `eigvalsh`. On all threads: the two certificates.
@@ -24,7 +26,7 @@ from bsgap_kernels.bench.cases import decaying
 from bsgap_kernels.bench.machine import describe
 from bsgap_kernels.dispatch import MAX_FACTORISATIONS, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE
 
-RESULT = Path(__file__).resolve().parent / "results" / "crossovers.json"
+RESULT = Path(__file__).resolve().parent / "results" / f"crossovers-{_core.instruction_set()}.json"
 LANE_SIDES = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 128)
 EIGENVALUE_SIDES = (96, 128, 256, 512, 1024)
 THRESHOLDS = (1, 2, 4, 8, 16)

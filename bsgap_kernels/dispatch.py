@@ -26,7 +26,7 @@ FLOAT64_GRAM_MIN_RTOL = 8e-7
 """eta of the float64 Gram: at most 4.6e-15, so d < 0.4 % here. Below, singular values are computed."""
 MAX_FACTORISATIONS = 8
 """More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead. Measured on
-a CPU, like the sides of the core (benchmarks/results/crossovers.json)."""
+a CPU, like the sides of the core (benchmarks/results/crossovers-*.json)."""
 CUDA_TRIDIAGONAL_SIDE = 128
 """Up to this side a block's shared memory holds the matrix (kSmallSide in csrc/cuda/count.cuh)."""
 CUDA_PROBED_MIN_SIDE = 424

@@ -19,7 +19,7 @@
 namespace bsgap {
 
 // Where a float32 Gram matrix with probes beats a float64 one: on smaller sides nine probe products cost more
-// than it saves (benchmarks/results/crossovers.json), below this rtol the probes' factor of about 100 blurs
+// than it saves (benchmarks/results/crossovers-*.json), below this rtol the probes' factor of about 100 blurs
 // the threshold.
 inline constexpr int64_t kProbedMinSide = 288;
 inline constexpr double kProbedMinRtol = 8.3e-3;
