@@ -14,7 +14,7 @@ from .measurements import MEASUREMENTS
 
 DEVICES = ("cpu", "cuda")
 QUICK_ROUNDS = 5
-QUICK_BUDGET_S = 2.0
+QUICK_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class BenchConfig:
     """Leave out the slow cases and take few rounds: a look, not a measurement."""
     rounds: int = 15
     """Most rounds of a contender in a case."""
-    budget: float = 2.5
+    budget: float = 2.0
     """Seconds of timed rounds of a contender in a case; a slow one gets fewer samples, at least 3."""
     rtol: list[float] | None = None
     """Thresholds, relative to the largest singular value; see `thresholds`."""

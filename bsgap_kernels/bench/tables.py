@@ -75,7 +75,8 @@ def text_table(case: dict[str, Any]) -> str:
                 f"{c['fraction_of_floor']:.0%}" if floor else "-",
                 ratio(c["vs_matrix_rank"]),
                 ratio(c["vs_best_peer"]),
-                verdict(c["check"], case["matrices"]),
+                verdict(c["check"], case["matrices"])
+                + ("" if right_by_construction(c, case["rtol"]) else ", not by construction"),
             ]
         )
     head = f"{case['name']} ({case['about']}), rtol {case['rtol']:g}{_busy(case)}"
