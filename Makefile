@@ -77,9 +77,9 @@ format: $(deps) ## rewrite Python and C++ in the project's format
 	@$(bin)/ruff check --fix $(python_files)
 	@$(if $(cpp_files),$(bin)/clang-format -i $(cpp_files))
 
-bench: $(built) ## time the ops against their peers: benchmarks/results/cpu.json and the README's table
+bench: $(built) ## time the ops against their peers on each instruction set: benchmarks/results/cpu-*.json, the tables
 	@echo "==> Benchmark (wants an idle machine; minutes). A look at less: BENCH_ARGS=\"--quick\", and it is not kept"
-	@$(bin)/python -m bsgap_kernels.bench $(BENCH_ARGS) $(if $(BENCH_ARGS),,--json benchmarks/results/cpu.json)
+	@$(bin)/python -m bsgap_kernels.bench --isa all $(or $(BENCH_ARGS),--json 'benchmarks/results/cpu-{isa}.json')
 	@$(if $(BENCH_ARGS),,$(bin)/python benchmarks/readme_table.py)
 
 clean: ## remove what builds and checks left (not the environment, not runs/)

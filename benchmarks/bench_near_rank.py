@@ -1,4 +1,4 @@
-"""near_rank, its intervals and the tracker's record beside their peers, under pytest-benchmark.
+"""near_rank, its intervals and a step of the tracker beside their peers, under pytest-benchmark.
 
     python -m pytest benchmarks/bench_near_rank.py                       # the small cases
     python -m pytest benchmarks/bench_near_rank.py -m slow               # the others

@@ -25,7 +25,7 @@ def parameters(contenders: Iterable[Contender]) -> list[object]:
         )
         for case in CASES
         for c in contenders
-        if c.suits(case.shapes)
+        if c.suits(case, RTOL)
     ]
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import marked
 
+from bsgap_kernels.bench.machine import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "lab.md"
@@ -22,8 +24,8 @@ PAGE = ROOT / "docs" / "lab.md"
 
 def where(result: dict[str, Any]) -> str:
     """Where and with what a result was measured."""
-    machine, torch = result["machine"]["cpu"], result["versions"]["torch"]
-    return f"{machine}, torch {torch}, commit {result['commit'][:12]}"
+    torch = result["versions"]["torch"]
+    return f"{processor(result)}, torch {torch}, commit {result['commit'][:12]}"
 
 
 def kills(result: dict[str, Any]) -> str:

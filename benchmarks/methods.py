@@ -28,7 +28,7 @@ from typing import Any
 import marked
 from method_claims import CLAIMS, Cases, Claim, accuracies, difference, relative_cost, verdict
 
-from bsgap_kernels.bench.machine import describe
+from bsgap_kernels.bench.machine import describe, processor
 from bsgap_kernels.lab.comparison import cells_of, compare, mean_of
 from bsgap_kernels.lab.config import SweepConfig
 from bsgap_kernels.lab.report.statistics import Estimate, estimate
@@ -222,7 +222,7 @@ def case_tables(result: Mapping[str, Any]) -> str:
 
 def about(result: Mapping[str, Any]) -> str:
     """Where, with what and how long it was run, and which rates the pilot chose."""
-    where = f"{result['machine']['cpu']}, torch {result['versions']['torch']}, commit {result['commit'][:12]}"
+    where = f"{processor(result)}, torch {result['versions']['torch']}, commit {result['commit'][:12]}"
     rates = "; ".join(
         f"{case}: " + ", ".join(f"{cell} {rate:g}" for cell, rate in found.items() if "@" in cell)
         for case, found in result["rates"].items()

@@ -13,6 +13,8 @@ from typing import Any
 
 import marked
 
+from bsgap_kernels.bench.machine import processor
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "overhead_cpu.json"
 PAGE = ROOT / "docs" / "tracking.md"
@@ -43,8 +45,8 @@ def table(result: dict[str, Any]) -> str:
         kind, _, unit = target["unit"].partition(", ")
         verdict = f"{kind} {target['limit']:g}: {'met' if target['met'] else 'missed'}"
         notes.append(f"{target['target']}: {target['value']:.3g} {unit} ({verdict})")
-    machine, versions = result["machine"]["cpu"], result["versions"]["torch"]
-    where = f"{machine}, torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}"
+    versions = result["versions"]["torch"]
+    where = f"{processor(result)}, torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}"
     how = "Every site at every step, unfolded by channel"
     return "\n".join([*lines, "", f"{how}. {where}. {'; '.join(notes)}."])
 

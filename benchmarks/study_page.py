@@ -15,6 +15,7 @@ from typing import Any
 
 import marked
 
+from bsgap_kernels.bench.machine import processor
 from bsgap_kernels.lab.study.page import ends, layers, outcomes, verdicts
 from bsgap_kernels.lab.study.plan import load_plan
 
@@ -26,7 +27,7 @@ README = ROOT / "README.md"
 
 def about(result: dict[str, Any]) -> str:
     """How much was run, where and when, and of which plan."""
-    machine, versions = result["machine"]["cpu"], result["versions"]["torch"]
+    machine, versions = processor(result), result["versions"]["torch"]
     runs, minutes = len(result["runs"]), result["seconds"] / 60
     return (
         f"{runs} runs in {minutes:.0f} minutes, two side by side on a thread each, {machine}, "

@@ -24,9 +24,6 @@ _PUBLIC = (
 )
 
 _PRIVATE = (
-    # Near-rank, its interval and the summary of one matrix from one Gram matrix: what a tracker logs.
-    "_spectral_record(Tensor A, *, float? atol=None, float? rtol=None, bool center=False)"
-    " -> (Tensor near_rank, Tensor lower, Tensor upper, Tensor summary)",
     "_near_rank(Tensor A, float rtol, bool center, bool float32_gram) -> Tensor",
     # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
     "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
@@ -36,10 +33,8 @@ _PRIVATE = (
     " -> (Tensor counts, Tensor smallest_tau)",
     "_intervals(Tensor A, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
-    "_small_gram(Tensor A, float atol, float rtol, bool center, bool certify)"
-    " -> (Tensor gram, Tensor exponent, Tensor lower, Tensor upper)",
-    "_summarize(Tensor eigenvalues, Tensor exponent, Tensor lower, Tensor upper, float atol, float rtol,"
-    " int m, int n) -> (Tensor counts, Tensor summary)",
+    "_small_gram(Tensor A, bool center) -> (Tensor gram, Tensor exponent)",
+    "_summarize(Tensor eigenvalues, Tensor exponent, int m, int n) -> Tensor",
     "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
     # Adds AᵀA of A (*, n), leading dimensions rows, or AAᵀ, to a lower triangle. totals: rows, a bound of the

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bsgap_kernels.bench import CASES, Case, contenders, measure, measurements, memory
-from bsgap_kernels.bench.contenders import CONTENDERS, MATRIX_RANK, NEAR_RANK, SVDVALS
+from bsgap_kernels.bench.contenders import CONTENDERS, MATRIX_RANK, NEAR_RANK, SVDVALS, taking_part
 from bsgap_kernels.bench.measurements import MEASUREMENTS, Setting, Timed, interleaved, measured
 
 SETTING = Setting(
@@ -66,6 +66,22 @@ def test_fine_thresholds() -> None:
     assert not any(row["wrong"] for row in found)
 
 
+def test_the_rate_of_a_factorisation(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[int] = []
+
+    def interleave(functions: dict[str, Any], **options: Any) -> dict[str, measure.Samples]:
+        threads.append(torch.get_num_threads())
+        for count, call in functions.items():
+            assert call()[0].shape == (1, int(count))
+        return {"8": measure.Samples([5.0]), "16": measure.Samples([9.0])}
+
+    monkeypatch.setattr(measure, "interleave", interleave)
+    before = torch.get_num_threads()
+    found = measurements.ldlt(SETTING, side=90, threads=(1, 2))
+    assert found == [{"side": 90, "threads": t, "gflops": 0.49} for t in (1, 2)]  # 8 · 90³/3 in 4 ms
+    assert (threads, torch.get_num_threads()) == ([1, 2], before)
+
+
 def test_a_wrong_count_and_a_failure_show() -> None:
     (A,) = Case("", "", ((30, 8),)).make()
 
@@ -112,7 +128,10 @@ def test_a_fresh_process_answers_for_every_op_and_threshold() -> None:
     (case,) = (c for c in CASES if c.name == "32x32")
     found = memory.extra_memory(case, [1e-2, 1e-3], 0)
     assert [(row["rtol"], row["name"]) for row in found] == [
-        (rtol, c.name) for rtol in (1e-2, 1e-3) for c in CONTENDERS if c.ours
+        (rtol, c.name)
+        for rtol, some in taking_part(CONTENDERS, case, [1e-2, 1e-3]).items()
+        for c in some
+        if c.ours
     ]
     for row in found:
         assert row["matrix"] == "32x32"
@@ -129,4 +148,4 @@ def test_a_status_without_the_peak_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_names_that_the_command_takes() -> None:
-    assert list(MEASUREMENTS) == ["rows", "dtypes", "memory", "overhead", "fine-thresholds"]
+    assert list(MEASUREMENTS) == ["rows", "dtypes", "memory", "overhead", "fine-thresholds", "ldlt"]

@@ -14,7 +14,7 @@ import pytest
 import readme_table
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results" / "cpu.json"
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("cpu-*.json"))
 
 
 def contender(name: str, ours: bool, median: float, **changes: Any) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def result() -> dict[str, Any]:
         "date": "2025-01-02T03:04:05+00:00",
         "commit": "0123456789abcdef",
         "modified": False,
-        "machine": {"cpu": "A processor"},
+        "machine": {"cpu": "A processor", "instruction_set": "avx512"},
         "versions": {"torch": "2.15.0", "torch_blas": "MKL", "numpy": "2.4.0"},
         "threads": {"torch": 2, "numpy": 2},
         "cases": [
@@ -48,7 +48,7 @@ def result() -> dict[str, Any]:
                     contender("near_rank", True, 4.0),
                     contender("torch.linalg.matrix_rank", False, 100.0),
                     contender("slow peer", False, 12.0),
-                    contender("quick peer", False, 1.0, check=wrong),
+                    contender("quick peer", False, 1.0, check=wrong, finest_rtol=0.005),
                 ],
             }
         ],
@@ -56,22 +56,31 @@ def result() -> dict[str, Any]:
 
 
 @pytest.fixture
-def files(tmp_path: Path, result: dict[str, Any]) -> list[str]:
-    """Options that name a result and a README with stale text between the markers."""
-    results, readme = tmp_path / "cpu.json", tmp_path / "README.md"
-    results.write_text(json.dumps(result))
-    readme.write_text("# Title\n<!-- cost-table:begin -->\nstale\n<!-- cost-table:end -->\nafter\n")
-    return ["--results", str(results), "--readme", str(readme)]
+def pages(tmp_path: Path, result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A README and a page with stale text between the markers, beside a result for AVX-512."""
+    found = tmp_path / "README.md", tmp_path / "cpu.md"
+    for path in found:
+        path.write_text("# Title\n<!-- cost-table:begin -->\nstale\n<!-- cost-table:end -->\nafter\n")
+    for name, value in zip(("README", "PAGE", "RESULTS"), (*found, tmp_path), strict=True):
+        monkeypatch.setattr(readme_table, name, value)
+    save(tmp_path, result)
+    return found
 
 
-def test_readme_matches_the_committed_result() -> None:
+def save(folder: Path, result: dict[str, Any], isa: str = "avx512") -> None:
+    machine = {**result["machine"], "instruction_set": isa}
+    (folder / f"cpu-{isa}.json").write_text(json.dumps({**result, "machine": machine}))
+
+
+def test_the_pages_match_the_committed_results() -> None:
     assert readme_table.main(["--check"]) == 0
 
 
-def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() -> None:
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_a_committed_result_covers_every_case_without_a_wrong_count_of_ours(path: Path) -> None:
     from bsgap_kernels.bench import CASES
 
-    committed = json.loads(RESULTS.read_text(encoding="utf-8"))
+    committed = json.loads(path.read_text(encoding="utf-8"))
     rtols = committed["settings"]["rtol"]
     assert [(case["name"], case["rtol"]) for case in committed["cases"]] == [
         (case.name, rtol) for case in CASES for rtol in rtols
@@ -80,50 +89,75 @@ def test_the_committed_result_covers_every_case_without_a_wrong_count_of_ours() 
     assert not [c for c in ours if "error" in c or c["check"]["wrong"]]
 
 
-def test_write_then_check(files: list[str]) -> None:
-    readme = Path(files[-1])
-    assert readme_table.main([*files, "--check"]) == 1
+def test_write_then_check(pages: tuple[Path, Path]) -> None:
+    readme, page = pages
+    assert readme_table.main(["--check"]) == 1
     assert "stale" in readme.read_text()
-    assert readme_table.main(files) == 0
+    assert readme_table.main([]) == 0
     text = readme.read_text()
     assert "stale" not in text
     assert text.startswith("# Title\n")
     assert text.endswith("\nafter\n")
+    assert "**A processor with AVX-512**, 2 thread(s), at rtol 0.01:" in text
     assert "| 30×20, small | 4.00 | - | - | 100 | 12.0 (slow peer) | 25×, 3.0× |" in text
-    assert readme_table.main([*files, "--check"]) == 0
+    assert "No other instruction set was measured yet." in page.read_text()
+    assert readme_table.main(["--check"]) == 0
 
 
-def test_a_second_threshold_gets_a_compact_table(files: list[str], result: dict[str, Any]) -> None:
+def test_the_page_shows_the_other_instruction_sets(
+    pages: tuple[Path, Path], tmp_path: Path, result: dict[str, Any]
+) -> None:
+    peers = {"torch": "AVX2", "openblas": "Haswell", "environment": {"BSGAP_ISA": "avx2", "A": "b"}}
+    save(tmp_path, {**result, "peers": peers}, "avx2")
+    assert readme_table.main([]) == 0
+    readme, page = (path.read_text() for path in pages)
+    assert "AVX2" not in readme
+    assert "**A processor with AVX2**" in page
+    assert "NumPy 2.4.0 (torch AVX2, OpenBLAS Haswell; `A=b`), commit" in page
+    assert "AVX-512" not in page
+    (tmp_path / "cpu-avx512.json").unlink()
+    assert readme_table.main([]) == 0
+    assert "**A processor with AVX2**" in pages[0].read_text()
+
+
+def test_a_second_threshold_gets_a_compact_table(
+    pages: tuple[Path, Path], tmp_path: Path, result: dict[str, Any]
+) -> None:
     (first,) = result["cases"]
-    result["cases"].append({**first, "rtol": 0.001, "best_peer": "quick peer"})
-    Path(files[1]).write_text(json.dumps(result))
-    assert readme_table.main(files) == 0
-    text = Path(files[-1]).read_text()
+    result["cases"].append({**first, "rtol": 0.001})
+    save(tmp_path, result)
+    assert readme_table.main([]) == 0
+    text = pages[0].read_text()
     assert "| 30×20, small | 4.00 | - | - | 100 | 12.0 (slow peer) | 25×, 3.0× |" in text
     assert "At rtol 0.001:\n\n| matrix | `near_rank` | `near_rank_interval` | best peer |" in text
-    assert "| 30×20 | 4.00 | - | 1.00 † (quick peer) | 25×, 3.0× |" in text
-    assert "rtol 0.01, 0.001; counts checked" in text
-    assert "right of slow peer, quick peer." in text
+    assert "| 30×20 | 4.00 | - | 12.0 (slow peer) | 3.0× | 1.00 † (quick peer) |" in text
+    assert "of torch.linalg.matrix_rank, slow peer, quick peer, whose counts are right" in text
+    assert "‡ Not right by construction" in text
 
 
-def test_a_changed_figure_or_a_hand_edit_is_noticed(files: list[str], result: dict[str, Any]) -> None:
-    readme = Path(files[-1])
-    assert readme_table.main(files) == 0
+def test_a_changed_figure_or_a_hand_edit_is_noticed(
+    pages: tuple[Path, Path], tmp_path: Path, result: dict[str, Any]
+) -> None:
+    readme, _ = pages
+    assert readme_table.main([]) == 0
     written = readme.read_text()
+    assert "‡" not in written
     readme.write_text(written.replace("25×", "26×"))
-    assert readme_table.main([*files, "--check"]) == 1
+    assert readme_table.main(["--check"]) == 1
     readme.write_text(written)
     result["cases"][0]["contenders"][0]["median_ms"] = 5.0
-    Path(files[1]).write_text(json.dumps(result))
-    assert readme_table.main([*files, "--check"]) == 1
+    save(tmp_path, result)
+    assert readme_table.main(["--check"]) == 1
 
 
-def test_wrong_counts_and_a_busy_machine_show(files: list[str], result: dict[str, Any]) -> None:
+def test_wrong_counts_and_a_busy_machine_show(
+    pages: tuple[Path, Path], tmp_path: Path, result: dict[str, Any]
+) -> None:
     result["cases"][0]["other_work"] = 0.5
     result["cases"][0]["contenders"][0]["check"] = {"wrong": 1}
-    Path(files[1]).write_text(json.dumps(result))
-    assert readme_table.main(files) == 0
-    text = Path(files[-1]).read_text()
+    save(tmp_path, result)
+    assert readme_table.main([]) == 0
+    text = pages[0].read_text()
     assert "4.00 †" in text
     assert "quick peer counted 1 of 1 wrong on 30x20 at rtol 0.01" in text
     assert "busy machine" in text
@@ -131,18 +165,29 @@ def test_wrong_counts_and_a_busy_machine_show(files: list[str], result: dict[str
 
 @pytest.mark.parametrize("change", [{"complete": False}, {"schema": 0}])
 def test_results_that_cannot_be_used(
-    files: list[str], result: dict[str, Any], change: dict[str, Any]
+    pages: tuple[Path, Path], tmp_path: Path, result: dict[str, Any], change: dict[str, Any]
 ) -> None:
-    Path(files[1]).write_text(json.dumps({**result, **change}))
-    assert readme_table.main(files) == 2
+    save(tmp_path, {**result, **change})
+    assert readme_table.main([]) == 2
 
 
-def test_missing_markers_or_files(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    Path(files[-1]).write_text("no markers")
-    assert readme_table.main(files) == 2
+def test_a_result_of_another_instruction_set_is_refused(
+    pages: tuple[Path, Path], tmp_path: Path, result: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cpu-avx2.json").write_text(json.dumps(result))
+    assert readme_table.main([]) == 2
+    assert "cpu-avx2.json holds figures of avx512" in capsys.readouterr().err
+
+
+def test_missing_markers_or_files(
+    pages: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pages[1].write_text("no markers")
+    assert readme_table.main([]) == 2
     assert "cost-table:begin" in capsys.readouterr().err
-    Path(files[-1]).unlink()
-    assert readme_table.main(files) == 2
+    (tmp_path / "cpu-avx512.json").unlink()
+    assert readme_table.main([]) == 2
+    assert "no cpu-*.json" in capsys.readouterr().err
 
 
 def test_the_overhead_table_is_that_of_the_committed_result() -> None:

@@ -1,8 +1,9 @@
-"""What this processor reaches: multiply-adds in registers and reading of memory, measured before all else."""
+"""Rates of this processor, measured before all else: multiply-adds, reading, the products of the peers."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,7 @@ REPEATS = 5
 SECONDS = 0.2
 """Of one repeat of one measurement; six seconds in all."""
 LEAST_BYTES, MOST_BYTES = 1 << 30, 2 << 30
+GEMM_SIDE = 1024
 CACHES = 4
 """Memory that is read, as a multiple of the last-level cache, within the two limits."""
 
@@ -27,7 +29,8 @@ def measure_ceilings(*, seconds: float = SECONDS, size: int | None = None) -> di
     """FLOP/s (a multiply-add counts as two) and read bytes per second: one thread alone, and all of torch's.
 
     Threads measure at the same time, in the instruction set that the kernels use; best of five repeats.
-    `size` is the memory that is read, in bytes.
+    `size` is the memory that is read, in bytes. `gemm_flops`: float32 products of
+    torch and NumPy, all threads.
     """
     threads = torch.get_num_threads()
     if size is None:
@@ -42,7 +45,22 @@ def measure_ceilings(*, seconds: float = SECONDS, size: int | None = None) -> di
     parts = np.array_split(memory, threads)
     found["read_bytes_per_s"] = _together([partial(_core.read_rate, part, seconds) for part in parts])
     found["read_bytes_per_s_per_core"] = _together([partial(_core.read_rate, memory, seconds)])
+    A = torch.ones(GEMM_SIDE, GEMM_SIDE)
+    a = A.numpy()
+    # Two operands: of one array and its transpose NumPy forms half of the products.
+    b = a.copy()
+    found["gemm_flops"] = {"torch": _gemm_rate(lambda: A @ A), "numpy": _gemm_rate(lambda: a @ b)}
     return {**found, "other_work": others.share()}
+
+
+def _gemm_rate(product: Callable[[], object]) -> float:
+    product()
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - start)
+    return 2 * GEMM_SIDE**3 / min(times)
 
 
 def _together(rates: list[Callable[[], float]]) -> float:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .. import build_info
 from .cases import CASES
 from .config import BenchConfig
 from .cuda.cases import GPU_CASES
 from .cuda.run import run as run_on_gpu
+from .isa import measure_each, path_for
 from .result import unfinished_path
 from .run import run as run_on_cpu
 
@@ -26,8 +28,20 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 0; 1 if one of our counts is wrong or fails; 2 for senseless settings."""
     defaults = BenchConfig()
-    parser = _Parser(prog="bsgap bench", description="Times our ops beside their peers.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="result file; FILE.partial until complete")
+    first = _Parser(prog="bsgap bench", add_help=False, allow_abbrev=False)
+    first.add_argument(
+        "--isa",
+        metavar="NAME",
+        help="avx512, avx2, or all that this processor has: processes of their own, with torch, MKL and "
+        "OpenBLAS held to it; default: this process as it is",
+    )
+    parser = _Parser(prog="bsgap bench", description="Times our ops beside their peers.", parents=[first])
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="result file, with the instruction set for {isa}; FILE.partial until complete",
+    )
     parser.add_argument("--cases", nargs="+", default=defaults.cases, metavar="GLOB", help="such as '65536*'")
     parser.add_argument(
         "--quick", action="store_true", help="fewer cases and rounds: a look, not a measurement"
@@ -55,7 +69,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--time-limit", type=float, metavar="SECONDS", help="cuda: begin nothing new after this"
     )
-    return execute(BenchConfig(**vars(parser.parse_args(arguments))))
+    options = vars(parser.parse_args(arguments))
+    isa = options.pop("isa")
+    if isa is not None:
+        try:
+            if options["device"] != "cpu":
+                raise ValueError(f"isa is an option of the device cpu, got {options['device']!r}")
+            return measure_each(isa, first.parse_known_args(arguments)[1])
+        except ValueError as error:
+            print(f"bsgap bench: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:  # the process that measures says so
+            return 130
+    options["json"] = path_for(options["json"], build_info()["instruction_set"])
+    return execute(BenchConfig(**options))
 
 
 def execute(config: BenchConfig) -> int:

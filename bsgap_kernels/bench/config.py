@@ -14,7 +14,7 @@ from .measurements import MEASUREMENTS
 
 DEVICES = ("cpu", "cuda")
 QUICK_ROUNDS = 5
-QUICK_BUDGET_S = 2.0
+QUICK_BUDGET_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class BenchConfig:
     """Names of cases, or shell patterns such as '65536*'."""
     quick: bool = False
     """Leave out the slow cases and take few rounds: a look, not a measurement."""
-    rounds: int = 20
+    rounds: int = 15
     """Most rounds of a contender in a case."""
-    budget: float = 10.0
-    """Seconds of timed rounds of a contender in a case; a slow one gets fewer rounds, at least 3."""
+    budget: float = 2.0
+    """Seconds of timed rounds of a contender in a case; a slow one gets fewer samples, at least 3."""
     rtol: list[float] | None = None
     """Thresholds, relative to the largest singular value; see `thresholds`."""
     measure: list[str] | None = None

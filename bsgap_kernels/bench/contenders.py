@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .. import ops
 from ..dispatch import select_backend
+from .cases import Case
+from .tracker_step import tracker_step
 
 Result = Tensor | tuple[Tensor, Tensor]
 """Counts, or the lower and upper ends of intervals; one entry a matrix."""
@@ -19,11 +22,24 @@ Result = Tensor | tuple[Tensor, Tensor]
 NEAR_RANK = "near_rank"
 INTERVAL = "near_rank_interval"
 PROBED = "near_rank_interval probed"
-RECORD = "record of the tracker"
+TRACKER = "RankTracker"
 MATRIX_RANK = "torch.linalg.matrix_rank"
 SVDVALS = "torch.linalg.svdvals"
-MAX_COVARIANCE_SIDE = 4096
-"""torch.cov is always features x features: past this a wide input pays more for it than for any peer."""
+LARGEST_SIDE = 2048
+"""torch.cov (always features x features) and NumPy's eigvalsh are past this far from the best peer."""
+GEMM_ERROR = {torch.float32: 1e-6, torch.float64: 1.2e-14}
+"""‖ΔG‖₂/λ_max that a Gram matrix formed by a BLAS may have: 8.5e-7 was seen (Gaussian 65536×64, MKL)."""
+RIGHT_BAND = 0.01
+"""Right by construction: rounding moves a singular value near τ by no more than this share of it."""
+
+
+def finest_rtol(dtype: torch.dtype) -> float:
+    """Smallest rtol at which a BLAS's Gram matrix counts right by construction.
+
+    An error of η·λ_max moves σ near τ = rtol·σ_max by η/(2·rtol²) of itself (Weyl): float32 serves from
+    rtol 7.1e-3 on, float64 from 7.7e-7.
+    """
+    return math.sqrt(GEMM_ERROR[dtype] / (2 * RIGHT_BAND))
 
 
 @dataclass(frozen=True)
@@ -36,6 +52,12 @@ class Contender:
     grouped: Callable[[list[Tensor], float], Result] | None = None
     centred: bool = False
     """Counts the centred matrix, and is checked against that."""
+    finest_rtol: float = 0.0
+    """Below it counts are not right by construction: right on one matrix, wrong on another."""
+    suits: Callable[[Case, float], bool] = lambda case, rtol: True
+    """Whether it is timed on a case at an rtol."""
+    once: Callable[[Case], bool] = lambda case: False
+    """Whether the first threshold of a run is enough: another one does not change what it does."""
 
     def __call__(self, inputs: list[Tensor], rtol: float) -> Result:
         """Counts of all matrices of a case's input."""
@@ -47,10 +69,6 @@ class Contender:
         if isinstance(results[0], tuple):
             return torch.stack([r[0] for r in results]), torch.stack([r[1] for r in results])
         return torch.stack([r for r in results if isinstance(r, Tensor)])
-
-    def suits(self, shapes: Sequence[tuple[int, ...]]) -> bool:
-        """Whether it is timed on such shapes."""
-        return not self.centred or all(shape[-1] <= MAX_COVARIANCE_SIDE for shape in shapes)
 
 
 def count_squares(eigenvalues: Tensor, rtol: float) -> Tensor:
@@ -105,6 +123,11 @@ def numpy_gram_torch_eigenvalues(A: Tensor, rtol: float) -> Tensor:
     return count_squares(torch.linalg.eigvalsh(torch.from_numpy(_numpy_gram(A))), rtol)
 
 
+def numpy_gram64(A: Tensor, rtol: float) -> Tensor:
+    """As numpy_gram in float64."""
+    return numpy_gram(A.double(), rtol)
+
+
 def numpy_gram64_torch_eigenvalues(A: Tensor, rtol: float) -> Tensor:
     """NumPy's Gram matrix in float64 and torch's eigenvalues."""
     return numpy_gram_torch_eigenvalues(A.double(), rtol)
@@ -127,26 +150,74 @@ def interval_probed(A: Tensor, rtol: float) -> Result:
     return lower, upper
 
 
-def record(A: Tensor, rtol: float) -> Tensor:
-    """All that the tracker logs of a matrix: count, bounds and summary."""
-    counts: Tensor = torch.ops.bsgap._spectral_record(A, rtol=rtol)[0]
-    return counts
+def _tracked(A: Tensor, rtol: float) -> Tensor:
+    return tracker_step([A], rtol)
+
+
+def _is_probed(case: Case, rtol: float) -> bool:
+    """Whether the plan probes any of the matrices; else the call is the rigorous one."""
+    plans = (
+        select_backend(INTERVAL, case.dtype, *shape[-2:], rtol=rtol, mode="probed") for shape in case.shapes
+    )
+    return any(plan.certificate == "probed" for plan in plans)
+
+
+def _are_single(case: Case, rtol: float) -> bool:
+    return all(len(shape) == 2 for shape in case.shapes)
+
+
+def small_covariance(case: Case, rtol: float) -> bool:
+    """Whether torch.cov is timed on a case."""
+    return all(shape[-1] <= LARGEST_SIDE for shape in case.shapes)
+
+
+def _small(case: Case, rtol: float) -> bool:
+    return all(min(shape[-2:]) <= LARGEST_SIDE for shape in case.shapes)
+
+
+def _past_float32(case: Case, rtol: float) -> bool:
+    """Where a float32 Gram matrix is right, one in float64 never is the quicker."""
+    return rtol < finest_rtol(torch.float32)
+
+
+def _peer(name: str, run: Callable[[Tensor, float], Tensor], dtype: torch.dtype, **options: Any) -> Contender:
+    return Contender(name, False, run, finest_rtol=finest_rtol(dtype), **options)
 
 
 CONTENDERS = (
     Contender(NEAR_RANK, True, near_rank, lambda As, rtol: ops.near_rank_grouped(As, rtol=rtol)),
     Contender(INTERVAL, True, interval_rigorous),
-    Contender(PROBED, True, interval_probed),
-    Contender(RECORD, True, record),
-    Contender(MATRIX_RANK, False, matrix_rank),
-    Contender(SVDVALS, False, singular_values),
-    Contender("torch Gram + eigvalsh", False, torch_gram),
-    Contender("torch.cov + eigvalsh", False, torch_covariance, centred=True),
-    Contender("NumPy Gram + eigvalsh", False, numpy_gram),
-    Contender("NumPy Gram + torch eigvalsh", False, numpy_gram_torch_eigenvalues),
-    Contender("torch float64 Gram + eigvalsh", False, torch_gram64),
-    Contender("NumPy float64 Gram + torch eigvalsh", False, numpy_gram64_torch_eigenvalues),
+    Contender(PROBED, True, interval_probed, suits=_is_probed),
+    Contender(TRACKER, True, _tracked, tracker_step, suits=_are_single, once=lambda case: True),
+    Contender(MATRIX_RANK, False, matrix_rank, once=lambda case: case.slow),
+    _peer("torch Gram + eigvalsh", torch_gram, torch.float32),
+    _peer("torch.cov + eigvalsh", torch_covariance, torch.float32, centred=True, suits=small_covariance),
+    _peer("NumPy Gram + eigvalsh", numpy_gram, torch.float32, suits=_small),
+    _peer("NumPy Gram + torch eigvalsh", numpy_gram_torch_eigenvalues, torch.float32),
+    _peer("torch float64 Gram + eigvalsh", torch_gram64, torch.float64, suits=_past_float32),
+    _peer(
+        "NumPy float64 Gram + eigvalsh",
+        numpy_gram64,
+        torch.float64,
+        suits=lambda case, rtol: _past_float32(case, rtol) and _small(case, rtol),
+    ),
+    _peer(
+        "NumPy float64 Gram + torch eigvalsh",
+        numpy_gram64_torch_eigenvalues,
+        torch.float64,
+        suits=_past_float32,
+    ),
 )
+
+
+def taking_part(
+    contenders: Sequence[Contender], case: Case, rtols: Sequence[float]
+) -> dict[float, list[Contender]]:
+    """Who is timed on a case at each threshold of a run."""
+    return {
+        rtol: [c for c in contenders if c.suits(case, rtol) and (rtol == rtols[0] or not c.once(case))]
+        for rtol in rtols
+    }
 
 
 @dataclass(frozen=True)
@@ -162,26 +233,22 @@ class Phase:
 GRAM_PHASE = "Gram matrix"
 
 
-def _gram_of_near_rank(A: Tensor, rtol: float) -> object:
-    float32 = select_backend(NEAR_RANK, A.dtype, *A.shape[-2:], rtol=rtol).gram == "float32"
+def _gram(A: Tensor, float32: bool) -> object:
     # No thresholds: the Gram matrix is formed and nothing is counted.
     return torch.ops.bsgap._counts(A, torch.empty(1, 0, 2, dtype=torch.float64), 0.0, 0.0, False, float32)
 
 
+def _gram_of_near_rank(A: Tensor, rtol: float) -> object:
+    return _gram(A, select_backend(NEAR_RANK, A.dtype, *A.shape[-2:], rtol=rtol).gram == "float32")
+
+
 def _gram64(A: Tensor, rtol: float) -> object:
-    return torch.ops.bsgap._small_gram(A, 0.0, rtol, False, False)
-
-
-def _certified(A: Tensor, rtol: float) -> object:
-    return torch.ops.bsgap._small_gram(A, 0.0, rtol, False, True)
+    return _gram(A, False)
 
 
 PHASES = (
     Phase(NEAR_RANK, GRAM_PHASE, _gram_of_near_rank),
     Phase(NEAR_RANK, "count", near_rank, _gram_of_near_rank),
     Phase(INTERVAL, GRAM_PHASE, _gram64),
-    Phase(INTERVAL, "certified count", _certified, _gram64),
-    Phase(RECORD, GRAM_PHASE, _gram64),
-    Phase(RECORD, "certified count", _certified, _gram64),
-    Phase(RECORD, "eigenvalues and summary", record, _certified),
+    Phase(INTERVAL, "certified count", interval_rigorous, _gram64),
 )

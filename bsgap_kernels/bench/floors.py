@@ -6,10 +6,9 @@ with rates of multiply-adds, each of two flops, and k = min(m, n), for each matr
 
 - Gram matrix: a triangle, max(m, n) k (k + 1), at the rate of the accumulation that the plan picks;
   probes of a certificate: A and its transpose times 9 vectors, 2 * 2 m n 9 in float64.
-- near_rank: the tridiagonal form, 4/3 k^3, up to the side where the plan takes it; above, two LDL^T of k^3/3
-  each, one for the largest eigenvalue and one for the threshold.
+- near_rank and the tracker: the tridiagonal form, 4/3 k^3, up to the side where the plan takes it; above, two
+  LDL^T of k^3/3 each, one for the largest eigenvalue and one for the threshold.
 - near_rank_interval: three LDL^T, one for the largest eigenvalue and one for each end.
-- the tracker's record: as near_rank_interval, and 4/3 k^3 for the eigenvalues.
 
 The counts run in float64. It is the floor of the algorithms that the plan takes, not of the problem: up to
 the tridiagonal side near_rank is charged more for its count than an interval is. Left out: latency, Lanczos
@@ -25,10 +24,10 @@ from typing import Any
 import torch
 
 from ..dispatch import Plan, select_backend
-from .contenders import INTERVAL, NEAR_RANK, PROBED, RECORD
+from .contenders import INTERVAL, NEAR_RANK, PROBED, TRACKER
 
 PROBES = 9
-MODES = {NEAR_RANK: None, INTERVAL: "rigorous", PROBED: "probed", RECORD: "rigorous"}
+MODES = {NEAR_RANK: None, INTERVAL: "rigorous", PROBED: "probed", TRACKER: None}
 """Our contenders and the certificate that each of them asks for."""
 
 
@@ -83,9 +82,9 @@ def tridiagonal_flops(k: int) -> float:
 
 def count_flops(contender: str, plan: Plan, k: int) -> float:
     """The count of one matrix, in float64."""
-    if contender == NEAR_RANK:
-        return tridiagonal_flops(k) if plan.count == "tridiagonal" else 2 * ldlt_flops(k)
-    return 3 * ldlt_flops(k) + (tridiagonal_flops(k) if contender == RECORD else 0.0)
+    if MODES[contender] is not None:
+        return 3 * ldlt_flops(k)
+    return tridiagonal_flops(k) if plan.count == "tridiagonal" else 2 * ldlt_flops(k)
 
 
 def floor(

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from .. import __version__, build_info
+from .isa import VARIABLES
 from .measure import last_level_cache_bytes
 
 
@@ -35,6 +36,7 @@ def describe() -> dict[str, Any]:
             "numpy": np.__version__,
             "bsgap_kernels": __version__,
         },
+        "peers": peers(),
         "threads": {"torch": torch.get_num_threads(), "numpy": numpy_threads()},
         "commit": commit,
         "modified": modified,
@@ -42,14 +44,30 @@ def describe() -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name as the system knows it."""
+    """The processor's name as the system knows it, with family and model: a virtual one may be "AMD EPYC"."""
+    found: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
     except OSError:
         pass
-    return platform.processor() or platform.machine()
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = [
+        f"{part} {found[key]}" for part, key in (("family", "cpu family"), ("model", "model")) if key in found
+    ]
+    return f"{found['model name']} ({', '.join(numbers)})" if numbers else found["model name"]
+
+
+ISA_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "generic": "plain code"}
+"""As a page writes what `build_info` calls an instruction set, the widest first."""
+
+
+def processor(result: dict[str, Any]) -> str:
+    """Processor and instruction set of a result, as a page that quotes its figures names them."""
+    machine = result["machine"]
+    return f"{machine['cpu']} with {ISA_NAMES[machine['instruction_set']]}"
 
 
 def set_threads(threads: int) -> None:
@@ -62,11 +80,26 @@ def set_threads(threads: int) -> None:
 
 def numpy_threads() -> int | None:
     """Threads of NumPy's OpenBLAS; None where threadpoolctl is missing or NumPy has another BLAS."""
+    return max((pool["num_threads"] for pool in _openblas()), default=None)
+
+
+def peers() -> dict[str, Any]:
+    """Instruction sets of the peers, and the variables that set them.
+
+    `openblas` is the kernel that NumPy's library took; None as `numpy_threads`.
+    """
+    return {
+        "torch": torch.backends.cpu.get_cpu_capability(),
+        "openblas": next((pool["architecture"] for pool in _openblas()), None),
+        "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
+
+
+def _openblas() -> list[dict[str, Any]]:
+    """What threadpoolctl says of OpenBLAS, NumPy's first; nothing where it is not installed."""
     pools = _threadpoolctl()
-    if pools is None:
-        return None
-    threads = [pool["num_threads"] for pool in pools.threadpool_info() if pool["internal_api"] == "openblas"]
-    return max(threads, default=None)
+    found: list[dict[str, Any]] = [] if pools is None else pools.threadpool_info()
+    return [pool for pool in found if pool["internal_api"] == "openblas"]
 
 
 def _threadpoolctl() -> Any:

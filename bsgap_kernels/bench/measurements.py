@@ -1,4 +1,4 @@
-"""What is measured beside the cases: rows, dtypes, memory, overhead, fine thresholds. Counts are checked."""
+"""What is measured beside the cases: rows, dtypes, memory, overhead, thresholds, LDLᵀ. Counts are checked."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ SMALL_SIDES = (2, 32)
 OVERHEAD_CALLS = 100
 FINE_SHAPES = ((65536, 64), (2048, 512))
 FINE_RTOLS = (1e-4, 1e-6)
+LDLT_SIDE, LDLT_THREADS, LDLT_COUNTS = 1024, (1, 2), (8, 16)
+"""Thresholds of the two calls whose difference is that many factorisations."""
 
 Row = dict[str, Any]
 
@@ -118,12 +120,12 @@ def memory(setting: Setting) -> list[Row]:
 
 
 def overhead(setting: Setting, sides: Sequence[int] = SMALL_SIDES) -> list[Row]:
-    """Calls on matrices so small that the call is what is timed, cache-warm."""
+    """Calls of torch's dispatcher on matrices so small that the call is what is timed, cache-warm."""
     entries = []
     for side in sides:
         (A,) = Case("", "", ((side, side),)).make(setting.seed)
         about = _about((side, side), A.dtype)
-        for name, run in ((NEAR_RANK, contenders.near_rank), (MATRIX_RANK, contenders.matrix_rank)):
+        for name, run in ((NEAR_RANK, _near_rank_op), (MATRIX_RANK, contenders.matrix_rank)):
             entries.append(Timed({**about, "name": name}, run, A, COARSE_RTOL))
     return [
         {**row, "us_per_call": round(row["median_ms"] * 1e3, 2)}
@@ -151,6 +153,42 @@ def fine_thresholds(setting: Setting, shapes: Sequence[tuple[int, int]] = FINE_S
     return found
 
 
+def _near_rank_op(A: Tensor, rtol: float) -> Tensor:
+    counts: Tensor = torch.ops.bsgap.near_rank(A, rtol=rtol)
+    return counts
+
+
+def ldlt(setting: Setting, side: int = LDLT_SIDE, threads: Sequence[int] = LDLT_THREADS) -> list[Row]:
+    """Rate of float64 LDLᵀ, one after the other: from the difference of calls with 8 and 16 of them."""
+    (A,) = Case("", "", ((side, side),)).make(setting.seed)
+    few, many = LDLT_COUNTS
+    found: list[Row] = []
+    before = torch.get_num_threads()
+    try:
+        for number in threads:
+            torch.set_num_threads(number)
+            samples = measure.interleave(
+                {str(count): partial(_factorise, A, count) for count in LDLT_COUNTS},
+                rounds=setting.rounds,
+                budget_s=setting.seconds,
+                progress=setting.progress,
+                seed=setting.seed,
+            )
+            seconds = (samples[str(many)].quartiles[1] - samples[str(few)].quartiles[1]) / 1e3
+            rate = (many - few) * side**3 / 3 / seconds
+            found.append({"side": side, "threads": number, "gflops": round(rate / 1e9, 2)})
+    finally:
+        torch.set_num_threads(before)
+    return found
+
+
+def _factorise(A: Tensor, count: int) -> object:
+    """A Gram matrix, its largest eigenvalue, and an LDLᵀ for each of so many thresholds."""
+    rtols = torch.logspace(-3, -1, count, dtype=torch.float64)
+    pairs = torch.stack([torch.zeros_like(rtols), rtols], -1)[None]
+    return torch.ops.bsgap._counts(A, pairs, 0.0, 0.0, False, False)
+
+
 def _about(shape: tuple[int, ...], dtype: torch.dtype) -> Row:
     return {"matrix": "x".join(map(str, shape)), "dtype": str(dtype).removeprefix("torch.")}
 
@@ -161,6 +199,7 @@ MEASUREMENTS: dict[str, Callable[[Setting], list[Row]]] = {
     "memory": memory,
     "overhead": overhead,
     "fine-thresholds": fine_thresholds,
+    "ldlt": ldlt,
 }
 """By the names that --measure takes."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from .cases import Case, select_cases
-from .contenders import CONTENDERS
+from .contenders import CONTENDERS, taking_part
 
 PACKAGES = Path(__file__).resolve().parents[2]
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17), "MALLOC_TRIM_THRESHOLD_": str(1 << 17)}
@@ -53,13 +53,12 @@ def measure_here(case: Case, rtols: list[float], seed: int) -> list[dict[str, An
     # Small, yet past every limit below which less is done: what is loaded and started once is there then.
     (small,) = Case("", "", ((512, 128),)).make(seed)
     rows = []
-    for rtol in rtols:
-        for c in CONTENDERS:
-            if not c.ours:
-                continue
-            c.run(small, rtol)
-            used = extra_bytes(partial(c.run, A, rtol))
-            rows.append({"matrix": case.name, "name": c.name, "rtol": rtol, "extra_bytes": used})
+    for rtol, chosen in taking_part(CONTENDERS, case, rtols).items():
+        for c in chosen:
+            if c.ours:
+                c.run(small, rtol)
+                used = extra_bytes(partial(c.run, A, rtol))
+                rows.append({"matrix": case.name, "name": c.name, "rtol": rtol, "extra_bytes": used})
     return rows
 
 

@@ -14,7 +14,7 @@ from . import machine, measure, tables
 from .cases import CASES, Case, select_cases
 from .ceilings import SECONDS, measure_ceilings
 from .config import BenchConfig
-from .contenders import CONTENDERS, PHASES, Contender, Result
+from .contenders import CONTENDERS, PHASES, Contender, Result, taking_part
 from .floors import Rates, floor
 from .measurements import MEASUREMENTS, Row, Setting, measured
 from .progress import Progress
@@ -99,9 +99,9 @@ def measure_case(
     """One record a threshold of one case; the input and its singular values are made once."""
     progress("input")
     inputs = case.make(config.seed)
-    taking_part = [c for c in contenders if c.suits(case.shapes)]
+    chosen = taking_part(contenders, case, config.thresholds)
     spectra: dict[bool, list[Tensor]] = {}
-    for centred in sorted({c.centred for c in taking_part}):
+    for centred in sorted({c.centred for some in chosen.values() for c in some}):
         progress("float64 SVD" + (", centred" if centred else ""))
         spectra[centred] = singular_values(inputs, centred=centred)
     timing = partial(
@@ -113,8 +113,8 @@ def measure_case(
         progress=progress,
         seed=config.seed,
     )
-    for rtol in config.thresholds:
-        yield _measure_threshold(case, inputs, spectra, rtol, taking_part, rates, timing)
+    for rtol, some in chosen.items():
+        yield _measure_threshold(case, inputs, spectra, rtol, some, rates, timing)
 
 
 def _measure_threshold(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .contenders import INTERVAL, MATRIX_RANK, NEAR_RANK, RECORD
-from .machine import BUSY
+from .contenders import INTERVAL, MATRIX_RANK, NEAR_RANK, TRACKER
+from .machine import BUSY, processor
+from .result import quickest, right_by_construction
 
-COLUMNS = ((NEAR_RANK, "`near_rank`"), (INTERVAL, "`near_rank_interval`"), (RECORD, "all the tracker logs"))
+COLUMNS = ((NEAR_RANK, "`near_rank`"), (INTERVAL, "`near_rank_interval`"), (TRACKER, "`RankTracker`, a step"))
 SPREAD = ("rounds", "lower_quartile_ms", "upper_quartile_ms")
 """Fields of a measured row that a table leaves out."""
 
@@ -35,7 +36,11 @@ def ceilings(found: dict[str, Any]) -> str:
         )
         return f"float32 {float32} and float64 {float64} GFLOP/s, read {read} GB/s"
 
-    return f"Measured on {found['threads']} threads: {rates('')}; on one: {rates('_per_core')}{_busy(found)}"
+    gemm = " and ".join(f"{name} {rate / 1e9:.0f}" for name, rate in found["gemm_flops"].items())
+    return (
+        f"Measured on {found['threads']} threads: {rates('')}; on one: {rates('_per_core')}{_busy(found)}\n"
+        f"float32 products of the peers: {gemm} GFLOP/s"
+    )
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -70,7 +75,8 @@ def text_table(case: dict[str, Any]) -> str:
                 f"{c['fraction_of_floor']:.0%}" if floor else "-",
                 ratio(c["vs_matrix_rank"]),
                 ratio(c["vs_best_peer"]),
-                verdict(c["check"], case["matrices"]),
+                verdict(c["check"], case["matrices"])
+                + ("" if right_by_construction(c, case["rtol"]) else ", not by construction"),
             ]
         )
     head = f"{case['name']} ({case['about']}), rtol {case['rtol']:g}{_busy(case)}"
@@ -134,36 +140,74 @@ def verdict(check: dict[str, Any], matrices: int) -> str:
 
 
 def markdown_tables(result: dict[str, Any]) -> str:
-    """The README's tables: one of the first threshold with every column, a compact one of each further."""
+    """Tables for a page: one of the first threshold with every column, a compact one of each further."""
     cases = result["cases"]
     first, *further = dict.fromkeys(case["rtol"] for case in cases)
-    parts = [_table([case for case in cases if case["rtol"] == first], COLUMNS, standard=True)]
+    parts = [f"**{processor(result)}**, {result['threads']['torch']} thread(s), at rtol {first:g}:"]
+    parts.append(_table([case for case in cases if case["rtol"] == first]))
     for rtol in further:
         parts.append(f"At rtol {rtol:g}:")
-        parts.append(_table([case for case in cases if case["rtol"] == rtol], COLUMNS[:2], standard=False))
+        parts.append(_compact_table([case for case in cases if case["rtol"] == rtol]))
     return "\n\n".join([*parts, *_foot(result)])
 
 
-def _table(cases: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str]], *, standard: bool) -> str:
-    """A row a case: medians in ms, the quickest peer with right counts, the ratios."""
-    heads = ["matrix", *(title for _, title in columns), *(["`matrix_rank`"] if standard else [])]
-    lines = [
-        "| " + " | ".join([*heads, "best peer", "`near_rank` vs both"]) + " |",
-        "|---|" + "--:|" * (len(heads) - 1) + "---|---|",
-    ]
+def _table(cases: Sequence[dict[str, Any]]) -> str:
+    """A row a case: medians in ms, the best peer, the ratios."""
+    lines = _head(
+        "matrix", *(title for _, title in COLUMNS), "`matrix_rank`", "best peer", "`near_rank` vs both"
+    )
     for case in cases:
-        by_name = {c["name"]: c for c in case["contenders"]}
-        best = by_name.get(case["best_peer"] or "")
+        shape, by_name = case["name"].replace("x", "×"), _by_name(case)
         ours = by_name.get(NEAR_RANK, {})
-        shape = case["name"].replace("x", "×")
-        cells = [f"{shape}, {case['about']}" if case["about"] and standard else shape]
-        cells += [_cell(by_name.get(name)) for name, _ in columns]
-        if standard:
-            cells.append(_cell(by_name.get(MATRIX_RANK)))
-        cells.append(f"{_cell(best)} ({best['name']})" if best else "-")
-        cells.append(f"{ratio(ours.get('vs_matrix_rank'))}, {ratio(ours.get('vs_best_peer'))}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(
+            _row(
+                f"{shape}, {case['about']}" if case["about"] else shape,
+                *(_cell(by_name.get(name)) for name, _ in COLUMNS),
+                _cell(by_name.get(MATRIX_RANK)),
+                _named(by_name.get(case["best_peer"] or "")),
+                f"{ratio(ours.get('vs_matrix_rank'))}, {ratio(ours.get('vs_best_peer'))}",
+            )
+        )
     return "\n".join(lines)
+
+
+def _compact_table(cases: Sequence[dict[str, Any]]) -> str:
+    """Counts and bounds beside the best peer, and beside the quickest that is not right by construction."""
+    titles = (title for _, title in COLUMNS[:2])
+    lines = _head("matrix", *titles, "best peer", "`near_rank` vs it", "quickest float32 Gram ‡")
+    for case in cases:
+        by_name = _by_name(case)
+        unsafe = quickest(
+            row
+            for row in case["contenders"]
+            if "error" not in row and not right_by_construction(row, case["rtol"])
+        )
+        lines.append(
+            _row(
+                case["name"].replace("x", "×"),
+                *(_cell(by_name.get(name)) for name, _ in COLUMNS[:2]),
+                _named(by_name.get(case["best_peer"] or "")),
+                ratio(by_name.get(NEAR_RANK, {}).get("vs_best_peer")),
+                _named(unsafe),
+            )
+        )
+    return "\n".join(lines)
+
+
+def _by_name(case: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {c["name"]: c for c in case["contenders"]}
+
+
+def _head(*titles: str) -> list[str]:
+    return [_row(*titles), "|" + "|".join(["---", *["--:"] * (len(titles) - 3), "---", "---"]) + "|"]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _named(contender: dict[str, Any] | None) -> str:
+    return f"{_cell(contender)} ({contender['name']})" if contender else "-"
 
 
 def _cell(contender: dict[str, Any] | None) -> str:
@@ -175,24 +219,25 @@ def _cell(contender: dict[str, Any] | None) -> str:
 
 
 def _foot(result: dict[str, Any]) -> list[str]:
-    machine, versions, threads = result["machine"], result["versions"], result["threads"]
-    cases = result["cases"]
-    rtols = dict.fromkeys(f"{case['rtol']:g}" for case in cases)
+    """How it was measured, what the peers were, which counts were wrong."""
+    versions, cases = result["versions"], result["cases"]
     commit = (result["commit"] or "none")[:12] + (" with changes" if result["modified"] else "")
     warm = dict.fromkeys(case["name"].replace("x", "×") for case in cases if case["cache"] == "warm")
     warm_note = f" ({', '.join(warm)}: warm)" if warm else ""
-    peers = dict.fromkeys(
-        c["name"] for case in cases for c in case["contenders"] if not c["ours"] and c["name"] != MATRIX_RANK
-    )
+    names = dict.fromkeys(c["name"] for case in cases for c in case["contenders"] if not c["ours"])
+    software = f"torch {versions['torch']} ({versions['torch_blas']}), NumPy {versions['numpy']}"
     foot = [
-        f"Medians in ms of interleaved, cache-cold calls{warm_note}; "
-        f"float32, rtol {', '.join(rtols)}; counts checked against float64 SVD in the same run. "
-        f"{machine['cpu']}, {threads['torch']} thread(s), torch {versions['torch']} "
-        f"({versions['torch_blas']}), NumPy {versions['numpy']}, commit {commit}, "
-        f"{result['date'][:10]}. Both: `matrix_rank` and the best peer, the quickest whose counts are right "
-        f"of {', '.join(peers)}. "
-        "`make bench` measures it again; see [benchmarks/NOTES.md](benchmarks/NOTES.md)."
+        f"Medians in ms of interleaved, cache-cold calls{warm_note}, float32; counts checked against float64 "
+        f"SVD in the same run. {software}{_peers(result.get('peers'))}, commit {commit}, "
+        f"{result['date'][:10]}. Best peer: the quickest, of {', '.join(names)}, whose counts are right here "
+        "and by construction. "
+        "How: `benchmarks/NOTES.md`."
     ]
+    if any(not right_by_construction(c, case["rtol"]) for case in cases for c in case["contenders"]):
+        foot.append(
+            "‡ Not right by construction: at this threshold rounding to float32 can move a singular value by "
+            "more than 1 % of τ. Such a count is right on some matrices and wrong on others."
+        )
     wrong = [
         f"{c['name']} counted {c['check']['wrong']} of {case['matrices']} wrong on {case['name']} "
         f"at rtol {case['rtol']:g}"
@@ -206,3 +251,12 @@ def _foot(result: dict[str, Any]) -> list[str]:
     if busy:
         foot.append(f"**Taken on a busy machine:** other processes had up to {max(busy):.0%} of it.")
     return foot
+
+
+def _peers(peers: dict[str, Any] | None) -> str:
+    """Which kernels torch and OpenBLAS took, and what held them to it."""
+    if peers is None:
+        return ""
+    held = " ".join(f"{name}={value}" for name, value in peers["environment"].items() if name != "BSGAP_ISA")
+    openblas = f", OpenBLAS {peers['openblas']}" if peers["openblas"] else ""
+    return f" (torch {peers['torch']}{openblas}{f'; `{held}`' if held else ''})"

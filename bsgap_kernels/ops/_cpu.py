@@ -58,7 +58,7 @@ def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
 
 def _gram_singular_values(A: Tensor, center: bool) -> Tensor:
     """Singular values (*, k), descending, from the float64 Gram matrix; NaN for non-finite input."""
-    gram, exponent, _, _ = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
+    gram, exponent = torch.ops.bsgap._small_gram(A, center)
     sigma = torch.linalg.eigvalsh(gram).flip(-1).clamp_min_(0).sqrt_()
     non_finite = exponent == torch.iinfo(torch.int32).min  # the mark that the private op leaves
     sigma = torch.ldexp(sigma, -exponent.masked_fill(non_finite, 0)[:, None])
@@ -127,22 +127,9 @@ def intervals(
 
 def summary(A: Tensor, center: bool) -> Tensor:
     """Spectral summary (*, columns)."""
-    gram, *rest = torch.ops.bsgap._small_gram(A, 0.0, 0.0, center, False)
-    _, columns = torch.ops.bsgap._summarize(torch.linalg.eigvalsh(gram), *rest, 0.0, 0.0, *A.shape[-2:])
+    gram, exponent = torch.ops.bsgap._small_gram(A, center)
+    columns: Tensor = torch.ops.bsgap._summarize(torch.linalg.eigvalsh(gram), exponent, *A.shape[-2:])
     return columns.view(*A.shape[:-2], -1)
-
-
-def record(
-    A: Tensor, atol: float | None, rtol: float | None, center: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
-    tolerances = effective_tolerances(A, atol, rtol)
-    gram, exponent, lower, upper = torch.ops.bsgap._small_gram(A, *tolerances, center, True)
-    counts, columns = torch.ops.bsgap._summarize(
-        torch.linalg.eigvalsh(gram), exponent, lower, upper, *tolerances, *A.shape[-2:]
-    )
-    batch = A.shape[:-2]
-    return counts.view(batch), lower.view(batch), upper.view(batch), columns.view(*batch, -1)
 
 
 def accumulate_gram(

@@ -40,7 +40,6 @@ __all__ = [
     "count_sums",
     "feature_gram",
     "intervals",
-    "record",
     "shifted_gram",
     "summary",
 ]
@@ -163,21 +162,6 @@ def summary(A: Tensor, center: bool) -> Tensor:
     found, _ = centred_gram_stage([A], "float64", center)
     counted = count_stage(found, rtol=1.0, spectrum=True)
     return summary_stage(found, counted).view(*A.shape[:-2], -1)
-
-
-def record(
-    A: Tensor, atol: float | None, rtol: float | None, center: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Near-rank, certified lower and upper bound (*,) and summary (*, columns) from one Gram matrix."""
-    if not has_kernels():
-        counts, lower, upper, columns = (x.to(A.device) for x in _cpu.record(A.cpu(), atol, rtol, center))
-        return counts, lower, upper, columns
-    batch = A.shape[:-2]
-    absolute, relative = effective_tolerances(A, atol, rtol)
-    found, error = centred_gram_stage([A], "float64", center)
-    counted = count_stage(found, absolute, relative, gram_error=error, certify=True, spectrum=True)
-    columns = summary_stage(found, counted).view(*batch, -1)
-    return counted.counts.view(batch), counted.lower.view(batch), counted.upper.view(batch), columns
 
 
 def feature_gram(A: Tensor, center: bool) -> Tensor:

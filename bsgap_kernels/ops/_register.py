@@ -34,9 +34,6 @@ class Engine(Protocol):
         /,
     ) -> tuple[Tensor, Tensor]: ...
     def summary(self, A: Tensor, center: bool, /) -> Tensor: ...
-    def record(
-        self, A: Tensor, atol: float | None, rtol: float | None, center: bool, /
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
     def accumulate_gram(
         self,
         gram: Tensor,

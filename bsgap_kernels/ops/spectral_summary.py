@@ -1,8 +1,4 @@
-"""spectral_summary: the metrics that follow from the singular values, from one Gram matrix.
-
-The same file holds `_spectral_record`, which adds the near-rank and its proof from the same Gram matrix:
-what a tracker logs of one activation.
-"""
+"""spectral_summary: the metrics that follow from the singular values, from one Gram matrix."""
 
 from __future__ import annotations
 
@@ -14,7 +10,6 @@ from torch import Tensor
 from ..schema import LIBRARY
 from . import _checks
 from ._register import Engine, implement
-from .near_rank import argument_problem
 
 SUMMARY_COLUMNS = (  # SummaryColumn in csrc/core/summary.h
     "sigma_max",
@@ -121,27 +116,7 @@ def _backward(ctx: Any, grad: Tensor) -> Tensor:
     return torch.where(finite, d_x, torch.nan).to(A.dtype)
 
 
-def _record_kernel(
-    engine: Engine, A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _checks.raise_raw("_spectral_record", argument_problem(A, atol, rtol))
-    if A.numel() == 0:
-        near_rank, lower, upper = (A.new_zeros(A.shape[:-2], dtype=torch.int64) for _ in range(3))
-        return near_rank, lower, upper, _empty_summary(A)
-    return engine.record(A, atol, rtol, center)
-
-
-def _record_fake(
-    A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _checks.raise_raw("_spectral_record", argument_problem(A, atol, rtol))
-    batch = A.shape[:-2]
-    near_rank, lower, upper = (A.new_empty(batch, dtype=torch.int64) for _ in range(3))
-    return near_rank, lower, upper, _fake(A)
-
-
 implement("spectral_summary", _kernel, _fake)
 torch.library.register_autograd(
     "bsgap::spectral_summary", _backward, setup_context=_setup_context, lib=LIBRARY
 )
-implement("_spectral_record", _record_kernel, _record_fake, differentiable=False)

@@ -148,8 +148,7 @@ def _columns(eigenvalues: Tensor, m: int, n: int) -> list[float]:
     if bool(torch.isnan(largest[-1])):
         return [math.nan] * len(SUMMARY_COLUMNS)
     unscaled = torch.zeros(1, dtype=torch.int32, device="cpu")
-    unknown = torch.full((1,), -1, device="cpu")
-    _, summary = torch.ops.bsgap._summarize(largest[None], unscaled, unknown, unknown, 0.0, 0.0, m, n)
+    summary = torch.ops.bsgap._summarize(largest[None], unscaled, m, n)
     row: list[float] = summary[0].tolist()
     return row
 

@@ -296,4 +296,13 @@ PYBIND11_MODULE(_core, m) {
         "Bytes a second at which the calling thread reads a contiguous array, over and over.");
   m.def("instruction_set", &bsgap::instruction_set_name,
         "Vector instructions that the kernels use on this processor.");
+  m.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (int isa = static_cast<int>(bsgap::detail::best_instruction_set()); isa >= 0; --isa)
+          names.push_back(bsgap::kIsaNames[isa]);
+        return names;
+      },
+      "What the kernels could use on this processor, best first, whatever BSGAP_ISA says.");
 }

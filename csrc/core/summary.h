@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "threshold.h"
+#include "host_device.h"
 
 namespace bsgap {
 
@@ -158,14 +158,6 @@ BSGAP_HD void summarize(const double* eigenvalues, int64_t m, int64_t n, int exp
   out[kPcaRank] = pca_rank;
   out[kFeatureRank] = features;
   out[kAlphaReq] = alpha;
-}
-
-// Number of sigma_i above max(atol, rtol * sigma_1) for the same eigenvalues; t is for A * 2^exponent.
-inline int64_t count_of_eigenvalues(const double* eigenvalues, int64_t k, const Threshold& t) {
-  const double tau = std::max(t.absolute, t.relative * std::sqrt(std::max(eigenvalues[k - 1], 0.0)));
-  int64_t count = 0;
-  for (int64_t i = 0; i < k; ++i) count += std::sqrt(std::max(eigenvalues[i], 0.0)) > tau;
-  return count;
 }
 
 }  // namespace bsgap

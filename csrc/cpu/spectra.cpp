@@ -67,43 +67,33 @@ std::tuple<Tensor, Tensor> grouped_counts(const std::vector<Tensor> as, double a
   return {result, relative};
 }
 
-struct Certified {
-  CertifiedGram gram;
-  std::vector<bsgap::CountInterval> intervals;
-};
-
-Certified certify(const MatrixView& view, const Thresholds& thresholds, int64_t i, bool center, bool probed,
-                  uint64_t seed, const ParallelFor& parallel) {
+bsgap::CountInterval certified_interval(const MatrixView& view, const Threshold& threshold, bool center,
+                                        bool probed, uint64_t seed, const ParallelFor& parallel) {
   const bool features_side = view.cols <= view.rows;
-  Certified c;
-  c.gram = bsgap::certified_gram(view, features_side, center,
-                                 probed ? GramPrecision::kFloat32 : GramPrecision::kFloat64, parallel);
-  const std::vector<Threshold> t = thresholds.at(i, c.gram.exponent);
-  c.intervals.resize(thresholds.count());
-  if (c.gram.content != Content::kFinite) {
-    for (int64_t j = 0; j < thresholds.count(); ++j) {
-      const int64_t n = bsgap::trivial_count(c.gram.content, t[j], c.gram.side);
-      c.intervals[j] = {n, n};
-    }
-    return c;
+  CertifiedGram gram = bsgap::certified_gram(
+      view, features_side, center, probed ? GramPrecision::kFloat32 : GramPrecision::kFloat64, parallel);
+  const Threshold t = bsgap::scaled(threshold, gram.exponent);
+  if (gram.content != Content::kFinite) {
+    const int64_t n = bsgap::trivial_count(gram.content, t, gram.side);
+    return {n, n};
   }
-  if (!(c.gram.rounding_error < bsgap::kInfinity)) bsgap::probe(view, features_side, seed, c.gram, parallel);
-  bsgap::certified_counts(c.gram.g.data(), c.gram.side, c.gram.error(), t.data(), thresholds.count(),
-                          c.intervals.data(), parallel);
-  return c;
+  if (!(gram.rounding_error < bsgap::kInfinity)) bsgap::probe(view, features_side, seed, gram, parallel);
+  bsgap::CountInterval interval;
+  bsgap::certified_counts(gram.g.data(), gram.side, gram.error(), &t, 1, &interval, parallel);
+  return interval;
 }
 
 std::tuple<Tensor, Tensor> intervals(const Tensor a, double atol, double rtol, bool center, bool probed,
                                      int64_t seed) {
   const Batch batch(a);
-  const Thresholds thresholds(std::nullopt, atol, rtol, batch.size());
   Tensor lower = empty(batch_shape(a), ScalarType::Long), upper = empty(batch_shape(a), ScalarType::Long);
   int64_t *low = data<int64_t>(lower), *high = data<int64_t>(upper);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
-    const Certified c = certify(batch[i], thresholds, i, center, probed,
-                                static_cast<uint64_t>(seed) + static_cast<uint64_t>(i), parallel);
-    low[i] = c.intervals[0].lower;
-    high[i] = c.intervals[0].upper;
+    const bsgap::CountInterval interval =
+        certified_interval(batch[i], {atol, rtol}, center, probed,
+                           static_cast<uint64_t>(seed) + static_cast<uint64_t>(i), parallel);
+    low[i] = interval.lower;
+    high[i] = interval.upper;
   });
   return {lower, upper};
 }
@@ -112,62 +102,42 @@ std::tuple<Tensor, Tensor> intervals(const Tensor a, double atol, double rtol, b
 // eigenvalue solver would refuse the whole batch for a NaN.
 constexpr int32_t kNonFiniteMark = std::numeric_limits<int32_t>::min();
 
-// The smaller Gram matrix of A * 2^exponent, its exponent, and certified intervals from the same read.
-std::tuple<Tensor, Tensor, Tensor, Tensor> small_gram(const Tensor a, double atol, double rtol, bool center,
-                                                      bool certify_counts) {
+// The smaller Gram matrix of A * 2^exponent, and its exponent.
+std::tuple<Tensor, Tensor> small_gram(const Tensor a, bool center) {
   const Batch batch(a);
-  const Thresholds thresholds(std::nullopt, atol, rtol, batch.size());
   const int64_t side = batch.side();
   Tensor gram = empty({batch.size(), side, side}, ScalarType::Double);
   Tensor exponent = empty({batch.size()}, ScalarType::Int);
-  Tensor lower = empty({batch.size()}, ScalarType::Long);
-  Tensor upper = empty({batch.size()}, ScalarType::Long);
   double* g = data<double>(gram);
   int32_t* exponents = data<int32_t>(exponent);
-  int64_t *low = data<int64_t>(lower), *high = data<int64_t>(upper);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
     const MatrixView view = batch[i];
-    Certified c;
-    c.intervals = {{-1, -1}};
-    if (certify_counts) {
-      c = certify(view, thresholds, i, center, false, 0, parallel);
-    } else {
-      c.gram = bsgap::certified_gram(view, view.cols <= view.rows, center, GramPrecision::kFloat64, parallel);
-    }
-    low[i] = c.intervals[0].lower;
-    high[i] = c.intervals[0].upper;
-    exponents[i] = c.gram.content == Content::kNonFinite ? kNonFiniteMark : c.gram.exponent;
-    bsgap::mirror(c.gram.g.data(), side, parallel);
-    std::copy(c.gram.g.data(), c.gram.g.data() + side * side, g + i * side * side);
+    CertifiedGram r =
+        bsgap::certified_gram(view, view.cols <= view.rows, center, GramPrecision::kFloat64, parallel);
+    exponents[i] = r.content == Content::kNonFinite ? kNonFiniteMark : r.exponent;
+    bsgap::mirror(r.g.data(), side, parallel);
+    std::copy(r.g.data(), r.g.data() + side * side, g + i * side * side);
   });
-  return {gram, exponent, lower, upper};
+  return {gram, exponent};
 }
 
-// Point counts and the summary columns from what small_gram returned and its eigenvalues (ascending).
-std::tuple<Tensor, Tensor> summarize(const Tensor eigenvalues, const Tensor exponent, const Tensor lower,
-                                     const Tensor upper, double atol, double rtol, int64_t m, int64_t n) {
+// The summary columns from the eigenvalues (ascending) and the exponent of what small_gram returned.
+Tensor summarize(const Tensor eigenvalues, const Tensor exponent, int64_t m, int64_t n) {
   const int64_t batch = eigenvalues.size(0), k = eigenvalues.size(1);
   STD_TORCH_CHECK(k == std::min(m, n) && eigenvalues.is_contiguous() && exponent.is_contiguous(),
                   "bsgap: eigenvalues must be contiguous, one for each of min(m, n)");
-  Tensor counts = empty({batch}, ScalarType::Long);
   Tensor summary = empty({batch, bsgap::kSummaryColumns}, ScalarType::Double);
   const double* lambda = static_cast<const double*>(eigenvalues.const_data_ptr());
   const int32_t* exponents = static_cast<const int32_t*>(exponent.const_data_ptr());
-  const int64_t* low = static_cast<const int64_t*>(lower.const_data_ptr());
-  const int64_t* high = static_cast<const int64_t*>(upper.const_data_ptr());
   for (int64_t i = 0; i < batch; ++i) {
     double* row = data<double>(summary) + i * bsgap::kSummaryColumns;
-    int64_t& count = data<int64_t>(counts)[i];
     if (exponents[i] == kNonFiniteMark) {
-      count = -1;
       std::fill(row, row + bsgap::kSummaryColumns, std::numeric_limits<double>::quiet_NaN());
-      continue;
+    } else {
+      bsgap::summarize(lambda + i * k, m, n, exponents[i], row);
     }
-    count = bsgap::count_of_eigenvalues(lambda + i * k, k, bsgap::scaled({atol, rtol}, exponents[i]));
-    if (low[i] >= 0) count = std::clamp(count, low[i], high[i]);
-    bsgap::summarize(lambda + i * k, m, n, exponents[i], row);
   }
-  return {counts, summary};
+  return summary;
 }
 
 // A^T A, about the column means if centred. Values beyond float64's range become infinite.

@@ -141,12 +141,6 @@ class Thresholds {
   int64_t count() const { return count_; }
   // Those of matrix i.
   const Threshold* of(int64_t i) const { return values_.data() + (shared_ ? 0 : i * count_); }
-  // The same for A * 2^exponent.
-  std::vector<Threshold> at(int64_t i, int exponent) const {
-    std::vector<Threshold> result(of(i), of(i) + count_);
-    for (Threshold& t : result) t = bsgap::scaled(t, exponent);
-    return result;
-  }
 
  private:
   std::vector<Threshold> values_;

@@ -14,8 +14,18 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ..cases import Case
-from ..contenders import CONTENDERS, MATRIX_RANK, SVDVALS, Contender, Result, count_squares
+from ..cases import COARSE_RTOL, Case
+from ..contenders import (
+    CONTENDERS,
+    MATRIX_RANK,
+    SVDVALS,
+    TRACKER,
+    Contender,
+    Result,
+    count_squares,
+    finest_rtol,
+    small_covariance,
+)
 from .hook import hook_path
 
 CUPY = "mm float32 Gram + CuPy eigvalsh"
@@ -34,6 +44,7 @@ class GpuContender:
     centred: bool = False
     serves: Callable[[Case], bool] = lambda case: True
     late: Callable[[Case], bool] = lambda case: False
+    finest_rtol: float = 0.0
 
 
 def _prepared(contender: Contender) -> GpuContender:
@@ -42,8 +53,7 @@ def _prepared(contender: Contender) -> GpuContender:
         contender.ours,
         lambda case, inputs, rtol: partial(contender, inputs, rtol),
         contender.centred,
-        lambda case: contender.suits(case.shapes),
-        _late if contender.name in (MATRIX_RANK, SVDVALS) else lambda case: False,
+        late=_late if contender.name in (MATRIX_RANK, SVDVALS) else lambda case: False,
     )
 
 
@@ -156,19 +166,32 @@ def _is_model(case: Case) -> bool:
 
 # hermitian eigenvalues: torch <= 2.11 loops over a batch of sides above 32, CuPy does not.
 GPU_CONTENDERS = (
-    *(_prepared(c) for c in CONTENDERS if c.ours),
+    # The tracker's hooks are timed without its host work, which would wait for the device: HOOK.
+    *(_prepared(c) for c in CONTENDERS if c.ours and c.name != TRACKER),
     GpuContender("near_rank_grouped, NCHW", True, _grouped_nchw, serves=_is_model),
     GpuContender(f"{HOOK}, channels_last", True, _hook(True), serves=_is_model),
     GpuContender(f"{HOOK}, NCHW", True, _hook(False), serves=_is_model),
     _prepared(Contender(MATRIX_RANK, False, matrix_rank)),
     _prepared(Contender(SVDVALS, False, singular_values)),
-    GpuContender("mm float32 Gram + eigvalsh", False, _gram_peer(torch.linalg.eigvalsh, gram32)),
-    GpuContender(CUPY, False, _gram_peer(_cupy_eigvalsh, gram32), serves=_has_cupy),
+    GpuContender(
+        "mm float32 Gram + eigvalsh",
+        False,
+        _gram_peer(torch.linalg.eigvalsh, gram32),
+        finest_rtol=finest_rtol(torch.float32),
+    ),
+    GpuContender(
+        CUPY,
+        False,
+        _gram_peer(_cupy_eigvalsh, gram32),
+        serves=_has_cupy,
+        finest_rtol=finest_rtol(torch.float32),
+    ),
     GpuContender(
         "torch.cov + eigvalsh",
         False,
         _gram_peer(torch.linalg.eigvalsh, covariance32),
         centred=True,
-        serves=lambda case: Contender("", False, matrix_rank, centred=True).suits(case.shapes),
+        serves=lambda case: small_covariance(case, COARSE_RTOL),
+        finest_rtol=finest_rtol(torch.float32),
     ),
 )
