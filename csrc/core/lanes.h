@@ -46,6 +46,8 @@ struct LanePart {
   static ConstArray of(const Lanes* lanes, int part) {
     return {reinterpret_cast<const Vector*>(lanes) + part};
   }
+  // Parts that hold the first `lanes` of them.
+  static int holding(int lanes) { return (lanes + kSize - 1) / kSize; }
 };
 template <class Part>
 using LaneArray = typename Part::Array;
@@ -146,16 +148,16 @@ template <class Part>
   if (n > 1) off_diagonal[n - 2] = a[triangle(n - 1) + n - 2];
 }
 template <int kVectorBytes>
-[[gnu::always_inline]] inline void lanes_tridiagonalize_body(Lanes* a, int64_t n, Lanes* diagonal,
+[[gnu::always_inline]] inline void lanes_tridiagonalize_body(int lanes, Lanes* a, int64_t n, Lanes* diagonal,
                                                              Lanes* off_diagonal, Lanes* scratch) {
   using Part = LanePart<kVectorBytes>;
-  for (int part = 0; part < Part::kParts; ++part)
+  for (int part = 0; part < Part::holding(lanes); ++part)
     tridiagonalize_part<Part>(Part::of(a, part), n, Part::of(diagonal, part), Part::of(off_diagonal, part),
                               Part::of(scratch, part), Part::of(scratch + n, part));
 }
 BSGAP_PER_ISA_WIDTH(void, lanes_tridiagonalize,
-                    (Lanes * a, int64_t n, Lanes* diagonal, Lanes* off_diagonal, Lanes* scratch),
-                    (a, n, diagonal, off_diagonal, scratch))
+                    (int lanes, Lanes* a, int64_t n, Lanes* diagonal, Lanes* off_diagonal, Lanes* scratch),
+                    (lanes, a, n, diagonal, off_diagonal, scratch))
 
 // Largest eigenvalues: Laguerre's iteration from Gershgorin's upper bound, which comes down to the largest
 // root without passing it, cubically near it (J. H. Wilkinson, The Algebraic Eigenvalue Problem, 1965,
@@ -205,15 +207,15 @@ template <class Part>
   return upper > kSmallest ? x : upper;
 }
 template <int kVectorBytes>
-[[gnu::always_inline]] inline void lanes_largest_body(const Lanes* diagonal, const Lanes* off_diagonal,
-                                                      int64_t n, Lanes* result) {
+[[gnu::always_inline]] inline void lanes_largest_body(int lanes, const Lanes* diagonal,
+                                                      const Lanes* off_diagonal, int64_t n, Lanes* result) {
   using Part = LanePart<kVectorBytes>;
-  for (int part = 0; part < Part::kParts; ++part)
+  for (int part = 0; part < Part::holding(lanes); ++part)
     Part::of(result, part)[0] = largest_part<Part>(Part::of(diagonal, part), Part::of(off_diagonal, part), n);
 }
 BSGAP_PER_ISA_WIDTH(void, lanes_largest,
-                    (const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, Lanes* result),
-                    (diagonal, off_diagonal, n, result))
+                    (int lanes, const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, Lanes* result),
+                    (lanes, diagonal, off_diagonal, n, result))
 
 // #{eigenvalues above x}: positive pivots of T - x I. A vanishing pivot is replaced by a tiny negative one,
 // as in LAPACK's dstebz, so that an eigenvalue equal to x is not counted.
@@ -240,25 +242,27 @@ template <class Part>
   return total;
 }
 template <int kVectorBytes>
-[[gnu::always_inline]] inline void lanes_sturm_body(const Lanes* diagonal, const Lanes* off_diagonal,
-                                                    int64_t n, const Lanes* x, Lanes* count) {
+[[gnu::always_inline]] inline void lanes_sturm_body(int lanes, const Lanes* diagonal,
+                                                    const Lanes* off_diagonal, int64_t n, const Lanes* x,
+                                                    Lanes* count) {
   using Part = LanePart<kVectorBytes>;
-  for (int part = 0; part < Part::kParts; ++part)
+  for (int part = 0; part < Part::holding(lanes); ++part)
     Part::of(count, part)[0] =
         sturm_part<Part>(Part::of(diagonal, part), Part::of(off_diagonal, part), n, Part::of(x, part)[0]);
 }
 BSGAP_PER_ISA_WIDTH(void, lanes_sturm,
-                    (const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, const Lanes* x,
+                    (int lanes, const Lanes* diagonal, const Lanes* off_diagonal, int64_t n, const Lanes* x,
                      Lanes* count),
-                    (diagonal, off_diagonal, n, x, count))
+                    (lanes, diagonal, off_diagonal, n, x, count))
 
 }  // namespace detail
 
 // Tridiagonal forms of up to kLanes matrices of side n, and what is asked of them.
 class LaneSpectra {
  public:
-  // g: `count` matrices, n x n, row-major, lower triangle read. Lanes without a matrix hold zeros.
-  LaneSpectra(const double* const* g, int count, int64_t n) : n_(n), storage_(detail::triangle(n) + 4 * n) {
+  // g: `count` matrices, n x n, row-major, lower triangle read. Lanes without a matrix hold anything.
+  LaneSpectra(const double* const* g, int count, int64_t n)
+      : count_(count), n_(n), storage_(detail::triangle(n) + 4 * n) {
     // Powers of two bring the largest diagonal entries near 1, so that no square leaves the range.
     for (int l = 0; l < count; ++l) {
       double largest = 0;
@@ -272,7 +276,7 @@ class LaneSpectra {
         for (int l = 0; l < count; ++l) entry[l] = g[l][i * n + j];
         a[detail::triangle(i) + j] = entry * scale_;
       }
-    detail::lanes_tridiagonalize(a, n, diagonal, off_diagonal, a + detail::triangle(n));
+    detail::lanes_tridiagonalize(count, a, n, diagonal, off_diagonal, a + detail::triangle(n));
   }
 
   // Of the matrices times scale().
@@ -281,18 +285,19 @@ class LaneSpectra {
   Lanes scale() const { return scale_; }
 
   Lanes largest() const {
-    Lanes result;
-    detail::lanes_largest(diagonal(), off_diagonal(), n_, &result);
+    Lanes result{};
+    detail::lanes_largest(count_, diagonal(), off_diagonal(), n_, &result);
     return result / scale_;
   }
   Lanes count_above(const Lanes& x) const {
     const Lanes scaled = x * scale_;
-    Lanes count;
-    detail::lanes_sturm(diagonal(), off_diagonal(), n_, &scaled, &count);
+    Lanes count{};
+    detail::lanes_sturm(count_, diagonal(), off_diagonal(), n_, &scaled, &count);
     return count;
   }
 
  private:
+  int count_;
   int64_t n_;
   Lanes scale_ = Lanes{} + 1.0;
   Buffer<Lanes> storage_;

@@ -75,8 +75,8 @@ class ProposalProduct {
   Buffer<float> copy_, x_, y_;
 };
 
-// Largest eigenvalue of a tridiagonal matrix without negative ones, in every lane the same: six steps of
-// Laguerre's iteration where bisection takes fifty.
+// Largest eigenvalue of a tridiagonal matrix without negative ones: six steps of Laguerre's iteration where
+// bisection takes fifty.
 inline double largest_of_tridiagonal(const Tridiagonal& t) {
   const int64_t k = static_cast<int64_t>(t.diagonal.size());
   double largest = 0;
@@ -88,7 +88,7 @@ inline double largest_of_tridiagonal(const Tridiagonal& t) {
     lanes[k + i] = Lanes{} + (i + 1 < k ? t.off_diagonal[i] * scale : 0.0);
   }
   Lanes result;
-  lanes_largest(lanes.data(), lanes.data() + k, k, &result);
+  lanes_largest(1, lanes.data(), lanes.data() + k, k, &result);
   return result[0] / scale;
 }
 
