@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import tracemalloc
 import warnings
 import weakref
@@ -281,3 +283,28 @@ def test_10_000_steps_hold_no_more_than_1000() -> None:
         tracemalloc.stop()
     # The log of cadences has at most an entry in five tracked steps, and settles.
     assert held[1] - held[0] < 20_000
+
+
+FRESH = """
+import sys
+import torch
+from bsgap_kernels import RankTracker
+
+model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+with RankTracker(model, verbose=False) as tracker:
+    model(torch.ones(2, 3)).sum().backward()
+    print(list(tracker.collect()), "torch._dynamo" in sys.modules)
+"""
+
+
+def test_a_tracker_does_without_the_compiler() -> None:
+    # Its import takes seconds.
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["['1#0']", "False"]
+
+
+def test_the_token_is_marked_as_the_compiler_marks_static_addresses() -> None:
+    marked = torch.zeros(1)
+    torch._dynamo.mark_static_address(marked)
+    with watch(mlp()) as tracker:
+        assert vars(tracker._reader._token) == vars(marked) != {}

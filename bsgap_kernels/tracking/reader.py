@@ -123,8 +123,9 @@ class SiteReader:
         parameter = next(iter(model.parameters()), None)
         device = "cpu" if parameter is None or parameter.is_meta else parameter.device
         self._token = torch.zeros(1, device=device)
-        # Else compiled code could not be captured in a CUDA graph because of it.
-        torch._dynamo.mark_static_address(self._token)
+        # Else compiled code could not be captured in a CUDA graph because of it. This is what
+        # torch._dynamo.mark_static_address does; calling that would import the compiler, which takes seconds.
+        self._token._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
         self._number = enlist(self)
         begin = BeginHook(self, self._number, self._token, mask, place)
         self._handles: list[Any] = []
