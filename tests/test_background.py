@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,20 @@ def test_a_stuck_sink_blocks_neither_put_nor_another_sink(caplog: pytest.LogCapt
     assert writer.dropped == 12
     assert caplog.text.count("Stuck: ") == 2
     assert "Stuck: 12 steps were dropped in all" in caplog.text
+
+
+def test_a_step_wakes_no_thread_until_its_queue_fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "_SECONDS_BETWEEN_LOOKS", LONG)
+    sink = Memory()
+    with BackgroundWriter([sink], capacity=10) as writer:
+        put(writer, range(5))
+        time.sleep(0.2)
+        assert not sink.rows
+        assert writer.flush(LONG)
+        assert sink.steps == list(range(5))
+        put(writer, range(5, 11))  # more than half
+        sink.wait_for(11)
+    assert writer.dropped == 0
 
 
 def test_put_does_not_wait_for_rows_that_are_not_there_yet(caplog: pytest.LogCaptureFixture) -> None:

@@ -15,6 +15,7 @@ from bsgap_kernels.tracking.rows import Row, Sink
 
 _LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_FLUSHES = 2.0
+_SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_AT_EXIT = 30.0
 MakeRows = Callable[[], Sequence[Row]]
 
@@ -28,7 +29,8 @@ class BackgroundWriter:
                 writer.put(lambda: rows_of(numbers_on_the_gpu))     # returns at once
 
     One thread calls what was put, in order, which may wait for a device there, and one thread a sink writes:
-    a sink that hangs holds up neither the training nor another sink. `capacity` steps wait for their rows,
+    a sink that hangs holds up neither the training nor another sink. The first looks ten times a second, since
+    a thread that wakes at every step takes the interpreter from the training for longer than its work lasts. `capacity` steps wait for their rows,
     and twice as many for each sink. A step that finds a queue full is dropped for what it leads to, counted,
     and logged as a warning the first time and at the end.
 
@@ -221,6 +223,16 @@ class _SourceLane(_Lane):
         super().__init__("rows", capacity)
         self._sinks = sinks
         self._failed = 0
+        self._hurry = threading.Event()
+
+    def offer(self, item: MakeRows | Sequence[Row]) -> None:
+        super().offer(item)
+        if 2 * self._queue.qsize() > self._capacity:
+            self._hurry.set()
+
+    def force(self, ticket: _Ticket) -> None:
+        super().force(ticket)
+        self._hurry.set()
 
     def report(self) -> None:
         super().report()
@@ -229,17 +241,21 @@ class _SourceLane(_Lane):
 
     def _run(self) -> None:
         while True:
-            item = self._queue.get()
-            if isinstance(item, _Ticket):
-                for sink in self._sinks:
-                    sink.force(item)
-                item.arrive()
-                if item.last:
-                    return
-            else:
-                self._hand_on(item)
-            # Else it lives until the next step, and so do the device buffers that it holds.
-            del item
+            # Never in `get`: a waiting thread would be woken by each `put`.
+            self._hurry.wait(_SECONDS_BETWEEN_LOOKS)
+            self._hurry.clear()
+            while not self._queue.empty():
+                item = self._queue.get()
+                if isinstance(item, _Ticket):
+                    for sink in self._sinks:
+                        sink.force(item)
+                    item.arrive()
+                    if item.last:
+                        return
+                else:
+                    self._hand_on(item)
+                # Else it lives until the next step, and so do the device buffers that it holds.
+                del item
 
     def _hand_on(self, item: MakeRows | Sequence[Row]) -> None:
         try:
