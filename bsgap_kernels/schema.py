@@ -37,11 +37,11 @@ _PRIVATE = (
     "_summarize(Tensor eigenvalues, Tensor exponent, int m, int n) -> Tensor",
     "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
-    # Adds AᵀA of A (*, n), leading dimensions rows, or AAᵀ, to a lower triangle. totals: rows, a bound of the
-    # error of gram (float64 sums), additions.
-    "_accumulate_gram_(Tensor(a!) gram, Tensor(b!) totals, Tensor(c!)? sums, Tensor A, bool features_side,"
-    " bool center, bool float32_gram) -> ()",
-    # Count and bounds (-1 unless certified) of each Gram matrix, int64 (N, 3).
+    # Adds AᵀA, or AAᵀ, to a lower triangle, or with `fresh` puts it there; dimensions [first, last) of A are
+    # its features, all others its rows. totals: rows, a bound of the error of gram (float64 sums), additions.
+    "_accumulate_gram_(Tensor(a!) gram, Tensor(b!) totals, Tensor(c!)? sums, Tensor A, int first, int last,"
+    " bool features_side, bool center, bool float32_gram, bool fresh) -> ()",
+    # Count, bounds (-1 unless certified) and rows of each Gram matrix, float64 (N, 4).
     "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float rtol, bool certify) -> Tensor",
     # A tracker's hooks in compiled code (tracking/hooks.py). `token` is not written: it keeps the calls in
     # order.

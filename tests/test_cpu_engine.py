@@ -259,7 +259,7 @@ def added_up(x: Tensor) -> Tensor:
         torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64),
         torch.zeros(3, dtype=torch.float64),
     )
-    _cpu.accumulate_gram(gram, totals, None, x, True, False, False)
+    _cpu.accumulate_gram(gram, totals, None, x, 1, 2, True, False, False, False)
     return gram
 
 

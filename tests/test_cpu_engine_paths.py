@@ -44,7 +44,7 @@ def test_planes_keep_the_bound_of_their_sums(
         rows = x.movedim(1, -1)
         gram = torch.zeros(channels, channels, dtype=torch.float64)
         totals = torch.zeros(3, dtype=torch.float64)
-        _cpu.accumulate_gram(gram, totals, None, rows, True, False, float32_sums)
+        _cpu.accumulate_gram(gram, totals, None, rows, 3, 4, True, False, float32_sums, False)
         exact = rows.reshape(-1, channels).double()
         m = len(exact)
         in_float = float32_sums and dtype != torch.float64

@@ -59,7 +59,7 @@ def absorbed_sums() -> Iterator[tuple[str, Tensor, Tensor]]:
         image = lanes.reshape(2, 256, 16, channels).movedim(-1, 1).contiguous().movedim(1, -1)
         gram = torch.zeros(channels, channels, dtype=torch.float64)
         totals = torch.zeros(3, dtype=torch.float64)
-        torch.ops.bsgap._accumulate_gram_(gram, totals, None, image, True, False, True)
+        torch.ops.bsgap._accumulate_gram_(gram, totals, None, image, 3, 4, True, False, True, False)
         yield f"{channels} planes", lanes, gram.tril() + gram.tril(-1).mT
 
 

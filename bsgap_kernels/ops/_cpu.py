@@ -6,13 +6,12 @@ Inputs are checked, and no matrix is empty. The engine of CUDA (`_cuda.py`) has 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..dispatch import FLOAT64_GRAM_MIN_RTOL, select_backend
-from ..strides import joined_dimensions
 from ._tolerances import effective_tolerances, svd_counts
 
 
@@ -81,7 +80,7 @@ def count_grouped(
     counts = torch.empty(len(As), dtype=torch.int64)
     if from_grams:
         found, smallest_tau = torch.ops.bsgap._grouped_counts(
-            [as_rows(As[i]) for i in from_grams],
+            [As[i] for i in from_grams],
             tolerances[0][0],
             [tolerances[i][1] for i in from_grams],
             center,
@@ -97,19 +96,6 @@ def count_grouped(
     for i in others:
         counts[i] = count_scalar(op, As[i].flatten(0, -2), atol, rtol, center)
     return counts
-
-
-def as_rows(A: Tensor) -> Tensor:
-    """A (*, n) in a form that the C++ ops read in place as one matrix: as it is, where its rows are regular.
-
-    Strides of at most two levels are: contiguous, channels_last, and NCHW with the channels moved last. Two
-    levels are copied where there are fewer rows than features, because the rows are then a side.
-    """
-    n = A.shape[-1]
-    steps = joined_dimensions(list(zip(A.shape[:-1], A.stride()[:-1], strict=True)))
-    if len(steps) <= 1 or (len(steps) == 2 and A.numel() >= n * n):
-        return A
-    return A.reshape(-1, n)
 
 
 def intervals(
@@ -132,23 +118,17 @@ def summary(A: Tensor, center: bool) -> Tensor:
     return columns.view(*A.shape[:-2], -1)
 
 
-def accumulate_gram(
-    gram: Tensor,
-    totals: Tensor,
-    sums: Tensor | None,
-    A: Tensor,
-    features_side: bool,
-    center: bool,
-    float32_gram: bool,
-) -> None:
-    """Adds what the rows of A (*, n) give to a site's sums: AᵀA (n, n) or, one matrix with m < n, AAᵀ (m, m).
+# Operators without the frame of Python around them: after a training step all that a call touches is far from
+# the processor.
+_gram_counts: Callable[..., Tensor] = torch.ops.bsgap._gram_counts.default._op
+accumulate_gram: Callable[..., None] = torch.ops.bsgap._accumulate_gram_.default._op
+"""Adds what the rows of A give to a site's sums: AᵀA (n, n) or, one matrix with m < n, AAᵀ (m, m).
 
-    Of gram the lower triangle counts. totals: rows, a bound of ‖Δgram‖₂ (infinite after float32 sums) but for
-    the additions, additions. sums (n,): column sums, or None. center: with AAᵀ only.
-    """
-    torch.ops.bsgap._accumulate_gram_.default(
-        gram, totals, sums, as_rows(A), features_side, center, float32_gram
-    )
+Takes gram, totals, sums, A, first, last, features_side, center, float32_gram, fresh. Dimensions [first, last)
+of A are features, all others rows. Of gram the lower triangle counts. totals: rows, a bound of ‖Δgram‖₂
+(infinite after float32 sums) but for the additions, additions. sums (n,): column sums, or None. center: with
+AAᵀ only. fresh: what was there is forgotten. Gradients of A are not recorded.
+"""
 
 
 def count_sums(
@@ -159,11 +139,11 @@ def count_sums(
     certify: bool,
     spectrum: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Count, lower and upper bound (-1 unless certified), int64 (N, 3), of what `accumulate_gram` added up.
+    """Count, lower and upper bound (-1 unless certified) and rows, float64 (N, 4), of what was added up.
 
     With `spectrum` also the eigenvalues of each Gram matrix, ascending, NaN where it is not finite.
     """
-    numbers = torch.ops.bsgap._gram_counts.default(grams, totals, atol, rtol, certify)
+    numbers = _gram_counts(grams, totals, atol, rtol, certify)
     return numbers, [_eigenvalues(gram) for gram in grams] if spectrum else []
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..strides import features_last
 from . import _cpu
 from ._cuda_stages import (
     Precision,
@@ -25,21 +26,31 @@ if TYPE_CHECKING:
     from ..triton.gram import GramSet
 
 
+@torch.no_grad()
 def accumulate_gram(
     gram: Tensor,
     totals: Tensor,
     sums: Tensor | None,
     A: Tensor,
+    first: int,
+    last: int,
     features_side: bool,
     center: bool,
     float32_gram: bool,
+    fresh: bool,
 ) -> None:
-    """Adds what the rows of A (*, n) give to a site's sums: see `_cpu.accumulate_gram`.
+    """Adds what the rows of A give to a site's sums: see `_cpu.accumulate_gram`.
 
     Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content.
     """
     from ..triton.config import UNDERFLOW, gamma
 
+    if fresh:
+        torch._foreach_zero_([x for x in (gram, totals, sums) if x is not None])
+    A = features_last(A.detach(), first, last)
+    if A.numel() == 0:
+        totals[0] += A.shape[:-1].numel()
+        return
     precision: Precision = "float32" if float32_gram and A.dtype != torch.float64 else "float64"
     error = None
     if features_side:
@@ -100,7 +111,8 @@ def count_sums(
     counted = count_stage(found, atol, rtol, gram_error=error, certify=certify, spectrum=spectrum)
     none = counted.counts.new_full((), -1)
     bounds = (counted.lower, counted.upper) if certify else (none.expand_as(counted.counts),) * 2
-    numbers = torch.cat([counted.counts, *bounds], 1)
+    rows = torch.stack(list(totals))[:, :1]
+    numbers = torch.cat([counted.counts.double(), *(bound.double() for bound in bounds), rows], 1)
     found_spectra: list[Tensor] = [grams[0]] * len(grams)
     if spectrum:
         parts = counted.eigenvalues.split(list(found.plan.sides))

@@ -40,9 +40,12 @@ class Engine(Protocol):
         totals: Tensor,
         sums: Tensor | None,
         A: Tensor,
+        first: int,
+        last: int,
         features_side: bool,
         center: bool,
         float32_gram: bool,
+        fresh: bool,
         /,
     ) -> None: ...
     def count_sums(
@@ -61,6 +64,10 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Engine] = {"CPU": _cpu, "CUDA": _cuda}
 """By dispatch key, looked up at every call: tests let the CPU run the engine of CUDA."""
+
+
+# Below autograd, of an activation that requires a gradient.
+LIBRARY.impl("_accumulate_gram_", torch.library.fallthrough_kernel, "Autograd")
 
 
 def engine_of(device: torch.device) -> Engine:

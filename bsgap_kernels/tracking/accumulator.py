@@ -12,7 +12,7 @@ from bsgap_kernels.ops import _checks
 from bsgap_kernels.tracking.hooks import local_rows
 from bsgap_kernels.tracking.options import checked_question
 from bsgap_kernels.tracking.records import SiteRecord, ask, record_of
-from bsgap_kernels.tracking.sums import ROWS, Sums
+from bsgap_kernels.tracking.sums import Sums
 
 
 class SpectralAccumulator:
@@ -106,7 +106,7 @@ class SpectralAccumulator:
         with torch.no_grad():
             numbers = ask([self.sums], self.question).map(Tensor.cpu)
         # The rows themselves, not their weight, bound the rank.
-        numbers.totals[0, ROWS] = self.rows
+        numbers.counts[0, -1] = self.rows
         return record_of(0, numbers, self.sums.n, self.question, 0.0)
 
     def reset(self) -> None:

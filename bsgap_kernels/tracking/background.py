@@ -93,7 +93,7 @@ class BackgroundWriter:
 
     def put(self, make_rows: MakeRows) -> None:
         """Have `make_rows` called and its rows written, later, on another thread. Never blocks or raises."""
-        if self._is_forked():
+        if os.getpid() != self._process and self._is_forked():
             return
         if self._closed:
             self._source.drop("it is closed")
@@ -226,8 +226,12 @@ class _SourceLane(_Lane):
         self._hurry = threading.Event()
 
     def offer(self, item: MakeRows | Sequence[Row]) -> None:
-        super().offer(item)
-        if 2 * self._queue.qsize() > self._capacity:
+        waiting = self._queue.qsize()
+        if waiting >= self._capacity:
+            self.drop(f"its queue of {self._capacity} steps is full")
+        else:
+            self._queue.put(item)
+        if 2 * waiting >= self._capacity:
             self._hurry.set()
 
     def force(self, ticket: _Ticket) -> None:

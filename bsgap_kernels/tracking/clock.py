@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 Span = tuple[torch.cuda.Event, torch.cuda.Event]
+Beginning = tuple[float, "torch.cuda.Event | None"]
 
 
 @dataclass
@@ -35,30 +34,25 @@ class StepClock:
         self._spans: list[Span] = []
         self._last: float | None = None
         self._steps: deque[_Step] = deque(maxlen=256)
-        self._depth = 0
         self.latest = (0.0, 0.0)
         """Seconds of the last step that is known, and tracking's share."""
 
-    @contextmanager
-    def own(self) -> Iterator[None]:
-        """What happens inside is tracking's."""
-        if self._depth:  # counted by the block around it
-            yield
-            return
-        self._depth = 1
-        started = time.perf_counter()
-        span = None
+    def begin(self) -> Beginning:
+        """Tracking's own time begins; it may not begin again before it ends."""
         if self._cuda and not torch.cuda.is_current_stream_capturing():
-            span = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            span[0].record()
-        try:
-            yield
-        finally:
-            self._depth = 0
-            if span is not None:
-                span[1].record()
-                self._spans.append(span)
-            self._own += time.perf_counter() - started
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            return time.perf_counter(), event
+        return time.perf_counter(), None
+
+    def end(self, beginning: Beginning) -> None:
+        """Tracking's own time ends."""
+        started, event = beginning
+        if event is not None:
+            end = torch.cuda.Event(enable_timing=True)
+            end.record()
+            self._spans.append((event, end))
+        self._own += time.perf_counter() - started
 
     def end_step(self, *, tracked: bool) -> None:
         """A training step ends here; the first one has no beginning and is not known."""

@@ -27,11 +27,8 @@ class Reader(Protocol):
     def begin(self, mask: Tensor | None, training: bool, compiled: bool, /) -> None:
         """A forward pass of the model starts; training: it could be one of a training step."""
 
-    def skips(self, module: int, /) -> bool:
-        """Whether a module's activation, which is about to come, is not wanted; its call is counted then."""
-
-    def observe(self, module: int, activation: Tensor, /) -> None:
-        """A module's activation is there."""
+    def observe(self, module: int, output: Any, /) -> None:
+        """A module's output, or first input, is there."""
 
 
 _READERS: weakref.WeakValueDictionary[int, Reader] = weakref.WeakValueDictionary()
@@ -80,17 +77,24 @@ def inert(*_: Any, **__: Any) -> None:
     """What a hook becomes in a copied or pickled model: it does nothing."""
 
 
+graph_task = torch._C._current_graph_task_id
+"""Anything but -1 inside a backward pass."""
+
+
 def recomputing() -> bool:
     """Whether this runs inside a backward pass: activation checkpointing repeats a forward that was read."""
-    return bool(torch._C._current_graph_task_id() != -1)
+    return bool(graph_task() != -1)
+
+
+def exporting() -> bool:
+    """Whether what is compiled will be run by itself, which makes it none of the tracker's passes."""
+    # The flag itself: torch 2.11 takes is_exporting() for true in whatever it compiles.
+    return torch.compiler._is_exporting_flag
 
 
 def elsewhere() -> bool:
     """Whether this is a trace of the model to be run by itself, which is none of the tracker's passes."""
-    if torch.compiler.is_compiling():
-        # The flag itself: torch 2.11 takes is_exporting() for true in whatever it compiles.
-        return torch.compiler._is_exporting_flag
-    return torch._C._is_tracing()
+    return exporting() if torch.compiler.is_compiling() else torch._C._is_tracing()
 
 
 class Hook:
@@ -123,20 +127,18 @@ class OutputHook(ReaderHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         """Called by torch after the module's forward."""
-        self.read(output)
-
-    def read(self, output: Any) -> None:
-        """Report the activation, unless the tracker is gone."""
-        if elsewhere():
-            return
-        if torch.compiler.is_compiling():
-            activation = local_rows(activation_of(output, self.name), self.name)
-            torch.ops.bsgap._observe_(self.token, activation.detach(), self.number, self.module)
+        if torch.compiler.is_dynamo_compiling():
+            self.trace(output)
             return
         reader = self.reader()
-        # Asked first: of a paused tracker no more should be felt than this.
-        if reader is not None and not reader.skips(self.module):
-            reader.observe(self.module, local_rows(activation_of(output, self.name), self.name))
+        if reader is not None:
+            reader.observe(self.module, output)
+
+    def trace(self, output: Any) -> None:
+        """Put the op into compiled code."""
+        if not exporting():
+            activation = local_rows(activation_of(output, self.name), self.name)
+            torch.ops.bsgap._observe_(self.token, activation.detach(), self.number, self.module)
 
 
 class InputHook(OutputHook):
@@ -145,7 +147,7 @@ class InputHook(OutputHook):
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
         """Called by torch before the module's forward."""
         if args:
-            self.read(args[0])
+            super().__call__(module, args, args[0])
 
 
 class BeginHook(ReaderHook):
@@ -160,26 +162,25 @@ class BeginHook(ReaderHook):
 
     def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         """Called by torch before the model's forward."""
-        if elsewhere():
+        compiling = torch.compiler.is_compiling()
+        if compiling and exporting():
             return
-        if getattr(module, "_is_replica", False):
+        mask = None if self.mask is None else self._mask(args, kwargs)
+        training = module.training and (torch.is_grad_enabled() or _wants_gradients(args, kwargs))
+        if compiling:
+            torch.ops.bsgap._begin_pass_(self.token, mask, self.number, training)
+            return
+        if "_is_replica" in module.__dict__:
             raise RuntimeError(
                 "RankTracker: the model runs as a replica of DataParallel, whose threads share hooks; "
                 "expected DistributedDataParallel, or one device"
             )
-        mask = self._mask(args, kwargs)
-        training = module.training and _of_a_training_step(args, kwargs)
-        if torch.compiler.is_compiling():
-            torch.ops.bsgap._begin_pass_(self.token, mask, self.number, training)
-            return
         reader = self.reader()
         if reader is not None:
             reader.begin(mask, training, False)
 
     def _mask(self, args: Any, kwargs: dict[str, Any]) -> Tensor | None:
-        if self.mask is None:
-            return None
-        mask = kwargs.get(self.mask)
+        mask = kwargs.get(str(self.mask))
         if mask is None and self.place is not None and self.place < len(args):
             mask = args[self.place]
         if mask is None:
@@ -194,10 +195,8 @@ class BeginHook(ReaderHook):
         return mask
 
 
-def _of_a_training_step(args: Any, kwargs: dict[str, Any]) -> bool:
-    """With gradients, or the first pass of a checkpointed model: without, but of inputs that want them."""
-    if torch.is_grad_enabled():
-        return True
+def _wants_gradients(args: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether this is the first pass of a checkpointed model: without gradients, but of inputs that want them."""
     inputs = [*args, *kwargs.values()]
     return (
         any(isinstance(x, Tensor) and x.requires_grad for x in inputs)

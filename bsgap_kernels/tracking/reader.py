@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bsgap_kernels.strides import features_last
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.discovery import Discovery, run_example
 from bsgap_kernels.tracking.hooks import (
@@ -20,21 +22,25 @@ from bsgap_kernels.tracking.hooks import (
     InputHook,
     OutputHook,
     delist,
+    elsewhere,
     enlist,
+    graph_task,
+    local_rows,
     place_of_mask,
-    recomputing,
 )
+from bsgap_kernels.tracking.reading import SiteHead
 from bsgap_kernels.tracking.records import Question
 from bsgap_kernels.tracking.sites import (
     CONSUMERS,
     Layers,
+    activation_of,
     ambiguous_sequence,
     compiled_regions,
     has_values,
     listing,
     no_site,
+    matrix_of,
     select_modules,
-    unfold_view,
 )
 from bsgap_kernels.tracking.sums import ROWS, Sums
 
@@ -48,11 +54,14 @@ _SKETCH_SEED = 20221012
 class Site:
     """One place where activations are read, and what was read there since its step began."""
 
-    name: str
+    head: SiteHead
     sums: Sums
-    note: str = ""  # what is not as it stands: sampling, sketch
     reads: int = 0
     seconds: float = 0.0
+    shape: torch.Size | None = None  # of activations that are read as they stand, if once looked at
+    device: torch.device | None = None  # of those
+    first: int = 0  # features are dimensions [first, last)
+    last: int = 0
     captured: bool = False  # read in a CUDA graph: its replays call no hook
     stream: torch.cuda.Stream | None = None  # that its sums were last touched on
 
@@ -93,7 +102,7 @@ class SiteReader:
         options: ReadOptions,
         mask: str | None,
         example: Any,
-        clock: StepClock,
+        clock: StepClock | None,
     ) -> None:
         self.options = options
         self._clock = clock
@@ -101,7 +110,7 @@ class SiteReader:
         self.view: str | None = None
         self.passes = 0  # that were, or but for a pause would have been, read
         self._model = model
-        self._sites: dict[str, dict[tuple[int, int], Site]] = {}
+        self._sites: defaultdict[str, dict[tuple[int, int], Site]] = defaultdict(dict)
         self._calls: dict[int, int] = {}
         self._mask: Tensor | None = None
         self._masks = mask is not None
@@ -187,6 +196,11 @@ class SiteReader:
         else:  # so that a call is named as its hook will name it
             self._calls[number] = self._calls.get(number, 0) + 1
 
+    @property
+    def settled(self) -> bool:
+        """Whether `end_step` has nothing left to do."""
+        return self._checked and self._discovery is None and bool(self._observed)
+
     def end_step(self) -> None:
         """Settle, after the first step with a pass, which sites there are.
 
@@ -240,7 +254,7 @@ class SiteReader:
 
     def begin(self, mask: Tensor | None, training: bool, compiled: bool) -> None:
         """A forward pass of the model starts."""
-        if recomputing():
+        if graph_task() != -1 or torch._C._is_tracing():
             return
         self._calls.clear()
         self._mask = mask
@@ -251,137 +265,164 @@ class SiteReader:
         if training or self.view is not None:
             self.passes += 1
 
-    def _listening(self) -> bool:
-        return self.recording and (self.view is not None or (self._training and self._model.training))
+    def observe(self, module: int, output: Any) -> None:
+        """Add a module's output, or input, to its site.
 
-    def skips(self, module: int) -> bool:
-        """Whether a call of a module goes by unread; it is counted then."""
-        if self._discovery is not None or self._listening():
-            return False
-        if not recomputing():
-            self._count(module)
-        return True
-
-    def _count(self, module: int) -> int:
-        """Number of this call in its pass; counted while paused too, so that a site keeps its name."""
+        Written so that a plain activation, of a shape met before, takes few calls: after a training step each
+        costs more than its work.
+        """
+        plain = type(output) is Tensor and output.ndim > 0
+        if graph_task() != -1 or torch._C._is_tracing() or (not plain and elsewhere()):
+            return
+        # Counted while paused too, so that a site keeps its name.
         call = self._calls.get(module, 0)
         self._calls[module] = call + 1
         self._observed.add(module)
-        return call
-
-    def observe(self, module: int, activation: Tensor) -> None:
-        """Add an activation to its site."""
-        if recomputing():
+        listening = self.recording and (self.view is not None or (self._training and self._model.training))
+        if not listening and self._discovery is None:
             return
-        call = self._count(module)
+        activation = output
+        if not plain:
+            name = self._names[module]
+            activation = local_rows(activation_of(output, name), name)
         if self._discovery is not None:
             self._discovery.known(activation)
-        if not self._listening() or not has_values(activation, self._names[module]):
+        if not listening or not has_values(activation, self._names[module]):
             return
         # A part of the model that is called by itself begins no pass.
         self.passes = self.passes or 1
+        clock = self._clock
         started = time.perf_counter()
-        sites = self._sites.setdefault(self.view or TRAINING, {})
+        beginning = None if clock is None else clock.begin()
+        sites = self._sites[self.view or TRAINING]
         site = sites.get((module, call))
-        with self._clock.own(), torch.no_grad():
-            matrix = self._matrix(activation.detach())
-            if site is None:
-                if self._ambiguous and activation.ndim == 3:
-                    self._ambiguous = False
-                    warnings.warn(ambiguous_sequence(self._names[module]), stacklevel=2)
-                site = sites[module, call] = self._new_site(f"{self._names[module]}#{call}", matrix)
-            self._add(site, matrix)
+        if site is None:
+            site = sites[module, call] = self._new_site(f"{self._names[module]}#{call}", activation)
+        if activation.shape != site.shape or activation.device != site.device or site.reads > 0:
+            with torch.no_grad():
+                activation = self._fitting(site, activation.detach())
+        options = self.options
+        site.sums.add(
+            activation,
+            site.first,
+            site.last,
+            # Sums about which more is asked than a count are kept in float64.
+            float32_gram=options.float32_gram,
+            center=options.question.center,
+            fresh=site.reads == 0 and site.shape is not None,
+        )
+        site.reads += 1
+        if clock is not None and beginning is not None:
+            clock.end(beginning)
         site.seconds += time.perf_counter() - started
 
-    def _matrix(self, activation: Tensor) -> Tensor:
-        options = self.options
-        if options.sample_rows > 1:
-            activation = activation[:: options.sample_rows]
-        return unfold_view(activation, options.unfold)
+    def _matrix(self, activation: Tensor) -> tuple[Tensor, int, int]:
+        if self.options.sample_rows > 1:
+            activation = activation[:: self.options.sample_rows]
+        return matrix_of(activation, self.options.unfold)
 
-    def _new_site(self, name: str, matrix: Tensor) -> Site:
-        options, n = self.options, matrix.shape[-1]
-        m = matrix.shape[:-1].numel()
+    def _zeros(self, m: int, n: int, device: torch.device) -> Sums:
+        question = self.options.question
+        rows = m if m < n and not (self.options.adds_up or self._masks) else None
+        return Sums.zeros(n, device, rows=rows, sums=question.sums, magnitudes=question.magnitudes)
+
+    def _new_site(self, name: str, activation: Tensor) -> Site:
+        options = self.options
+        if self._ambiguous and activation.ndim == 3:
+            self._ambiguous = False
+            warnings.warn(ambiguous_sequence(name.rpartition("#")[0]), stacklevel=3)
+        with torch.no_grad():
+            m, n = _shape(*self._matrix(activation.detach()))
         notes = [f"rows 1/{options.sample_rows}"] if options.sample_rows > 1 else []
-        adds_up = options.adds_up or self._masks
-        if adds_up and n > options.max_features:
+        if (options.adds_up or self._masks) and n > options.max_features:
             if options.sketch is None:
                 raise ValueError(
                     f"{name}: {n} features are more than max_features = {options.max_features}, and where "
                     f"passes or ranks add up an n × n Gram matrix of {8 * n * n / 2**20:.0f} MiB would be "
                     "held; unfold by channel, raise max_features, or name sketch="
                 )
+            notes.append(f"sketch {options.sketch} of {n}")
             n = options.sketch
-            notes.append(f"sketch {n} of {matrix.shape[-1]}")
-        rows = m if m < n and not adds_up else None
-        question = options.question
-        sums = Sums.zeros(n, matrix.device, rows=rows, sums=question.sums, magnitudes=question.magnitudes)
-        return Site(name, sums, ", ".join(notes))
+        return Site(SiteHead(name, n, ", ".join(notes)), self._zeros(m, n, activation.device))
 
-    def _add(self, site: Site, matrix: Tensor) -> None:
-        sums, options, n = site.sums, self.options, matrix.shape[-1]
-        expected = sums.n if "sketch" not in site.note else None
-        if expected is not None and n != expected:
+    def _fitting(self, site: Site, activation: Tensor) -> Tensor:
+        """What of an activation the sums of its site are to be given, once it is known that it fits them."""
+        name, sums, sketched = site.head.name, site.sums, "sketch" in site.head.note
+        matrix, first, last = self._matrix(activation)
+        m, n = _shape(matrix, first, last)
+        if not sketched and n != sums.n:
             raise ValueError(
-                f"{site.name}: an activation with {n} features came after one with {expected}; sites of "
+                f"{name}: an activation with {n} features came after one with {sums.n}; sites of "
                 "varying size need unfold='channel' or 'pool'"
             )
-        m = matrix.shape[:-1].numel()
         if sums.gram.device != matrix.device:
             if site.reads > 0:
                 raise RuntimeError(
-                    f"{site.name}: an activation on {matrix.device} came after one on {sums.gram.device} in "
+                    f"{name}: an activation on {matrix.device} came after one on {sums.gram.device} in "
                     "one step; move the model between steps, after step()"
                 )
-            site.sums = sums = sums.to(matrix.device)
+            site.sums = sums = self._zeros(m, sums.n, matrix.device)
         if not sums.features_side and (site.reads > 0 or m != sums.side):
             if site.reads > 0:
                 raise RuntimeError(
-                    f"{site.name}: read a second time in one step with fewer rows ({m}) than features ({n}), "
+                    f"{name}: read a second time in one step with fewer rows ({m}) than features ({n}), "
                     "which does not add up; end each step by step(), or say micro_batches= where a step has "
                     "several passes"
                 )
-            fresh = Sums.zeros(
-                n, matrix.device, rows=m if m < n else None, sums=options.question.sums,
-                magnitudes=options.question.magnitudes,
-            )  # fmt: skip
-            site.sums = sums = fresh
-        mask = None if self._mask is None else self._mask[:: options.sample_rows]
+            site.sums = sums = self._zeros(m, n, matrix.device)
+        site.first, site.last, site.device = first, last, matrix.device
+        site.join()
+        on_device = matrix.is_cuda or site.stream is not None
+        as_it_stands = matrix is activation and not (self._masks or sketched or on_device)
+        site.shape = matrix.shape if as_it_stands else None
+        if as_it_stands:
+            return matrix
+        if matrix.is_cuda:
+            site.captured = site.captured or torch.cuda.is_current_stream_capturing()
+        elif site.reads == 0:
+            torch._foreach_zero_(sums.tensors())
+        if self._mask is not None or sketched:
+            matrix = features_last(matrix, first, last)
+            site.first, site.last = matrix.ndim - 1, matrix.ndim
+        mask = None if self._mask is None else self._mask[:: self.options.sample_rows]
         if mask is not None and matrix.shape[:-1] == mask.shape:
             # Rows of zeros add nothing to a Gram matrix; they only must not count as rows.
             self._masked = True
             valid = mask.to(torch.bool)
             matrix = torch.where(valid[..., None], matrix, 0)
             sums.totals[ROWS] += valid.sum() - m
-        if expected is None:
+        if sketched:
             with torch.autocast(matrix.device.type, enabled=False):
                 matrix = matrix.flatten(0, -2) @ _projection(n, sums.n, matrix.dtype, matrix.device)
-        site.join()
-        # Sums about which more is asked than a count are kept in float64.
-        sums.add(matrix, center=options.question.center, float32_gram=options.float32_gram)
-        site.reads += 1
-        site.captured = site.captured or (matrix.is_cuda and torch.cuda.is_current_stream_capturing())
+            site.first, site.last = 1, 2
+        return matrix
 
     # -- what was read
 
     def take(self, view: str) -> list[Site]:
         """Sites read since `release`, in forward order."""
-        sites = [site for site in self._sites.get(view, {}).values() if site.reads > 0 or site.captured]
+        sites = [site for site in self._sites[view].values() if site.reads > 0 or site.captured]
         if sites and self._mask is not None and not self._masked:
             self._masked = True
             warnings.warn(
                 f"bsgap_kernels: no site has rows {tuple(self._mask.shape)} as the padding mask has, so "
-                f"padding counts as rows; the sites are {listing([site.name for site in sites])}",
+                f"padding counts as rows; the sites are {listing([site.head.name for site in sites])}",
                 stacklevel=4,
             )
         for site in sites:
-            site.join()
+            if site.stream is not None:
+                site.join()
         return sites
 
     def release(self, sites: list[Site]) -> None:
-        """Forget what sites have added up: the next step begins."""
-        if sites:
-            torch._foreach_zero_([tensor for site in sites for tensor in site.sums.tensors()])
+        """Forget what sites have added up: the next step begins.
+
+        On a CPU the first read of the next step does so. On a GPU that may be the replay of a graph, which
+        adds to what it finds.
+        """
+        stale = [tensor for site in sites if site.sums.gram.is_cuda for tensor in site.sums.tensors()]
+        if stale:
+            torch._foreach_zero_(stale)
         for site in sites:
             site.reads, site.seconds = 0, 0.0
         self._calls.clear()
@@ -390,7 +431,7 @@ class SiteReader:
 
     def names(self) -> list[str]:
         """Sites met so far, in forward order."""
-        return list(dict.fromkeys(site.name for sites in self._sites.values() for site in sites.values()))
+        return list(dict.fromkeys(site.head.name for sites in self._sites.values() for site in sites.values()))
 
     @property
     def nbytes(self) -> int:
@@ -403,6 +444,12 @@ def current_stream(device: torch.device) -> torch.cuda.Stream | None:
     if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return None
     return torch.cuda.current_stream(device)
+
+
+def _shape(matrix: Tensor, first: int, last: int) -> tuple[int, int]:
+    """Rows and features of an activation whose dimensions [first, last) are features."""
+    shape = matrix.shape
+    return (shape[:first] + shape[last:]).numel(), shape[first:last].numel()
 
 
 @lru_cache(maxsize=64)

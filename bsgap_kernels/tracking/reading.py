@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,14 +13,12 @@ from bsgap_kernels.tracking.rows import Row
 from bsgap_kernels.tracking.sums import Sums
 
 
-@dataclass(frozen=True)
-class SiteHead:
-    """What is known of a site without looking at the device."""
+class SiteHead(NamedTuple):
+    """What is known of a site once and for all."""
 
     name: str
     n: int
-    note: str
-    seconds: float
+    note: str  # what is not as it stands: sampling, sketch
 
 
 class Reading:
@@ -30,11 +28,18 @@ class Reading:
     """
 
     def __init__(
-        self, step: int, view: str, heads: Sequence[SiteHead], sums: Sequence[Sums], question: Question
+        self,
+        step: int,
+        view: str,
+        heads: Sequence[SiteHead],
+        seconds: Sequence[float],
+        sums: Sequence[Sums],
+        question: Question,
     ) -> None:
         self.step = step
         self.view = view
-        self.heads = list(heads)
+        self.heads = heads
+        self.seconds = seconds
         self.question = question
         self._groups: list[tuple[list[int], Numbers]] = []
         self._events: list[torch.cuda.Event] = []
@@ -44,12 +49,9 @@ class Reading:
             by_device.setdefault(site.gram.device, []).append(index)
         for device, members in by_device.items():
             numbers = ask([sums[i] for i in members], question)
-            self._groups.append((members, self._to_host(numbers, device)))
+            self._groups.append((members, numbers if device.type == "cpu" else self._to_host(numbers, device)))
 
     def _to_host(self, numbers: Numbers, device: torch.device) -> Numbers:
-        if device.type != "cuda":
-            return numbers
-
         def copy(x: Tensor) -> Tensor:
             host = torch.empty(x.shape, dtype=x.dtype, device="cpu", pin_memory=True)
             return host.copy_(x, non_blocking=True)
@@ -68,8 +70,8 @@ class Reading:
             found: dict[int, SiteRecord] = {}
             for members, numbers in self._groups:
                 for place, index in enumerate(members):
-                    head = self.heads[index]
-                    found[index] = record_of(place, numbers, head.n, self.question, head.seconds)
+                    n, seconds = self.heads[index].n, self.seconds[index]
+                    found[index] = record_of(place, numbers, n, self.question, seconds)
             self._records = {self.heads[index].name: found[index] for index in sorted(found)}
             self._groups.clear()
         return self._records

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.ops._register import engine_of
-from bsgap_kernels.tracking.sums import ROWS, Sums
+from bsgap_kernels.tracking.sums import Sums
 
 METRICS = ("near_rank", *SUMMARY_COLUMNS, "saturation", "dormant_units")
 """What a tracker can record; definitions and sources in bsgap_kernels/reference.py, of the same names."""
@@ -49,17 +50,17 @@ class Question:
     certify: bool
     metrics: tuple[str, ...]
 
-    @property
+    @cached_property
     def spectrum(self) -> bool:
         """Whether eigenvalues are needed."""
         return any(metric in SUMMARY_COLUMNS for metric in self.metrics)
 
-    @property
+    @cached_property
     def sums(self) -> bool:
         """Whether column sums are needed."""
         return self.center or "saturation" in self.metrics
 
-    @property
+    @cached_property
     def magnitudes(self) -> bool:
         """Whether sums of absolute values are needed."""
         return "dormant_units" in self.metrics
@@ -69,8 +70,7 @@ class Question:
 class Numbers:
     """Answers on the device, one entry a site, all of one device."""
 
-    counts: Tensor  # int64 (sites, 3)
-    totals: Tensor  # float64 (sites, 3)
+    counts: Tensor  # float64 (sites, 4): near-rank, lower and upper bound, rows
     spectra: list[Tensor]
     centred_spectra: list[Tensor]
     magnitudes: list[Tensor]
@@ -83,7 +83,6 @@ class Numbers:
 
         return Numbers(
             function(self.counts),
-            function(self.totals),
             each(self.spectra),
             each(self.centred_spectra),
             each(self.magnitudes),
@@ -96,25 +95,28 @@ def ask(sites: Sequence[Sums], question: Question) -> Numbers:
     Cost: of near-rank alone one factorisation a site, or small matrices eight at a time; other metrics need
     the eigenvalues.
     """
-    engine = engine_of(sites[0].gram.device)
-    answered = [s.centred() if question.center and s.features_side else s for s in sites]
-
-    def count(of: Sequence[Sums], certify: bool, spectrum: bool) -> tuple[Tensor, list[Tensor]]:
-        grams, totals = [s.gram for s in of], [s.totals for s in of]
-        return engine.count_sums(grams, totals, question.atol, question.rtol, certify, spectrum)
-
-    counts, spectra = count(answered, question.certify, question.spectrum)
+    answered = sites
+    if question.center:
+        answered = [s.centred() if s.features_side else s for s in sites]
+    counts, spectra = _count(answered, question, question.certify, question.spectrum)
     centred: list[Tensor] = []
     if "saturation" in question.metrics:
-        _, centred = count([s.centred() for s in sites], False, True)
+        _, centred = _count([s.centred() for s in sites], question, False, True)
     magnitudes = [s.magnitudes.clone() for s in sites if s.magnitudes is not None]
-    return Numbers(counts, torch.stack([s.totals for s in sites]), spectra, centred, magnitudes)
+    return Numbers(counts, spectra, centred, magnitudes)
+
+
+def _count(
+    sites: Sequence[Sums], question: Question, certify: bool, spectrum: bool
+) -> tuple[Tensor, list[Tensor]]:
+    engine = engine_of(sites[0].gram.device)
+    grams, totals = [s.gram for s in sites], [s.totals for s in sites]
+    return engine.count_sums(grams, totals, question.atol, question.rtol, certify, spectrum)
 
 
 def record_of(index: int, numbers: Numbers, n: int, question: Question, seconds: float) -> SiteRecord:
     """The record of one site of n features from numbers on the host."""
-    m = round(float(numbers.totals[index, ROWS]))
-    near_rank, lower, upper = numbers.counts[index].tolist()
+    near_rank, lower, upper, m = (round(value) for value in numbers.counts[index].tolist())
     k = min(m, n)
     if m * n == 0:
         near_rank = lower = upper = 0

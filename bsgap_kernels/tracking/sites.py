@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
+from bsgap_kernels.strides import features_last
+
 UNFOLDS = ("auto", "flatten", "channel", "pool", "token")
 
 # Softmax and attention are left out: their outputs are weights, not units' activations.
@@ -195,7 +197,7 @@ def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
     `flatten` of a contiguous activation and `channel` of a channels_last one are views; `channel` of a
     contiguous NCHW activation cannot be one and copies.
     """
-    return unfold_view(activation, unfold).flatten(0, -2)
+    return features_last(*matrix_of(activation, unfold)).flatten(0, -2)
 
 
 def resolve_unfold(ndim: int, unfold: str) -> str:
@@ -205,17 +207,20 @@ def resolve_unfold(ndim: int, unfold: str) -> str:
     return "flatten" if ndim <= 2 else "token" if ndim == 3 else "channel"
 
 
-def unfold_view(activation: Tensor, unfold: str = "flatten") -> Tensor:
-    """`unfold_activation` with observations still in several dimensions, (*, features): never a copy."""
+def matrix_of(activation: Tensor, unfold: str = "flatten") -> tuple[Tensor, int, int]:
+    """An activation, pooled if `unfold` asks for it, and the range [first, last) of dimensions that are features.
+
+    All other dimensions, in order, are observations. Nothing is copied.
+    """
     if activation.ndim == 1:
-        return activation.unsqueeze(1)
+        return activation.unsqueeze(1), 1, 2
     unfold = resolve_unfold(activation.ndim, unfold)
     if unfold == "flatten" or activation.ndim == 2:
-        return activation.flatten(1)
+        return activation, 1, activation.ndim
     if unfold == "token":
-        return activation
+        return activation, activation.ndim - 1, activation.ndim
     if unfold == "channel":
-        return activation.movedim(1, -1)
+        return activation, 1, 2
     # Halves are averaged in float32: a mean of a few hundred values loses bits in their own format.
     dtype = torch.float32 if activation.dtype in (torch.float16, torch.bfloat16) else None
-    return activation.flatten(2).mean(2, dtype=dtype)
+    return activation.flatten(2).mean(2, dtype=dtype), 1, 2

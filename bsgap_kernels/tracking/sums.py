@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bsgap_kernels.ops._register import engine_of
+from bsgap_kernels.strides import features_last
 from bsgap_kernels.triton.config import UNDERFLOW, UNIT_ROUNDOFF, gamma
 
 ROWS, ERROR, ADDITIONS = range(3)
@@ -70,22 +71,43 @@ class Sums:
         """Everything that is added to."""
         return [t for t in (self.gram, self.totals, self.sums, self.magnitudes) if t is not None]
 
-    def add(self, A: Tensor, *, center: bool = False, float32_gram: bool = False) -> None:
-        """Add the rows of A (*, n), leading dimensions observations. center: of AAᵀ only."""
-        if A.numel() == 0:
-            self.totals[ROWS] += A.shape[:-1].numel()
-            return
-        engine_of(A.device).accumulate_gram(
+    def __post_init__(self) -> None:
+        self._accumulate = engine_of(self.gram.device).accumulate_gram
+
+    def add(
+        self,
+        A: Tensor,
+        first: int = -1,
+        last: int = 0,
+        center: bool = False,
+        float32_gram: bool = False,
+        fresh: bool = False,
+    ) -> None:
+        """Add the rows of A, whose dimensions [first, last) are features and all others observations.
+
+        As a default the last dimension is the features. center: of AAᵀ only. fresh: put them in the place of
+        what is there. Gradients of A are nobody's concern here.
+        """
+        if first < 0:
+            first, last = A.ndim - 1, A.ndim
+        self._accumulate(
             self.gram,
             self.totals,
             self.sums,
             A,
+            first,
+            last,
             self.features_side,
             center and not self.features_side,
             float32_gram,
+            fresh,
         )
         if self.magnitudes is not None:
-            self.magnitudes += A.abs().flatten(0, -2).sum(0, dtype=torch.float64)
+            with torch.no_grad():
+                if fresh:
+                    self.magnitudes.zero_()
+                rows = features_last(A, first, last).flatten(0, -2)
+                self.magnitudes += rows.abs().sum(0, dtype=torch.float64)
 
     def add_sums(self, other: Sums) -> None:
         """Add what another has summed up about the same features."""

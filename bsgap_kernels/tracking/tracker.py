@@ -152,7 +152,8 @@ class RankTracker:
         )
         parameter = next(iter(model.parameters()), None)
         self._device = torch.device("cpu") if parameter is None else parameter.device
-        self._clock = StepClock(self._device)
+        timed = max_overhead is not None or self._spectra is not None
+        self._clock = StepClock(self._device) if timed else None
         self._reader = SiteReader(model, layers, options, mask, example, self._clock)
         try:
             self._writer = self._open_writer(sinks, alarms, run, attempt, first_step)
@@ -288,7 +289,7 @@ class RankTracker:
         """
         if self._closed:
             return
-        if self._due and self._enabled and not self._reader.passes and self._spectra is None:
+        if not self._reader.passes and self._due and self._enabled and self._spectra is None:
             raise RuntimeError(_never_fired())
         self._end_step()
 
@@ -301,21 +302,27 @@ class RankTracker:
 
     def _end_step(self) -> Reading | None:
         tracked = self._due and self._enabled
-        with self._clock.own():
-            if tracked:
-                reading = self._finish(TRAINING)
-            else:
-                reading = None
-                self._land()  # of an earlier step: its rows are written, they are no numbers of this one
+        clock = self._clock
+        beginning = None if clock is None else clock.begin()
+        if tracked:
+            reading = self._finish(TRAINING)
+        else:
+            reading = None
+            self._land()  # of an earlier step: its rows are written, they are no numbers of this one
+        if not self._reader.settled:
             self._reader.end_step()
-        self._clock.end_step(tracked=tracked)
-        known = self._clock.finished()
-        if self._spectra is None:
-            for step_seconds, own_seconds in known:
-                self._set_cadence(step_seconds, own_seconds)
+        if clock is not None and beginning is not None:
+            clock.end(beginning)
+            clock.end_step(tracked=tracked)
+            known = clock.finished()
+            if self._spectra is None:
+                for step_seconds, own_seconds in known:
+                    self._set_cadence(step_seconds, own_seconds)
         self._step += 1
-        self._due = self._cadence.due(self._step)
-        self._listen()
+        due = self._cadence.due(self._step)
+        if due != self._due:
+            self._due = due
+            self._listen()
         return reading
 
     def _finish(self, view: str) -> Reading | None:
@@ -324,19 +331,20 @@ class RankTracker:
         if self._spectra is None:
             if not sites:
                 return None
-            heads = [SiteHead(site.name, site.sums.n, site.note, site.seconds) for site in sites]
-            reading = self._count(self._step, view, heads, [site.sums for site in sites])
+            heads, seconds = [site.head for site in sites], [site.seconds for site in sites]
+            reading = self._count(self._step, view, heads, seconds, [site.sums for site in sites])
             self._reader.release(sites)
-            self._announce()
+            if not self._announced:
+                self._announce()
             return reading
         landed = self._land()
         work = self._spectra.start(
-            {site.name: site.sums for site in sites},
+            {site.head.name: site.sums for site in sites},
             self._device,
-            {site.name: site.note for site in sites},
-            self._clock.latest,
+            {site.head.name: site.head.note for site in sites},
+            (0.0, 0.0) if self._clock is None else self._clock.latest,
         )
-        self._flight = _Flight(self._step, view, work, {site.name: site.seconds for site in sites})
+        self._flight = _Flight(self._step, view, work, {site.head.name: site.seconds for site in sites})
         self._reader.release(sites)
         self._announce()
         return landed
@@ -349,15 +357,14 @@ class RankTracker:
         found, (step_seconds, own_seconds) = flight.work.wait()
         if step_seconds > 0:
             self._set_cadence(step_seconds, own_seconds)
-        heads = [
-            SiteHead(name, sums.n, flight.work.layout[name].note, flight.seconds.get(name, 0.0))
-            for name, sums in found.items()
-        ]
-        return self._count(flight.step, flight.view, heads, list(found.values()))
+        heads = [SiteHead(name, sums.n, flight.work.layout[name].note) for name, sums in found.items()]
+        seconds = [flight.seconds.get(name, 0.0) for name in found]
+        return self._count(flight.step, flight.view, heads, seconds, list(found.values()))
 
-    def _count(self, step: int, view: str, heads: list[SiteHead], sums: list[Sums]) -> Reading:
-        with torch.no_grad():
-            reading = Reading(step, view, heads, sums, self.question)
+    def _count(
+        self, step: int, view: str, heads: list[SiteHead], seconds: list[float], sums: list[Sums]
+    ) -> Reading:
+        reading = Reading(step, view, heads, seconds, sums, self.question)
         if self._writer is not None:
             self._writer.put(reading.rows)
         return reading

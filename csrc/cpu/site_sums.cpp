@@ -41,16 +41,29 @@ double added_error(const CertifiedGram& r, const MatrixView& a, bool with_sums) 
 }
 
 // Adds A^T A (or, a matrix with fewer rows than features, A A^T), the lower triangle, to gram; rows, a bound
-// of the error and one addition to totals; column sums to sums.
-void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, const Tensor a,
-                     bool features_side, bool center, bool float32_gram) {
-  const MatrixView view = rows_view(a);
+// of the error and one addition to totals; column sums to sums. Dimensions [first, last) of a are its
+// features. fresh: what was there is forgotten, not added to.
+void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, const Tensor a, int64_t first,
+                     int64_t last, bool features_side, bool center, bool float32_gram, bool fresh) {
+  const Unfolded unfolded(a, first, last);
+  const MatrixView& view = unfolded.view();
   const int64_t side = features_side ? view.cols : view.rows;
   STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == side && gram.size(1) == side && gram.is_contiguous() &&
                       gram.scalar_type() == ScalarType::Double,
                   "bsgap: gram must be a contiguous float64 matrix of side ", side);
-  double* g = data<double>(gram);
-  double* total = totals_of(totals);
+  STD_TORCH_CHECK(!sums || (sums->numel() == view.cols && sums->is_contiguous() &&
+                            sums->scalar_type() == ScalarType::Double),
+                  "bsgap: sums must be a contiguous float64 vector with one entry per feature");
+  double *g = data<double>(gram), *total = totals_of(totals), *s = sums ? data<double>(*sums) : nullptr;
+  if (fresh) {
+    std::fill(total, total + kTotals, 0.0);
+    if (s) std::fill(s, s + view.cols, 0.0);
+  }
+  total[kRows] += static_cast<double>(view.rows);
+  if (view.rows == 0 || view.cols == 0) {
+    if (fresh) std::fill(g, g + side * side, 0.0);
+    return;
+  }
   const bsgap::ScopedIeee ieee;
   // Below this many products (tens of microseconds) starting threads costs more than they save.
   constexpr int64_t kSerialProducts = int64_t{1} << 21;
@@ -58,11 +71,8 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   const ParallelFor parallel = alone ? ParallelFor(bsgap::serial_for) : ParallelFor(torch_parallel);
   const CertifiedGram r =
       bsgap::certified_gram(view, features_side, center, precision_of(float32_gram), parallel);
-  total[kRows] += static_cast<double>(view.rows);
   total[kAdditions] += 1;
-  if (r.content == Content::kNonFinite) {
-    for (int64_t i = 0; i < side; ++i) g[i * side + i] = std::numeric_limits<double>::quiet_NaN();
-  } else if (r.content == Content::kFinite) {          // zeros were looked at: they add no error
+  if (r.content == Content::kFinite) {                 // zeros were looked at: they add no error
     const double back = std::ldexp(1.0, -r.exponent);  // twice: its square may not be representable
     total[kError] = bsgap::round_up(total[kError] + added_error(r, view, sums.has_value()));
     constexpr int64_t kRowsAtOnce = 64;
@@ -70,27 +80,35 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
                         side > 512 ? ParallelFor(torch_parallel) : ParallelFor(bsgap::serial_for),
                         [&](int64_t block) {
                           const int64_t end = std::min(side, (block + 1) * kRowsAtOnce);
-                          for (int64_t i = block * kRowsAtOnce; i < end; ++i)
-                            for (int64_t j = 0; j <= i; ++j)
-                              g[i * side + j] += r.g[i * side + j] * back * back;
+                          for (int64_t i = block * kRowsAtOnce; i < end; ++i) {
+                            double* row = g + i * side;
+                            const double* added = r.g.data() + i * side;
+                            if (fresh) {
+                              for (int64_t j = 0; j <= i; ++j) row[j] = added[j] * back * back;
+                            } else {
+                              for (int64_t j = 0; j <= i; ++j) row[j] += added[j] * back * back;
+                            }
+                          }
                         });
+  } else {
+    if (fresh) std::fill(g, g + side * side, 0.0);
+    if (r.content == Content::kNonFinite)
+      for (int64_t i = 0; i < side; ++i) g[i * side + i] = std::numeric_limits<double>::quiet_NaN();
   }
-  if (!sums) return;
-  STD_TORCH_CHECK(
-      sums->numel() == view.cols && sums->is_contiguous() && sums->scalar_type() == ScalarType::Double,
-      "bsgap: sums must be a contiguous float64 vector with one entry per feature");
+  if (!s) return;
   std::vector<double> own(view.cols);
   bsgap::column_sums(view, 1.0, nullptr, own.data());
-  double* s = data<double>(*sums);
   for (int64_t j = 0; j < view.cols; ++j) s[j] += own[j];
 }
 
-// Count, lower and upper bound (-1 unless certified), int64 (N, 3), of Gram matrices that were summed up.
+// Count, lower and upper bound (-1 unless certified) and rows, float64 (N, 4), of Gram matrices that were
+// summed up.
 Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> totals, double atol,
                    double rtol, bool certify) {
   const int64_t size = static_cast<int64_t>(grams.size());
   STD_TORCH_CHECK(totals.size() == grams.size(), "bsgap: totals need one entry per Gram matrix");
-  Tensor counts = empty({size}, ScalarType::Long), result = empty({size, 3}, ScalarType::Long);
+  Tensor result = empty({size, 4}, ScalarType::Double);
+  std::vector<int64_t> count(size);
   const Threshold threshold{atol, rtol};
   std::vector<bsgap::CountJob> jobs(size);
   for (int64_t i = 0; i < size; ++i) {
@@ -102,21 +120,25 @@ Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> to
     jobs[i].gram = static_cast<const double*>(g.const_data_ptr());
     jobs[i].thresholds = &threshold;
     jobs[i].count = 1;
-    jobs[i].counts = data<int64_t>(counts) + i;
+    jobs[i].counts = &count[i];
   }
   bsgap::count_many(jobs, false, torch_parallel);
-  const int64_t* count = data<int64_t>(counts);
-  int64_t* out = data<int64_t>(result);
+  double* out = data<double>(result);
+  for (int64_t i = 0; i < size; ++i) {
+    const double* total = static_cast<const double*>(totals[i].const_data_ptr());
+    out[4 * i] = static_cast<double>(count[i]);
+    out[4 * i + 1] = out[4 * i + 2] = certify ? out[4 * i] : -1.0;
+    out[4 * i + 3] = total[kRows];
+  }
+  if (!certify) return result;
   const auto bound = [&](int64_t i, const ParallelFor& parallel) {
     const bsgap::ScopedIeee ieee;
-    out[3 * i] = out[3 * i + 1] = out[3 * i + 2] = count[i];
-    if (!certify) out[3 * i + 1] = out[3 * i + 2] = -1;
-    if (!certify || count[i] < 0) return;
+    if (count[i] < 0) return;
     const double* total = static_cast<const double*>(totals[i].const_data_ptr());
     const CertifiedGram r = bsgap::given_gram(jobs[i].gram, jobs[i].a.cols);
     if (r.content != Content::kFinite) {
       // A sum of 0 says that the matrix is 0 only where nothing can have underflowed: then the error is 0.
-      if (total[kError] > 0) out[3 * i + 2] = jobs[i].a.cols;
+      if (total[kError] > 0) out[4 * i + 2] = static_cast<double>(jobs[i].a.cols);
       return;
     }
     // Each addition rounds an entry by at most u of the sum so far, which never exceeds the trace.
@@ -128,9 +150,9 @@ Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> to
     bsgap::CountInterval interval{0, r.side};
     if (error < bsgap::kInfinity)
       bsgap::certified_counts(r.g.data(), r.side, error, &t, 1, &interval, parallel);
-    out[3 * i + 1] = interval.lower;
-    out[3 * i + 2] = interval.upper;
-    out[3 * i] = std::clamp(count[i], interval.lower, interval.upper);
+    out[4 * i + 1] = static_cast<double>(interval.lower);
+    out[4 * i + 2] = static_cast<double>(interval.upper);
+    out[4 * i] = static_cast<double>(std::clamp(count[i], interval.lower, interval.upper));
   };
   std::vector<int64_t> small;
   for (int64_t i = 0; i < size; ++i) {

@@ -58,9 +58,12 @@ std::tuple<Tensor, Tensor> grouped_counts(const std::vector<Tensor> as, double a
   Tensor result = empty({size}, ScalarType::Long), relative = empty({size}, ScalarType::Double);
   std::vector<Threshold> thresholds(size);
   std::vector<bsgap::CountJob> jobs(size);
+  std::vector<Unfolded> unfolded;
+  unfolded.reserve(size);
   for (int64_t i = 0; i < size; ++i) {
     thresholds[i] = {atol, rtol[i]};
-    jobs[i] = {rows_view(as[i]),          precision_of(float32_gram[i]), &thresholds[i], 1,
+    unfolded.emplace_back(as[i], as[i].dim() - 1, as[i].dim());
+    jobs[i] = {unfolded[i].view(),        precision_of(float32_gram[i]), &thresholds[i], 1,
                data<int64_t>(result) + i, data<double>(relative) + i};
   }
   bsgap::count_many(jobs, center, torch_parallel);

@@ -34,36 +34,56 @@ inline bsgap::DType dtype_of(const Tensor& a) {
   }
 }
 
-// A tensor (*, n) as one matrix, leading dimensions observations, read in place where their strides have at
-// most two levels (contiguous, channels_last, NCHW with the channels moved last); else the tensor has to be
-// copied first.
-inline MatrixView rows_view(const Tensor& a) {
-  const int64_t dims = a.dim(), n = a.size(dims - 1);
-  MatrixView view{a.const_data_ptr(), dtype_of(a), 1, n, 0, a.stride(dims - 1)};
-  int levels = 0;
-  for (int64_t d = dims - 2; d >= 0; --d) {
-    const int64_t size = a.size(d), stride = a.stride(d);
-    if (size == 1) continue;
-    if (levels == 0) {
-      view.rows = size;
-      view.row_stride = stride;
-      levels = 1;
-    } else if (levels == 1 && stride == view.rows * view.row_stride) {
-      view.rows *= size;
-    } else if (levels == 1) {
-      view.group = view.rows;
-      view.group_stride = stride;
-      view.rows *= size;
-      levels = 2;
-    } else {
-      STD_TORCH_CHECK(stride == view.rows / view.group * view.group_stride,
-                      "bsgap: the leading dimensions of A have more than two levels of strides");
+// A tensor as one matrix: dimensions [first, last) are its features, all others, in order, its observations.
+// Read in place where one stride leads from feature to feature and strides of at most two levels from
+// observation to observation (contiguous, channels_last, and the channels of NCHW); from a copy elsewhere,
+// and where two levels have fewer rows than features, because the rows are then a side.
+class Unfolded {
+ public:
+  Unfolded(const Tensor& a, int64_t first, int64_t last) : held_(a) {
+    const int64_t dims = a.dim();
+    STD_TORCH_CHECK(0 <= first && first < last && last <= dims, "bsgap: features [", first, ", ", last,
+                    ") are no dimensions of an activation of ", dims);
+    if (in_place(a, first, last)) return;
+    for (int64_t moved = first; moved < last; ++moved)  // features last
+      for (int64_t d = first; d + 1 < dims; ++d) held_ = torch::stable::transpose(held_, d, d + 1);
+    const int64_t leading = dims - (last - first);
+    held_ = torch::stable::flatten(torch::stable::flatten(held_, leading, dims - 1), 0, leading - 1);
+    STD_TORCH_CHECK(in_place(held_, 1, 2), "bsgap: an activation cannot be read as one matrix");
+  }
+  const MatrixView& view() const { return view_; }
+
+ private:
+  bool in_place(const Tensor& a, int64_t first, int64_t last) {
+    MatrixView& view = view_ = {a.const_data_ptr(), dtype_of(a), 1, 1, 0, a.stride(last - 1)};
+    for (int64_t d = last - 1; d >= first; --d) {
+      if (a.size(d) == 1) continue;
+      if (view.cols == 1) view.col_stride = a.stride(d);
+      if (a.stride(d) != view.cols * view.col_stride) return false;
+      view.cols *= a.size(d);
+    }
+    int levels = 0;
+    for (int64_t d = a.dim() - 1; d >= 0; --d) {
+      const int64_t size = a.size(d), stride = a.stride(d);
+      if (size == 1 || (first <= d && d < last)) continue;
+      if (levels == 0) {
+        view.row_stride = stride;
+        levels = 1;
+      } else if (levels == 1 && stride != view.rows * view.row_stride) {
+        view.group = view.rows;
+        view.group_stride = stride;
+        levels = 2;
+      } else if (levels == 2 && stride != view.rows / view.group * view.group_stride) {
+        return false;
+      }
       view.rows *= size;
     }
+    return levels < 2 || view.rows >= view.cols;
   }
-  STD_TORCH_CHECK(levels < 2 || view.rows >= n, "bsgap: fewer rows than features need one level of strides");
-  return view;
-}
+
+  Tensor held_;
+  MatrixView view_;
+};
 
 // Matrices (*, m, n) read in place, whatever the strides.
 class Batch {

@@ -13,16 +13,17 @@ from ...ops._register import engine_of
 
 def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
     """A call that counts #{σ > rtol·σ_max} of each (B, C, H, W), unfolded by channel, without bounds."""
-    views = [activation.movedim(1, -1) for activation in activations]
-    device = views[0].device
+    device = activations[0].device
     engine = engine_of(device)
-    grams = [torch.zeros(v.shape[-1], v.shape[-1], dtype=torch.float64, device=device) for v in views]
-    totals = [torch.zeros(3, dtype=torch.float64, device=device) for _ in views]
+    sides = [activation.shape[1] for activation in activations]
+    grams = [torch.zeros(side, side, dtype=torch.float64, device=device) for side in sides]
+    totals = [torch.zeros(3, dtype=torch.float64, device=device) for _ in sides]
+    float32_gram = rtol >= FLOAT32_GRAM_MIN_RTOL
 
     def call() -> Tensor:
         torch._foreach_zero_(grams + totals)
-        for view, gram, total in zip(views, grams, totals, strict=True):
-            engine.accumulate_gram(gram, total, None, view, True, False, rtol >= FLOAT32_GRAM_MIN_RTOL)
-        return engine.count_sums(grams, totals, 0.0, rtol, False, False)[0][:, 0]
+        for activation, gram, total in zip(activations, grams, totals, strict=True):
+            engine.accumulate_gram(gram, total, None, activation, 1, 2, True, False, float32_gram, False)
+        return engine.count_sums(grams, totals, 0.0, rtol, False, False)[0][:, 0].long()
 
     return call
