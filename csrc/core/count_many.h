@@ -27,7 +27,8 @@ struct CountJob {
 };
 
 // A Gram matrix that was summed up elsewhere, without a bound of its error; brought into the range in which
-// squares of its entries neither over- nor underflow.
+// squares of its entries neither over- nor underflow. Where it lies there as it stands nothing is copied, and
+// r.g is empty: `entries_of` says where to look.
 inline CertifiedGram given_gram(const double* g, int64_t side) {
   ScopedIeee ieee;
   CertifiedGram r;
@@ -40,11 +41,17 @@ inline CertifiedGram given_gram(const double* g, int64_t side) {
   }
   if (!(trace > 0x1p-400 && trace < 0x1p400)) r.exponent = -std::ilogb(trace) / 2;
   const double scale = std::ldexp(1.0, r.exponent);
+  r.frobenius_sq = trace * scale * scale;
+  if (r.exponent == 0) return r;
   r.g = Buffer<double>(side * side);
   for (int64_t i = 0; i < side; ++i)
     for (int64_t j = 0; j <= i; ++j) r.g[i * side + j] = g[i * side + j] * scale * scale;
-  r.frobenius_sq = trace * scale * scale;
   return r;
+}
+
+// given: what given_gram was called with, if r came from it.
+inline const double* entries_of(const CertifiedGram& r, const double* given) {
+  return r.g.size() > 0 ? r.g.data() : given;
 }
 
 namespace detail {
@@ -90,7 +97,7 @@ inline bool begin_count(const CountJob& job, const CertifiedGram& r,
 inline void count_alone(const CountJob& job, const CertifiedGram& r, const ParallelFor& parallel) {
   const std::vector<Threshold> thresholds = thresholds_of(job, r);
   if (begin_count(job, r, thresholds))
-    point_counts(r.g.data(), r.side, thresholds.data(), job.count, job.counts, parallel);
+    point_counts(entries_of(r, job.gram), r.side, thresholds.data(), job.count, job.counts, parallel);
 }
 
 // Up to kLanes matrices of one side.
@@ -105,7 +112,7 @@ inline void count_in_lanes(const CountJob* const* jobs, const CertifiedGram* gra
     thresholds[lanes] = thresholds_of(*jobs[i], grams[i]);
     if (!begin_count(*jobs[i], grams[i], thresholds[lanes])) continue;
     with_work[lanes] = jobs[i];
-    g[lanes++] = grams[i].g.data();
+    g[lanes++] = entries_of(grams[i], jobs[i]->gram);
     most = std::max(most, jobs[i]->count);
   }
   if (lanes == 0) return;
@@ -173,7 +180,9 @@ inline constexpr size_t kManyMatrices = 128;
 inline void count_shared(const std::vector<const CountJob*>& jobs, bool center, const ParallelFor& parallel) {
   std::vector<CountGroup> groups = groups_of(jobs);
   const int64_t number = static_cast<int64_t>(groups.size());
-  const bool many = jobs.size() >= kManyMatrices;
+  // Forming a given Gram matrix takes no time.
+  const bool given = std::all_of(jobs.begin(), jobs.end(), [](const CountJob* job) { return job->gram; });
+  const bool many = jobs.size() >= kManyMatrices || given;
   if (!many) {
     std::vector<std::pair<CountGroup*, int>> members;
     for (CountGroup& group : groups)
@@ -207,6 +216,10 @@ inline void count_many(const std::vector<CountJob>& jobs, bool center, const Par
       detail::count_alone(job, r, parallel);
     }
   }
+  // The largest first: what is begun last is waited for.
+  std::stable_sort(shared.begin(), shared.end(), [](const CountJob* x, const CountJob* y) {
+    return std::min(x->a.rows, x->a.cols) > std::min(y->a.rows, y->a.cols);
+  });
   if (!shared.empty()) detail::count_shared(shared, center, parallel);
 }
 

@@ -149,7 +149,7 @@ Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> to
     const Threshold t = bsgap::scaled(threshold, r.exponent);
     bsgap::CountInterval interval{0, r.side};
     if (error < bsgap::kInfinity)
-      bsgap::certified_counts(r.g.data(), r.side, error, &t, 1, &interval, parallel);
+      bsgap::certified_counts(bsgap::entries_of(r, jobs[i].gram), r.side, error, &t, 1, &interval, parallel);
     out[4 * i + 1] = static_cast<double>(interval.lower);
     out[4 * i + 2] = static_cast<double>(interval.upper);
     out[4 * i] = static_cast<double>(std::clamp(count[i], interval.lower, interval.upper));
