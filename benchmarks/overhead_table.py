@@ -1,4 +1,4 @@
-"""Writes the table of docs/tracking.md from benchmarks/results/overhead_cpu.json, between its markers.
+"""Writes the tables of docs/tracking.md from benchmarks/results/overhead-*.json, between their markers.
 
 python benchmarks/overhead_table.py            # rewrite the page
 python benchmarks/overhead_table.py --check    # exit code 1 if it differs
@@ -13,10 +13,10 @@ from typing import Any
 
 import marked
 
-from bsgap_kernels.bench.machine import processor
+from bsgap_kernels.bench.machine import ISA_NAMES, processor
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "overhead_cpu.json"
+RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "tracking.md"
 NAME = "overhead-table"
 
@@ -47,14 +47,30 @@ def table(result: dict[str, Any]) -> str:
         notes.append(f"{target['target']}: {target['value']:.3g} {unit} ({verdict})")
     versions = result["versions"]["torch"]
     where = f"{processor(result)}, torch {versions}, commit {result['commit'][:12]}, {result['date'][:10]}"
+    head = f"{processor(result)}:"
     how = "Every site at every step, unfolded by channel"
-    return "\n".join([*lines, "", f"{how}. {where}. {'; '.join(notes)}."])
+    return "\n".join([head, "", *lines, "", f"{how}. {where}. {'; '.join(notes)}."])
 
 
-def written(result: dict[str, Any]) -> str:
-    """The page with the result's table in it."""
-    return marked.replaced(PAGE.read_text(encoding="utf-8"), NAME, table(result))
+def load() -> list[dict[str, Any]]:
+    """The result of each instruction set that was measured, the widest first; ValueError for one misnamed."""
+    results = []
+    for isa in ISA_NAMES:
+        path = RESULTS / f"overhead-{isa}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["machine"]["instruction_set"] != isa:
+            raise ValueError(f"{path.name} holds figures of {result['machine']['instruction_set']}")
+        results.append(result)
+    return results
+
+
+def written(results: list[dict[str, Any]]) -> str:
+    """The page with a table of each result in it."""
+    tables = "\n\n".join(map(table, results))
+    return marked.replaced(PAGE.read_text(encoding="utf-8"), NAME, tables)
 
 
 if __name__ == "__main__":
-    sys.exit(marked.write({PAGE: written(json.loads(RESULT.read_text(encoding="utf-8")))}, sys.argv[1:]))
+    sys.exit(marked.write({PAGE: written(load())}, sys.argv[1:]))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bsgap_kernels import _core, build_info
-from bsgap_kernels.bench import isa, main
+from bsgap_kernels.bench import isa, main, overhead_command
 from bsgap_kernels.bench.machine import processor
 
 WIDE = ["avx512", "avx2", "generic"]
@@ -92,3 +92,13 @@ def test_a_process_is_held_to_avx2_and_says_so() -> None:
     assert peers["openblas"] in ("Haswell", None)
     assert peers["environment"] == {"BSGAP_ISA": "avx2", **isa.TAKEN_DOWN["avx2"]}
     assert processor({"machine": machine}) == f"{machine['cpu']} with AVX2"
+
+
+def test_the_overhead_command_starts_itself_for_each(
+    started: list[tuple[list[str], str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", "lenet5", "--json", "x-{isa}.json"]
+    assert overhead_command.main([*arguments, "--isa", "all"]) == 0
+    assert started == [(["overhead", *arguments], name) for name in ("avx512", "avx2")]
+    assert overhead_command.main(["--isa", "sse"]) == 2
+    assert "isa must be one of all, avx512, avx2" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from lab_data import small_data
 from torch import nn
 
+from bsgap_kernels import build_info
 from bsgap_kernels.bench import measure, overhead
 from bsgap_kernels.bench.overhead import measure_overhead
 from bsgap_kernels.bench.overhead_command import main
@@ -301,9 +302,9 @@ def test_tables() -> None:
 
 def test_command_writes_json_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("bokeh")
-    json_file, chart = tmp_path / "out.json", tmp_path / "out.html"
+    json_file, chart = tmp_path / f"out-{build_info()['instruction_set']}.json", tmp_path / "out.html"
     arguments = ["--model", "lenet5", "--data", "random", "--batch", "6", "--rounds", "3", "--budget", "0.2"]
-    assert main([*arguments, "--json", str(json_file), "--chart", str(chart)]) == 0
+    assert main([*arguments, "--json", str(tmp_path / "out-{isa}.json"), "--chart", str(chart)]) == 0
     record = json.loads(json_file.read_text(encoding="utf-8"))
     assert record["complete"]
     assert record["versions"]["torch"] == torch.__version__

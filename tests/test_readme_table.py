@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -190,12 +191,24 @@ def test_missing_markers_or_files(
     assert "no cpu-*.json" in capsys.readouterr().err
 
 
-def test_the_overhead_table_is_that_of_the_committed_result() -> None:
+def test_the_overhead_tables_are_those_of_the_committed_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = overhead_table.PAGE.read_text(encoding="utf-8")
-    result = json.loads(overhead_table.RESULT.read_text(encoding="utf-8"))
-    assert overhead_table.written(result) == text
-    result["models"][0]["ways"][0]["median_ms"] *= 2
-    assert overhead_table.written(result) != text
+    results = overhead_table.load()
+    assert overhead_table.written(results) == text
+    monkeypatch.setattr(overhead_table, "RESULTS", tmp_path)
+    for isa, factor in (("avx2", 2.0), ("avx512", 1.0)):
+        result = copy.deepcopy(results[0])
+        result["machine"]["instruction_set"] = isa
+        result["models"][0]["ways"][0]["median_ms"] = factor * 1234
+        (tmp_path / f"overhead-{isa}.json").write_text(json.dumps(result), encoding="utf-8")
+    both = overhead_table.written(overhead_table.load())
+    places = [both.index(part) for part in ("with AVX-512:", "| 1234 |", "with AVX2:", "| 2468 |")]
+    assert places == sorted(places)
+    (tmp_path / "overhead-avx512.json").write_text(json.dumps(result | {"machine": {"instruction_set": "avx2"}}))
+    with pytest.raises(ValueError, match=r"overhead-avx512.json holds figures of avx2"):
+        overhead_table.load()
 
 
 @pytest.mark.parametrize("text", ["", "<!-- a:end --><!-- a:begin -->", 2 * "<!-- a:begin --><!-- a:end -->"])

@@ -1,6 +1,9 @@
 """RankTracker: which sites, which numbers, and that the model does not notice."""
 
 import math
+import os
+from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -181,6 +184,28 @@ def test_non_finite_activations_are_reported_as_minus_one() -> None:
     assert record.near_rank == -1
     assert math.isnan(record.ratio)
     assert math.isnan(record.summary["sigma_max"])
+
+
+def operators(call: Callable[[], object]) -> Counter[str]:
+    """How often each op was called."""
+    with torch.autograd.profiler.profile() as profile:
+        call()
+    return Counter(event.name for event in profile.function_events)
+
+
+def test_a_plain_step_is_one_op_a_site_and_one_for_all() -> None:
+    # A GPU launches more; there the engine of CUDA is another.
+    if os.environ.get("BSGAP_VIRTUAL_GPU") == "1":
+        pytest.skip("on the virtual GPU ops are those of CUDA")
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5), nn.Tanh())
+    x = torch.randn(7, 2, 5, 5)
+    untracked = operators(lambda: model(x))
+    with RankTracker(model, verbose=False) as tracker:
+        for _ in range(2):
+            model(x)
+            tracker.step()
+        added = operators(lambda: (model(x), tracker.step())) - untracked
+    assert added == {"bsgap::_accumulate_gram_": 2, "bsgap::_gram_counts": 1, "aten::empty": 1}
 
 
 class Stream:

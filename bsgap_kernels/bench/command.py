@@ -13,7 +13,7 @@ from .cases import CASES
 from .config import BenchConfig
 from .cuda.cases import GPU_CASES
 from .cuda.run import run as run_on_gpu
-from .isa import measure_each, path_for
+from .isa import BENCH, measure_each, path_for
 from .result import unfinished_path
 from .run import run as run_on_cpu
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             if options["device"] != "cpu":
                 raise ValueError(f"isa is an option of the device cpu, got {options['device']!r}")
-            return measure_each(isa, first.parse_known_args(arguments)[1])
+            return measure_each(isa, BENCH, first.parse_known_args(arguments)[1])
         except ValueError as error:
             print(f"bsgap bench: {error}", file=sys.stderr)
             return 2

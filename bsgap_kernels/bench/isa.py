@@ -38,8 +38,12 @@ def environment(isa: str, available: Sequence[str], present: Mapping[str, str]) 
     return {**rest, "BSGAP_ISA": isa, **(TAKEN_DOWN[isa] if isa != available[0] else {})}
 
 
-def measure_each(wanted: str, arguments: Sequence[str]) -> int:
-    """Run the benchmark with the arguments for each instruction set, or the one that is wanted.
+BENCH, OVERHEAD = ("bsgap_kernels.bench",), ("bsgap_kernels", "overhead")
+"""What measures: a module, and its command if it has several."""
+
+
+def measure_each(wanted: str, program: Sequence[str], arguments: Sequence[str]) -> int:
+    """Run a program with the arguments for each instruction set, or the one that is wanted.
 
     Returns the worst exit code; one past 1, which is no result, ends it. Raises ValueError for an instruction
     set that is not measured on this processor.
@@ -50,7 +54,7 @@ def measure_each(wanted: str, arguments: Sequence[str]) -> int:
         raise ValueError(f"isa must be one of all, {', '.join(sets)} on this processor, got {wanted!r}")
     worst = 0
     for isa in sets if wanted == "all" else [wanted]:
-        command = [sys.executable, "-m", "bsgap_kernels.bench", *arguments]
+        command = [sys.executable, "-m", *program, *arguments]
         code = subprocess.run(command, env=environment(isa, available, os.environ), check=False).returncode
         worst = max(worst, code)
         if code not in (0, 1):

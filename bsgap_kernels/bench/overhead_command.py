@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 
 import torch
 
+from .. import build_info
 from ..lab.config import MODELS
 from ..tracking import RankTracker
 from . import machine
+from .isa import OVERHEAD, measure_each, path_for
 from .overhead import BUDGET_S, ROUNDS, measure_overhead
 from .overhead_report import text_report, write_chart
 from .overhead_result import OverheadResult
@@ -35,8 +37,19 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line. Returns 0; 1 if our counts are wrong or our tracker failed; 2 for a mistake."""
+    first = _Parser(prog="bsgap overhead", add_help=False, allow_abbrev=False)
+    first.add_argument(
+        "--isa",
+        metavar="NAME",
+        help="avx512, avx2, or all that this processor has: processes of their own, with torch held to it; "
+        "default: this process as it is",
+    )
     try:
-        options = _options(arguments)
+        options = _options(arguments, first)
+        if options.isa is not None:
+            if options.device != "cpu":
+                raise ValueError(f"isa: an option of the device cpu, got {options.device}")
+            return measure_each(options.isa, OVERHEAD, first.parse_known_args(arguments)[1])
         subjects = [
             Subject(model, options.batch, options.data, options.device, options.compile, options.seed)
             for model in options.model
@@ -47,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"bsgap overhead: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # a process that measures says so
+        return 130
     try:
         return 1 if run(options, subjects) else 0
     except KeyboardInterrupt:
@@ -60,7 +75,7 @@ def run(
     """Measure every subject, print and write what was found; returns what of ours is wrong."""
     if options.threads is not None:
         machine.set_threads(options.threads)
-    settings = {k: v for k, v in vars(options).items() if k not in ("json", "chart", "threads")}
+    settings = {k: v for k, v in vars(options).items() if k not in ("json", "chart", "threads", "isa")}
     record: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": "overhead",
@@ -112,11 +127,12 @@ def run(
     return failed + [f"{name}: {site}" for name, result in results for site in result.wrong]
 
 
-def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+def _options(arguments: Sequence[str] | None, first: argparse.ArgumentParser) -> argparse.Namespace:
     parser = _Parser(
         prog="bsgap overhead",
         description="What tracking costs a training step: without, with naive hooks (matrix_rank), with "
         "delve where it is installed, with ours; in turns, per layer and in all.",
+        parents=[first],
     )
     add = parser.add_argument
     add("--model", nargs="+", default=["resnet56"], metavar="NAME", help=f"some of {', '.join(MODELS)}")
@@ -139,9 +155,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--compile", action="store_true", help="torch.compile the model; a model for every way")
     add("--device", default="cpu", help="cpu or cuda; default %(default)s")
     add("--seed", type=int, default=0, help="default %(default)s")
-    add("--json", type=Path, metavar="FILE", help="write the result as JSON too")
+    add("--json", type=Path, metavar="FILE", help="write the result as JSON, the instruction set for {isa}")
     add("--chart", type=Path, metavar="FILE", help="write bars as one HTML file (needs bokeh)")
     options = parser.parse_args(arguments)
+    options.json = path_for(options.json, build_info()["instruction_set"])
     for model in options.model:
         _one_of("model", model, MODELS)
     _one_of("unfold", options.unfold, UNFOLDS)
