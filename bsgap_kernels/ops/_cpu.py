@@ -6,7 +6,7 @@ Inputs are checked, and no matrix is empty. The engine of CUDA (`_cuda.py`) has 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch import Tensor
 from ..dispatch import FLOAT64_GRAM_MIN_RTOL, select_backend
 from ..strides import joined_dimensions
 from ._tolerances import effective_tolerances, svd_counts
+
+_NEAR_RANK: Callable[..., Tensor] = torch.ops.bsgap._near_rank.default
 
 
 def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool) -> Tensor:
@@ -23,8 +25,7 @@ def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, cen
     *batch, m, n = A.shape
     plan = select_backend(op, A.dtype, m, n, rtol=relative if static else None)
     if plan.gram != "svd" and static:
-        counts: Tensor = torch.ops.bsgap._near_rank.default(A, relative, center, plan.gram == "float32")
-        return counts
+        return _NEAR_RANK(A, relative, center, plan.gram == "float32")
     if plan.gram != "svd":
         counts, smallest_tau = torch.ops.bsgap._counts(A, None, absolute, relative, center, False)
         if bool((smallest_tau >= FLOAT64_GRAM_MIN_RTOL).all()):
