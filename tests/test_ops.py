@@ -109,7 +109,8 @@ def test_a_near_rank_is_two_dispatches() -> None:
     A = random(2, 2)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         counts = torch.ops.bsgap.near_rank(A, rtol=1e-2)
-    assert [event.name for event in profile.events()] == ["bsgap::near_rank", "bsgap::_near_rank"]
+    ops = [event.name for event in profile.events() if "::" in event.name]
+    assert ops == ["bsgap::near_rank", "bsgap::_near_rank"]
     assert (counts.shape, counts.stride()) == ((), ())
 
 
