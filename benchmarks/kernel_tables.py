@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import marked
+import triton_resources
+
+from bsgap_kernels.triton.compiled import Resources, wanted
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -53,27 +56,48 @@ def cuda_table(result: dict[str, Any]) -> str:
     )
 
 
-def triton_table(result: dict[str, Any]) -> str:
-    """Registers and shared memory of each variant on each compute capability."""
-    variants: dict[str, dict[int, dict[str, Any]]] = {}
-    for row in result["kernels"]:
-        variants.setdefault(row["variant"], {})[row["capability"]] = row
-    capabilities = sorted({row["capability"] for row in result["kernels"]})
+def triton_table(records: dict[str, list[Resources]]) -> str:
+    """Registers and shared memory of each variant, of the newest Triton that is recorded with all of them."""
+    every = {(variant.name, capability) for variant, capability in wanted()}
+    version = [v for v, rows in records.items() if every <= {(r.variant, r.capability) for r in rows}][-1]
+    variants: dict[str, dict[int, Resources]] = {}
+    for row in records[version]:
+        if (row.variant, row.capability) in every:
+            variants.setdefault(row.variant, {})[row.capability] = row
+    capabilities = sorted({capability for _, capability in every})
     lines = [
         "| variant | " + " | ".join(f"sm_{c}" for c in capabilities) + " |",
         "|---|" + "--:|" * len(capabilities),
     ]
     for variant, rows in variants.items():
         cells = [
-            f"{rows[c]['registers']}×{32 * rows[c]['warps']}, {rows[c]['shared_bytes'] / 1024:.0f} K"
+            f"{rows[c].registers}×{32 * rows[c].warps}, {rows[c].shared_bytes / 1024:.0f} K"
             if c in rows
             else ""
             for c in capabilities
         ]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    spilled = sum(row["spilled_bytes"] for row in result["kernels"])
-    note = f"Registers × threads and shared memory of a block, Triton {result['triton']}"
-    return "\n".join([*lines, "", f"{note}; {spilled} bytes spilled in all."])
+    return "\n".join([*lines, "", f"Registers × threads and shared memory of a block, Triton {version}."])
+
+
+def spill_table(records: dict[str, list[Resources]]) -> str:
+    """Of each version of Triton: how many variants spill, the largest frame, the costliest loop."""
+    lines = [
+        "| Triton | variants recorded | of them spill | largest frame of a thread | most of a loop's time |",
+        "|---|--:|--:|---|---|",
+    ]
+    for version, rows in records.items():
+        frame = max(rows, key=lambda row: row.spilled_bytes)
+        cost = max(rows, key=lambda row: row.spill_share)
+        spilling = sum(row.spilled_bytes > 0 for row in rows)
+        cells = (
+            f"{frame.spilled_bytes} bytes: {frame.variant}, sm_{frame.capability}" if spilling else "none",
+            f"{100 * cost.spill_share:.1f} %: {cost.variant}, sm_{cost.capability}"
+            if cost.spill_share
+            else "none",
+        )
+        lines.append(f"| {version} | {len(rows)} | {spilling} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
 
 
 def tables() -> dict[str, str]:
@@ -85,7 +109,8 @@ def tables() -> dict[str, str]:
     return {
         "proven": proven_table(load("kernels_proven.json")),
         "cuda": cuda_table(load("cuda_resources.json")),
-        "triton": triton_table(load("triton_resources.json")),
+        "triton": triton_table(triton_resources.load()),
+        "triton-spills": spill_table(triton_resources.load()),
     }
 
 

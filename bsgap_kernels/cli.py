@@ -1,7 +1,7 @@
 """The command `bsgap`: trains, compares, reports, measures; `bsgap --help` lists its commands.
 
-Beyond torch, which the package itself needs, nothing heavy is imported before the options are parsed. A
-user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
+Beyond the package itself, which needs torch, a command imports what it uses when it runs, and `bsgap --help`
+nothing. A user's mistake is one sentence on stderr and exit code 2; a traceback is a bug of ours.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from bsgap_kernels.lab import methods
-from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
+from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.optional import require
 from bsgap_kernels.lab.stop import StoppedError
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+    from bsgap_kernels.lab.config import RunOptions, SweepConfig
 
 # The most that should fit two minutes on two cores: the full batch, one step an epoch, spends most of a step
 # on Gram matrices of 1437 rows, and needs some twenty steps before its loss moves.
@@ -68,7 +69,7 @@ _COMPARED = {
 }
 _COMPARED_EPOCHS = 60
 _TYPE_NAMES = {"int": "an integer", "float": "a number", "bool": "true or false", "NoneType": "null"}
-_Options = TypeVar("_Options", bound=RunOptions)
+_Options = TypeVar("_Options", bound="RunOptions")
 _EXIT_MISTAKE = 2
 _EXIT_INTERRUPTED = 130
 _EXIT_TERMINATED = 143
@@ -183,6 +184,8 @@ def _parse_options(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     epochs: int | None = None,
 ) -> _Options:
+    from bsgap_kernels.lab import methods
+
     parser = _parser(command)
     parser.add_argument(
         "--config", action="config", help="YAML file of these options; those on the command line win"
@@ -234,6 +237,8 @@ def _directory(command: str, out: str | None) -> Path:
 
 
 def _train(arguments: list[str]) -> int:
+    from bsgap_kernels.lab.config import TrainConfig
+
     config = _parse_options("train", TrainConfig, arguments)
     directory = _directory("train", config.out)
     from bsgap_kernels.lab.distributed import launched
@@ -255,11 +260,15 @@ def _train(arguments: list[str]) -> int:
 
 
 def _sweep(arguments: list[str]) -> int:
+    from bsgap_kernels.lab.config import SweepConfig
+
     config = _parse_options("sweep", SweepConfig, arguments)
     return _run_sweep(config, _directory("sweep", config.out), "sweep")
 
 
 def _compare(arguments: list[str]) -> int:
+    from bsgap_kernels.lab.config import SweepConfig
+
     arguments = [re.sub(r"^--batch([-_]size)?(?=$|=)", "--batch-sizes", argument) for argument in arguments]
     config = _parse_options("compare", SweepConfig, arguments, _COMPARED, epochs=_COMPARED_EPOCHS)
     return _run_sweep(config, _directory("compare", config.out), "compare")
@@ -309,6 +318,8 @@ def _demo(arguments: list[str]) -> int:
     parser.add_argument("--epochs", type=int, default=DEMO_EPOCHS, help="epochs of every run")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that directory")
     options = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
+    from bsgap_kernels.lab.config import SweepConfig
+
     config = SweepConfig(**options, batch_sizes="16,128,full", max_probes=DEMO_PROBES, lr=DEMO_LR)
     directory = _directory("demo", config.out)
     print(

@@ -309,6 +309,25 @@ def test_help_of_the_module(capsys: pytest.CaptureFixture[str]) -> None:
     assert "usage: bsgap COMMAND" in result.stdout
 
 
+def test_help_imports_nothing_that_it_does_not_print() -> None:
+    code = """if True:
+        import sys, torch
+        before = set(sys.modules)
+        from bsgap_kernels.cli import main
+        main(["--help"])
+        print("imported:", *sorted(set(sys.modules) - before))
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = result.stdout.rpartition("imported: ")[2].split()
+    ours = [name for name in imported if name.startswith("bsgap_kernels.")]
+    assert "bsgap_kernels.cli" in ours
+    # What the exit codes need, and no trainer, benchmark, compiler or data set.
+    lab = {"bsgap_kernels.lab", *(f"bsgap_kernels.lab.{name}" for name in ("checks", "optional", "stop"))}
+    assert {name for name in ours if name.split(".")[1] in ("lab", "bench")} == lab
+    others = {name.partition(".")[0] for name in imported} - {"bsgap_kernels", *sys.stdlib_module_names}
+    assert not others
+
+
 def test_help_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="^0$"):
         main(["train", "--help"])

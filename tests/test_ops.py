@@ -100,6 +100,24 @@ def test_the_plan_is_printed_on_request(
     select_backend.cache_clear()
 
 
+def test_a_near_rank_is_two_dispatches() -> None:
+    # Of a small matrix nearly all time is dispatch: one more op is a third of what the count itself takes.
+    A = random(2, 2)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        counts = torch.ops.bsgap.near_rank(A, rtol=1e-2)
+    ops = [event.name for event in profile.events() if "::" in event.name]
+    assert ops == ["bsgap::near_rank", "bsgap::_near_rank"]
+    assert (counts.shape, counts.stride()) == ((), ())
+
+
+def test_results_are_contiguous() -> None:
+    for batch in [(), (3,), (2, 3), (2, 0, 3)]:
+        for A in (random(*batch, 5, 4), random(*batch, 4, 5).mT):
+            near_rank, (lower, _) = bsgap.near_rank(A, rtol=1e-2), bsgap.near_rank_interval(A, rtol=1e-2)
+            for counts in (near_rank, lower):
+                assert (counts.shape, counts.stride()) == (batch, torch.empty(batch).stride())
+
+
 @pytest.mark.parametrize("relative", [True, False])
 @pytest.mark.parametrize("count", [1, 3, 9])
 @pytest.mark.parametrize("shape", [(40, 12), (12, 40), (150, 90), (2, 3, 90, 80)])

@@ -39,6 +39,13 @@ COUNT_MARGIN = 0.05
 # thousand times LAPACK's error at 600 rows.
 SVD_TRUTH_MARGIN = 1e-10
 
+# Spills of a GPU kernel, as a share of the time of one round of an innermost loop if nothing ran beside
+# anything else (triton/machine_code.py). Spilled words pass through the first-level cache while the round's
+# loads from memory or its float64 products, which take the other seven eighths, are under way, so the loss is
+# less; more than an eighth would not be told from a slower clock. Zero is no bound: a thread has at most 255
+# registers, and what a version of the compiler does with them is its own choice.
+MAX_SPILL_SHARE = 0.125
+
 
 def sum_rtol(dtype: torch.dtype, terms: int) -> float:
     """Relative tolerance, to the sum of magnitudes, of a sum of ``terms`` products of the dtype."""

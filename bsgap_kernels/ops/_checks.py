@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 Problem = tuple[type[Exception], str]
 
 
@@ -22,12 +22,12 @@ def matrix(A: object, name: str = "A") -> Problem | None:
         return TypeError, f"{name} must be a torch.Tensor, got {type(A).__name__}"
     if A.layout != torch.strided:
         return TypeError, f"{name} must be a dense (strided) tensor, got layout {A.layout}"
-    if A.dtype.is_complex:
-        return (
-            TypeError,
-            f"{name}: complex input ({A.dtype}) is not supported, expected a real floating dtype",
-        )
     if A.dtype not in DTYPES:
+        if A.dtype.is_complex:
+            return (
+                TypeError,
+                f"{name}: complex input ({A.dtype}) is not supported, expected a real floating dtype",
+            )
         return TypeError, f"{name} must be float64, float32, bfloat16 or float16, got {A.dtype}"
     if A.dim() < 2:
         return ValueError, f"{name} must have at least 2 dimensions (*, m, n), got shape {tuple(A.shape)}"

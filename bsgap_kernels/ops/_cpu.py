@@ -14,6 +14,8 @@ from torch import Tensor
 from ..dispatch import FLOAT64_GRAM_MIN_RTOL, select_backend
 from ._tolerances import effective_tolerances, svd_counts
 
+_NEAR_RANK: Callable[..., Tensor] = torch.ops.bsgap._near_rank.default
+
 
 def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool) -> Tensor:
     """Near-rank (*,) for one pair of tolerances."""
@@ -22,8 +24,7 @@ def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, cen
     *batch, m, n = A.shape
     plan = select_backend(op, A.dtype, m, n, rtol=relative if static else None)
     if plan.gram != "svd" and static:
-        counts: Tensor = torch.ops.bsgap._near_rank.default(A, relative, center, plan.gram == "float32")
-        return counts
+        return _NEAR_RANK(A, relative, center, plan.gram == "float32")
     if plan.gram != "svd":
         counts, smallest_tau = torch.ops.bsgap._counts(A, None, absolute, relative, center, False)
         if bool((smallest_tau >= FLOAT64_GRAM_MIN_RTOL).all()):

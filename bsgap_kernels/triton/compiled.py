@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import config, probe
 from .config import Precision
+from .machine_code import innermost_loops, tool_output
 from .plan import Launch, launch_constants
 
 # Shared memory of one block, bytes (CUDA C++ Programming Guide, technical specifications per capability).
@@ -34,6 +32,11 @@ class Variant:
     multi: bool = False
     shift: int = 0
     rescue: bool = False
+
+    @property
+    def proves(self) -> str:
+        """The kernel, as the table of what is proven without a GPU names it."""
+        return "gram_kernel, rescue" if self.rescue else "gram_kernel"
 
     def launch(self, capability: int) -> Launch:
         """As `gram_plan` would launch it on a device of this compute capability."""
@@ -76,6 +79,11 @@ class ProbeVariant:
     dtype: torch.dtype | None
     layout: int = 0
     transposed: bool = False
+
+    @property
+    def proves(self) -> str:
+        """The kernel, as the table of what is proven without a GPU names it."""
+        return "omega_kernel" if self.dtype is None else "product_kernel"
 
     def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
         """The kernel, the types of its arguments, its constants, the compiler's options."""
@@ -162,6 +170,35 @@ def wanted() -> list[tuple[Variant | ProbeVariant, int]]:
     ]
 
 
+def checked() -> list[tuple[Variant | ProbeVariant, int]]:
+    """One of each tile, precision and kind of probe: few enough for every run of the tests."""
+    side_128, depth_128, float32, bfloat16 = 0x1000, 0x2000, torch.float32, torch.bfloat16
+    grams = [
+        (Variant("128 along side", bfloat16, "float32", side_128, multi=True), (90, 100)),
+        (Variant("128 along depth", bfloat16, "float32", depth_128, multi=True), (90,)),
+        (Variant("128 rescue", bfloat16, "float32", side_128, multi=True, rescue=True), (90,)),
+        (Variant("bfloat16 tiles", bfloat16, "float32", 0x100, multi=True), (120,)),
+        (Variant("bfloat16, sides to 64", bfloat16, "float32", 0x111), (80,)),
+        (Variant("float32, sides to 64", float32, "float32", 0x100), (80, 90)),
+        (Variant("float64 of float32", float32, "float64", 0x200, multi=True), (80, 90)),
+        (Variant("float64 shifted", torch.float64, "float64", 0x100, multi=True, shift=1), (89,)),
+    ]
+    probes = {
+        "vectors": 89,
+        "bfloat16 aligned along side": 90,
+        "bfloat16 aligned along depth": 120,
+        "bfloat16 aligned along depth, transposed": 80,
+        "float32 aligned along side": 86,
+        "float32 unaligned, transposed": 90,
+        "Gram unaligned": 100,
+    }
+    by_name = {variant.name: variant for variant in probe_variants()}
+    found: list[tuple[Variant | ProbeVariant, int]] = [
+        (variant, capability) for variant, capabilities in grams for capability in capabilities
+    ]
+    return found + [(by_name[f"probe {name}"], capability) for name, capability in probes.items()]
+
+
 @dataclass(frozen=True)
 class Resources:
     """What a compiled variant takes of a multiprocessor, and which instructions it has."""
@@ -170,7 +207,8 @@ class Resources:
     capability: int
     warps: int
     registers: int
-    spilled_bytes: int
+    spilled_bytes: int  # the stack frame of a thread
+    spill_share: float  # of the time of a round, in the worst innermost loop
     shared_bytes: int
     wide_loads: bool  # 16-byte copies or loads from global memory
     wgmma: bool
@@ -181,17 +219,19 @@ class Resources:
 
 def resource_usage(cubin: bytes) -> tuple[int, int]:
     """Registers a thread and bytes of stack a thread, by the cuobjdump that comes with triton."""
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(cubin)
-        command = [str(tool), "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    text = tool_output("cuobjdump", "-res-usage", cubin)
     found = re.search(r"REG:(\d+) STACK:(\d+)", text)
     if found is None:
         raise ValueError(f"cuobjdump printed no resource usage: {text}")
     return int(found[1]), int(found[2])
+
+
+def spill_share(cubin: bytes, capability: int) -> float:
+    """Time lost to spills in the innermost loop where it is most, as a share of the loop's least time."""
+    loops = innermost_loops(tool_output("nvdisasm", "-c", cubin))
+    if not any(loop.multiplies for loop in loops):
+        raise ValueError("nvdisasm printed no loop that multiplies, so spills cannot be judged")
+    return round(max(loop.spill_share(capability) for loop in loops), 4)
 
 
 def compile_variant(variant: Variant | ProbeVariant, capability: int) -> Any:
@@ -224,6 +264,7 @@ def resources(variant: Variant | ProbeVariant, capability: int) -> Resources:
         warps=int(kernel.metadata.num_warps),
         registers=registers,
         spilled_bytes=stack,
+        spill_share=spill_share(kernel.asm["cubin"], capability) if stack else 0.0,
         shared_bytes=int(kernel.metadata.shared),
         wide_loads=bool(
             re.search(r"cp\.async\.\S+ \[[^\]]*\], \[[^\]]*\], 0x10|ld\.global\S*\.(v4\.b32|v2\.b64)", ptx)

@@ -34,8 +34,8 @@ MEMORY_SLOT = 128 * 128
 
 VECTOR_BYTES = 16
 
-BLACKWELL_TRITON = (3, 9)
-"""The first Triton seen to compile every kernel for compute capability 10; 3.6 was seen not to."""
+BLACKWELL_TRITON = (3, 8)
+"""The first Triton seen to compile every kernel for compute capability 10; 3.6 and 3.7 were seen not to."""
 
 PROBES = 9
 PROBE_COLUMNS = 16
@@ -104,7 +104,7 @@ def check_compiler(architecture: int, version: tuple[int, int]) -> None:
     if architecture == 10 and version < BLACKWELL_TRITON:
         raise RuntimeError(
             f"bsgap: Triton {version[0]}.{version[1]} does not compile float64 products for capability "
-            f"10; expected Triton >= {BLACKWELL_TRITON[0]}.{BLACKWELL_TRITON[1]}, which torch 2.15 brings"
+            f"10; expected Triton >= {BLACKWELL_TRITON[0]}.{BLACKWELL_TRITON[1]}, which torch 2.14 brings"
         )
 
 

@@ -22,8 +22,11 @@ _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
 _REDO_DEPTH = tl.constexpr(16)
-# Triton 3.6 fails to compile float64 products of operands that it sees are 16-bit in memory; 3.9 does not.
-_HIDE_16_BITS = tl.constexpr([int(x) for x in triton.__version__.split(".")[:2]] < [3, 9])
+# Triton 3.6 to 3.8 fail to compile float64 products for tensor cores where they see that operands are 16-bit
+# in memory; 3.9 does not. The interpreter knows no assembly, and has no such fault.
+_HIDE_16_BITS = tl.constexpr(
+    [int(x) for x in triton.__version__.split(".")[:2]] < [3, 9] and not triton.knobs.runtime.interpret
+)
 
 
 @triton.jit
@@ -168,15 +171,15 @@ def elements_of(words, DTYPE: tl.constexpr, LAYOUT: tl.constexpr, BLOCK_D: tl.co
 
 
 @triton.jit
-def widened(x, always):
-    """x in float64; `always` is true, which only the compiler may not know."""
+def widened(x):
+    """x in float64."""
     if _HIDE_16_BITS and x.dtype.primitive_bitwidth == 16:
-        wide = tl.zeros(x.shape, tl.float64)
-        if always:
-            wide = x.to(tl.float64)
-    else:
-        wide = x.to(tl.float64)
-    return wide
+        # The compiler's search for narrow operands does not pass an instruction that may have effects. A
+        # branch would stop it too, at the cost of registers.
+        x = tl.inline_asm_elementwise(
+            "mov.b32 $0, $1;", "=r,r", [x.to(tl.float32)], dtype=tl.float32, is_pure=False, pack=1
+        )
+    return x.to(tl.float64)
 
 
 @triton.jit
@@ -197,7 +200,7 @@ def load_wide(
     """The block in float64: scaled, then less the (scaled) shift of its features, if asked."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D)
-    x = widened(load_block(base, view, offsets, valid, first, LAYOUT, TILE), side > 0)
+    x = widened(load_block(base, view, offsets, valid, first, LAYOUT, TILE))
     if SCALED:
         x = x * scale
     if SHIFT != 0:
@@ -347,8 +350,8 @@ def redo(
     for done in range(0, depths, _REDO_DEPTH):
         offsets, valid = depth_offsets(view, hop, at, _ANY, _REDO_DEPTH)
         valid = valid & (done + tl.arange(0, _REDO_DEPTH) < depths)
-        x = widened(load_block(base, view, offsets, valid, row0, _ANY, TILE), side > 0)
-        y = widened(load_block(base, view, offsets, valid, column0, _ANY, TILE), side > 0)
+        x = widened(load_block(base, view, offsets, valid, row0, _ANY, TILE))
+        y = widened(load_block(base, view, offsets, valid, column0, _ANY, TILE))
         total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=_REDO_DEPTH)
         hop, at = next_start(view, hop, at, _ANY, _REDO_DEPTH)
     return total

@@ -138,7 +138,7 @@ def product_kernel(
         thin = thin_ptr + matrix * outer * inner * _WIDTH
         for _ in range(begin, (split + 1) * blocks // splits):
             offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_SUM)
-            x = widened(load_block(base, view, offsets, valid, tile * BLOCK_OUT, LAYOUT, BLOCK_OUT), side > 0)
+            x = widened(load_block(base, view, offsets, valid, tile * BLOCK_OUT, LAYOUT, BLOCK_OUT))
             y = thin_rows(thin, depth_index(inner, hop, at, LAYOUT, BLOCK_SUM), valid)
             total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=BLOCK_SUM)
             hop, at = next_start(view, hop, at, LAYOUT, BLOCK_SUM)
@@ -152,7 +152,7 @@ def product_kernel(
         squares = tl.zeros((BLOCK_OUT,), tl.float64)
         for block in range(split * blocks // splits, (split + 1) * blocks // splits):
             first = block * BLOCK_SUM
-            x = widened(load_block(base, view, offsets, inside, first, LAYOUT, BLOCK_SUM), side > 0)
+            x = widened(load_block(base, view, offsets, inside, first, LAYOUT, BLOCK_SUM))
             index = first + tl.arange(0, BLOCK_SUM)
             y = thin_rows(thin, index, index < side)
             total += tl.dot(x, y, out_dtype=tl.float64, max_num_imprecise_acc=BLOCK_SUM)
