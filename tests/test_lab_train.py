@@ -194,7 +194,7 @@ def test_probe_leaves_buffers_mode_and_random_state(tmp_path: Path) -> None:
         torch.nn.Flatten(), torch.nn.BatchNorm1d(784), torch.nn.Dropout(0.5), torch.nn.ReLU()
     )
     state = {name: value.clone() for name, value in setup.model.state_dict().items()}
-    with RankTracker(setup.model) as setup.tracker:
+    with RankTracker(setup.model) as setup.tracker, RankTracker(setup.model) as setup.probe_tracker:
         loop = loop_module.Loop(setup)
         random_state = torch.get_rng_state()
         with results.MetricWriter(tmp_path / "metrics.jsonl", "r") as writer:
