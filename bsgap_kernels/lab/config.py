@@ -89,7 +89,7 @@ class RunOptions:
         until_fitted: end a run at the first evaluation whose train accuracy is at least this (0.99 if given
             without a value); epochs or steps are then the most it takes, and what schedules go by.
         patience: with until_fitted, evaluations in a row without a new lowest training loss after which a run
-            ends unfitted; null for no limit.
+            ends unfitted (at full batch every update is an epoch, with its evaluation); null for no limit.
         eval_every: evaluate on the whole training and test sets every so many epochs, and at the end.
         max_evaluations: raise eval_every so that a run evaluates about this often at most; null: no limit.
         target_accuracies: test accuracies whose first evaluation at or above them is kept in the summary.
@@ -129,7 +129,7 @@ class RunOptions:
     epochs: int | None = None
     steps: int | None = None
     until_fitted: float | None = None
-    patience: int | None = 20
+    patience: int | None = 50
     eval_every: int = 1
     max_evaluations: int | None = None
     target_accuracies: list[float] = field(default_factory=lambda: list(TARGET_ACCURACIES))
