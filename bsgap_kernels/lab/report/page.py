@@ -202,7 +202,7 @@ _CAPTIONS = {
     "time": "How much longer is a step in which every layer is counted on the training batch, and how near "
     "is that to what arithmetic allows? Left: in % of the step without it; middle: in milliseconds on top of "
     "the step. Right, and no part of a step: one reading of the probe batch, a forward pass with certified "
-    "intervals and spectral summaries.",
+    "intervals and spectral summaries, × how often it was read.",
     "speed": "Does a larger batch reach an accuracy sooner, or only see more images a second? Training time "
     "alone, metric and evaluation left out; a target counts as reached at the evaluation that first saw it.",
     "sharpness": "How much does the loss grow at most in a small box about the weights? φ = "
