@@ -306,7 +306,7 @@ def _demo(arguments: list[str]) -> int:
         "--out", type=str, default=None, help="directory of the results; null: a new one under runs/"
     )
     parser.add_argument(
-        "--seeds", type=str, default="0", help="seeds separated by commas; each adds about a minute"
+        "--seeds", type=str, default="0", help="seeds separated by commas; each adds about half a minute"
     )
     parser.add_argument("--steps", type=int, default=DEMO_STEPS, help="most updates of a run")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that directory")
