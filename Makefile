@@ -26,7 +26,7 @@ python_files := $(wildcard bsgap_kernels tests benchmarks tools setup.py)
 cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build clean
+.PHONY: help demo picture test lint format bench build clean
 
 help: ## print this list
 	@echo "Targets (each installs what it needs into $(VENV) first; torch is about 5 GB, once):"
@@ -59,6 +59,9 @@ build: $(built) ## compile csrc/ and install the package in place
 demo: $(built) ## train LeNet-5 on digits at three batch sizes, count near-rank at every step, write a report
 	@echo "==> Demo: a batch-size sweep with near-rank at every layer and step; replaces $(DEMO_DIR) (under 2 minutes on 2 cores)"
 	@$(bin)/bsgap demo --out $(DEMO_DIR) --overwrite
+
+picture: demo ## the README's picture from the demo's report (wants Chromium, chromedriver and an idle machine)
+	@$(bin)/python tests/report_picture.py $(DEMO_DIR) docs/report.png
 
 test: $(built) ## run the tests
 	@echo "==> Testing bsgap_kernels on $$($(bin)/python -c 'import platform, torch; print("Python", platform.python_version() + ", torch", torch.__version__)')"

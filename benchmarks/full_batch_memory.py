@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def train(data: ImageData, micro_batch: int | None, directory: Path) -> dict[str
     peaks = Peaks()
     setup = set_up(config, data)
     with (
-        setup.tracker,
+        closing(setup),
         open_writer(directory, config.run) as writer,
         Progress(setup.steps, config.run) as progress,
     ):

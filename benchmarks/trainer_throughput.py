@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ def measure(case: Case, directory: Path) -> dict[str, Any]:
     turns = Turns(BareLoop(config, data), case.steps)
     other = OtherWork()
     with (
-        setup.tracker,
+        closing(setup),
         open_writer(directory, config.run) as writer,
         Progress(setup.steps, f"{case.model} {config.run}") as progress,
     ):

@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 
     from bsgap_kernels.lab.config import RunOptions, SweepConfig
 
-# The most that should fit two minutes on two cores: the full batch, one step an epoch, spends most of a step
-# on Gram matrices of 1437 rows, and needs some twenty steps before its loss moves.
-DEMO_EPOCHS = 20
-DEMO_PROBES = 25
-DEMO_LR = 0.02
+# At this rate every batch size gets there, so that one rate serves all. Of the full batch, whose updates take
+# most of the time, every fifth is evaluated: often enough to end in time.
+DEMO = {"lr": 0.02, "max_evaluations": 200, "probe_every": 10}
+DEMO_STEPS = 1000
 
 _COMMANDS = {
     "train": "train one network and log the near-rank of every layer at every step",
@@ -206,6 +205,8 @@ def _parse_options(
         if action.dest in switches:
             # `--overwrite` alone means true; a value is still possible.
             action.nargs, action.const = "?", True
+        elif action.dest == "until_fitted":
+            action.nargs, action.const, action.metavar = "?", TARGET, "ACCURACY"
         elif action.metavar is None and action.option_strings and action.nargs != 0:
             action.metavar = "VALUE"
     try:
@@ -216,7 +217,7 @@ def _parse_options(
         raise UserError(f"config: {error}") from error
     values: dict[str, Any] = namespace.as_dict()
     values.pop("config", None)
-    if values["epochs"] is None and values["steps"] is None:
+    if values["epochs"] is None and values["steps"] is None and values["until_fitted"] is None:
         values["epochs"] = epochs
     return options.from_mapping(values)
 
@@ -313,22 +314,26 @@ def _demo(arguments: list[str]) -> int:
         "--out", type=str, default=None, help="directory of the results; null: a new one under runs/"
     )
     parser.add_argument(
-        "--seeds", type=str, default="0", help="seeds separated by commas; each adds about a minute"
+        "--seeds", type=str, default="0", help="seeds separated by commas; each adds about half a minute"
     )
-    parser.add_argument("--epochs", type=int, default=DEMO_EPOCHS, help="epochs of every run")
+    parser.add_argument("--steps", type=int, default=DEMO_STEPS, help="most updates of a run")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that directory")
     options = parser.parse_args([_underscored(argument) for argument in arguments]).as_dict()
     from bsgap_kernels.lab.config import SweepConfig
+    from bsgap_kernels.lab.fitted import TARGET
 
-    config = SweepConfig(**options, batch_sizes="16,128,full", max_probes=DEMO_PROBES, lr=DEMO_LR)
+    fixed = {**DEMO, "until_fitted": TARGET, "batch_sizes": "16,128,full"}
+    config = SweepConfig.from_mapping({**options, **fixed})
     directory = _directory("demo", config.out)
     print(
         "Training LeNet-5 on scikit-learn's digits (1437 training and 360 test images, 28×28) at batch 16,\n"
-        f"128 and full batch, {config.budget} each at learning rate {config.lr:g}. The near-rank of a\n"
-        f"layer, how many singular values of its activations exceed {config.rtol:g} of the largest one, is\n"
-        "counted at every step on the training batch, and now and then on one fixed probe batch of\n"
-        f"{config.probe_size} images.\n"
-        "At equal epochs a larger batch makes fewer updates; at equal updates: bsgap sweep --steps 900\n"
+        f"128 and full batch at learning rate {config.lr:g}, each until it has learnt its training images\n"
+        f"({config.budget}), so that equally trained networks are compared.\n"
+        "The near-rank of a layer, how many singular values of its activations exceed "
+        f"{config.rtol:g} of the largest\n"
+        "one, is counted at every step on the training batch; and every "
+        f"{config.probe_every} steps, with proven bounds and\n"
+        f"spectral summaries, on one fixed probe batch of {config.probe_size} images.\n"
         f"Results go to {directory}\n",
         flush=True,
     )

@@ -43,7 +43,9 @@ def make_picture(directory: Path, picture: Path, figures: Sequence[str] = ()) ->
             whole.paste(part, (0, sum(p.height for p in parts[:index])))
     whole.save(picture, optimize=True)
     if picture.stat().st_size >= MAX_BYTES:
-        whole.quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
+        # Median cut, the default, leaves small areas no colours: the bright end of the ratio's scale is lost.
+        few = whole.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(picture, optimize=True)
     return picture.stat().st_size
 
 

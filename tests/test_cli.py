@@ -104,7 +104,7 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "batch_size: got 2000, expected at most the 48 images",
         ),
         ("sweep --seeds 0,x", "bsgap sweep: seeds: got 'x', expected integers of at least 0"),
-        ("demo --epochs 0", "bsgap demo: epochs: got 0, expected an integer of at least 1"),
+        ("demo --steps 0", "bsgap demo: steps: got 0, expected an integer of at least 1"),
         ("demo --bogus", "bsgap demo: --bogus: unknown option"),
         ("report", "bsgap report: the following arguments are required: directory"),
         (
@@ -242,7 +242,9 @@ def test_demo_is_the_sweep_of_the_issue(
         [16, 128, "full"],
         [0],
     )
-    assert (config.epochs, config.steps, config.every) == (cli.DEMO_EPOCHS, None, 1)
+    assert (config.epochs, config.steps, config.every) == (None, cli.DEMO_STEPS, 1)
+    assert (config.until_fitted, config.metrics, config.certify) == (0.99, ["near_rank"], False)
+    assert "(99 % train accuracy, at most 1000 steps)" in output
     assert f"Results go to {tmp_path}" in output
     assert output.splitlines()[-1] == f"report: {tmp_path / 'report.html'}"
 

@@ -73,7 +73,7 @@ DAMAGE = {
     "empty": (lambda path: os.truncate(path, 0), "it has 0 bytes"),
     "gone": (lambda path: path.unlink(), "cannot be read"),
     "manifest cut": (lambda path: os.truncate(path.with_suffix(".json"), 20), "manifest cannot be read"),
-    "manifest of another schema": (lambda path: _renumber(path.with_suffix(".json")), "schema 7, expected 1"),
+    "manifest of another schema": (lambda path: _renumber(path.with_suffix(".json")), "schema 7, expected 2"),
     "manifest of another form": (lambda path: path.with_suffix(".json").write_text("[]"), "manifest cannot"),
 }
 

@@ -120,6 +120,17 @@ def test_what_diverged_is_named() -> None:
     assert "Diverged" not in format_comparison(runs[1:2])
 
 
+def test_what_was_to_be_fitted_and_is_not_is_named() -> None:
+    runs = [
+        run_of("sgd", 0, until_fitted=0.99, ended="fitted"),
+        run_of("adam", 1, until_fitted=0.99, ended="budget"),
+        run_of("adam", 2, until_fitted=0.99, ended="stalled"),
+    ]
+    said = "Not fitted when they ended, so not as well trained as the others: "
+    assert format_comparison(runs).splitlines()[-1] == f"{said}adam at 256, seed 1; adam at 256, seed 2."
+    assert "Not fitted" not in format_comparison([runs[0], run_of("adam", 1, ended="budget")])
+
+
 def test_no_negative_zero() -> None:
     assert " 0.0 " in format_comparison([run_of("sgd", 0, generalization_gap=-1e-5)]).splitlines()[2]
 

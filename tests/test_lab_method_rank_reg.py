@@ -120,7 +120,7 @@ def test_the_matrices_are_the_trackers(metric: str, unfold: str, tmp_path: Path)
     found = {}
     for method in ("sgd", *NAMES):
         hyper = {} if method == "sgd" else {"metric": metric, "unfold": unfold, "layers": layers}
-        settings = config(method, hyper, every=1, layers=layers, unfold=unfold, steps=3)
+        settings = config(method, hyper, every=1, metrics="all", layers=layers, unfold=unfold, steps=3)
         summary = train(settings, tmp_path / method, data=small_data())
         found[method] = values(tmp_path / method)
         if method == "sgd":

@@ -48,10 +48,10 @@ def test_rows_of_slow_steps_reach_the_file_in_time(tmp_path: Path, monkeypatch: 
     now = [100.0]
     monkeypatch.setattr(jsonl.time, "monotonic", lambda: now[0])
     with MetricWriter(path, "r") as writer:
-        writer.add_records(0, "batch", {"relu#0": record})
+        writer.add_records(0, "batch", {"relu#0": record}, certified=True)
         assert path.read_text() == ""
         now[0] += jsonl._SECONDS_BETWEEN_FLUSHES + 0.1
-        writer.add_records(1, "batch", {"relu#0": record})
+        writer.add_records(1, "batch", {"relu#0": record}, certified=True)
         assert len(path.read_text().splitlines()) == 10
 
 
@@ -84,8 +84,15 @@ def test_sweep_runs_every_batch_size_with_every_seed(
     ]  # fmt: skip
     assert "b16-s0: step 6/6, loss" in capsys.readouterr().out
     lines = format_table(summaries).splitlines()
-    for title in ("batch size", "steps", "train acc", "test acc", "gap", "relu1#0", "relu4#0", "metric %"):
+    for title in ("batch size", "steps", "train acc", "test acc", "gap", "relu1#0", "relu4#0"):
         assert title in lines[0]
+    assert "ended" not in lines[0]
+    costs = lines[lines.index("") + 1 :]
+    assert costs[0].split()[3:] == [
+        *("step", "ms", "metric", "ms", "metric", "%", "floor", "ms", "probe", "ms", "probes")
+    ]
+    assert [costs[2].split()[place] for place in (0, 1, -1)] == ["16", "0", "7"]
+    assert costs[2].split()[4] == f"{summaries[0]['metric_percent_of_step']:.1f}"
     assert lines[2].split()[:3] == ["16", "0", "6"]
     assert lines[5].split()[:3] == ["48", "1", "2"]
     assert f"{summaries[0]['sites'][1]['ratio']:.3f}" in lines[2]
@@ -142,10 +149,13 @@ def test_table_of_a_run_that_was_stopped_early() -> None:
     summary = {
         "method": "sgd", "batch_size": 16, "seed": 0, "steps": 0, "train_accuracy": None,
         "test_accuracy": None, "generalization_gap": None, "sites": [], "metric_percent_of_step": None,
-        "probe_percent_of_step": None,
+        "until_fitted": None, "ended": None, "step_ms": 0.0, "metric_ms_per_step": None,
+        "metric_floor_ms": None, "probe_ms": None, "probes": 0,
     }  # fmt: skip
-    cells = ["16", "0", "0", "-", "-", "-", "-", "-"]
-    assert format_table([summary]).splitlines()[2].split() == cells
+    cells = ["16", "0", "0", "-", "-", "-"]
+    lines = format_table([summary]).splitlines()
+    assert lines[2].split() == cells
+    assert lines[7].split() == ["16", "0", "0", "-", "-", "-", "-", "0"]
     two = format_table([summary, {**summary, "method": "adam"}]).splitlines()
     assert two[0].split()[0] == "method"
     assert [line.split() for line in two[2:4]] == [["sgd", *cells], ["adam", *cells]]

@@ -36,6 +36,17 @@ def steps_of(found: list[dict[str, Any]], metric: str, site: str = "") -> list[i
     return [row["step"] for row in found if row["metric"] == metric and row["site"] == site]
 
 
+def names_of(found: list[dict[str, Any]], view: str) -> set[str]:
+    """What was read of that view, of every site alike."""
+    names: dict[str, set[str]] = {}
+    for row in found:
+        if row["metric"].startswith(f"{view}."):
+            names.setdefault(row["site"], set()).add(row["metric"].removeprefix(f"{view}."))
+    assert list(names) == SITES
+    assert all(other == names[SITES[0]] for other in names.values())
+    return names[SITES[0]]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     directory = tmp_path_factory.mktemp("run")
@@ -49,14 +60,50 @@ def test_rows_follow_the_schema(finished: tuple[Path, dict[str, Any]]) -> None:
         assert (row["run"], row["attempt"]) == ("b16-s0", 0)
     keys = Counter((row["step"], row["site"], row["metric"]) for row in found)
     assert max(keys.values()) == 1
-    names = {"near_rank", "ratio", "lower", "upper", *bsgap.SUMMARY_COLUMNS}
-    for view in ("batch", "probe"):
-        expected = {(site, f"{view}.{name}") for site in SITES for name in names}
-        assert expected == {(r["site"], r["metric"]) for r in found if r["metric"].startswith(f"{view}.")}
+    assert names_of(found, "batch") == {"near_rank", "ratio"}
+    assert names_of(found, "probe") == {"near_rank", "ratio", "lower", "upper", *bsgap.SUMMARY_COLUMNS}
     assert {row["metric"] for row in found if row["site"] == ""} == {
         "train.loss", "train.accuracy", "test.accuracy", "test.loss", "train_eval.accuracy",
         "train_eval.loss", "lr", "time.step_ms", "time.metric_ms", "time.probe_ms", "time.train_s",
     }  # fmt: skip
+
+
+def test_all_that_the_probe_gives_may_be_asked_of_every_step(
+    finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """The counts are those of the float32 Gram matrices, and are proven."""
+    train(config(metrics="all", certify=True), tmp_path / "all", data=small_data())
+    found = rows(tmp_path / "all")
+    assert names_of(found, "batch") == names_of(found, "probe")
+    counts = [
+        {(row["step"], row["site"]): row["value"] for row in read if row["metric"] == "batch.near_rank"}
+        for read in (found, rows(finished[0]))
+    ]
+    assert counts[0] == counts[1]
+    assert len(counts[0]) == 6 * len(SITES)
+    train(config(metrics="stable_rank", steps=1, epochs=None), tmp_path / "one", data=small_data())
+    assert names_of(rows(tmp_path / "one"), "batch") == {"near_rank", "ratio", "stable_rank"}
+    with pytest.raises(UserError, match="metrics: got 'stable', expected names of .*nearest is stable_rank"):
+        train(config(metrics="near_rank,stable"), tmp_path / "none", data=small_data())
+
+
+def test_the_floor_is_half_a_gram_matrix_of_every_layer(finished: tuple[Path, dict[str, Any]]) -> None:
+    summary = finished[1]
+    flops = sum(max(shape) * min(shape) * (min(shape) + 1) for shape in batch_shapes(summary))
+    assert summary["metric_floor_ms"] == pytest.approx(1e3 * flops / summary["float32_flops"])
+    assert [summary[name] for name in ("probes", "steps")] == [7, 6]
+
+
+def test_the_floor_is_the_mean_over_steps_that_are_not_read_too(tmp_path: Path) -> None:
+    summary = train(config(every=4), tmp_path / "few", data=small_data())
+    flops = sum(max(shape) * min(shape) * (min(shape) + 1) for shape in batch_shapes(summary))
+    assert summary["metric_floor_ms"] == pytest.approx(1e3 * flops / summary["float32_flops"] * 2 / 6)
+    summary = train(config(every=None), tmp_path / "none", data=small_data())
+    assert summary["metric_floor_ms"] is summary["float32_flops"] is None
+
+
+def batch_shapes(summary: dict[str, Any]) -> list[list[int]]:
+    return [site["batch_shape"] for site in summary["sites"]]
 
 
 def test_sites_are_in_forward_order(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -194,7 +241,7 @@ def test_probe_leaves_buffers_mode_and_random_state(tmp_path: Path) -> None:
         torch.nn.Flatten(), torch.nn.BatchNorm1d(784), torch.nn.Dropout(0.5), torch.nn.ReLU()
     )
     state = {name: value.clone() for name, value in setup.model.state_dict().items()}
-    with RankTracker(setup.model) as setup.tracker:
+    with RankTracker(setup.model) as setup.tracker, RankTracker(setup.model) as setup.probe_tracker:
         loop = loop_module.Loop(setup)
         random_state = torch.get_rng_state()
         with results.MetricWriter(tmp_path / "metrics.jsonl", "r") as writer:

@@ -300,3 +300,61 @@ def test_nothing_to_report_on_is_one_sentence(tmp_path, name, sentence):
     assert isinstance(error.value, ValueError)
     assert str(tmp_path / name) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def fitted_sweep(directory, **ends):
+    """A sweep of runs that were to train until fitted, with a floor of the metric's time."""
+    sweep = write_sweep(directory, (16, "full"), steps={16: 400, "full": 100})
+    for name, ended in {"b16-s0": "fitted", "bfull-s0": "fitted", **ends}.items():
+        path = sweep / name / "summary.json"
+        full = name == "bfull-s0"
+        more = {
+            "until_fitted": 0.99,
+            "ended": ended,
+            "probes": 5,
+            "probe_ms": 2.5,
+            "epochs": 100 if full else 4,
+        }
+        more |= {
+            "metric_floor_ms": 4.5 if full else 0.25,
+            "train_accuracy": 0.99 if ended == "fitted" else 0.5,
+        }
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    return sweep
+
+
+def test_runs_that_were_trained_until_fitted_say_how_they_ended(tmp_path):
+    sweep = fitted_sweep(tmp_path / "both")
+    page = write_report(sweep).read_text()
+    assert (
+        "Every run was trained until it reached 99 % train accuracy, which took 100 to 400 updates." in page
+    )
+    assert "change together here" not in page
+    rows = table_rows(page)
+    assert [rows[name][2] for name in rows] == [["400", "fitted"], ["100", "fitted"]]
+    short = write_report(fitted_sweep(tmp_path / "one", **{"bfull-s0": "stalled"})).read_text()
+    assert "1 of 2 runs did not reach 99 % train accuracy" in short
+    assert "bfull-s0 (50.0 %, stalled). These networks are not equally well trained." in short
+    assert "which took" not in short
+    assert table_rows(short)["bfull-s0"][2] == ["100", "stalled"]
+    # Four times as long in steps, 25 times in epochs.
+    assert trajectories(load_results(sweep))[1].start == "step"
+
+
+def test_the_cost_stands_beside_its_floor_and_the_probe_apart(tmp_path):
+    sweep = fitted_sweep(tmp_path)
+    found = summaries(sweep)
+    (bars,) = sources(time_by_batch(load_results(sweep)), "metric_ms")
+    assert bars["floor_ms"] == [0.25, 4.5]
+    assert bars["floor_at"] == [
+        found[run]["step_ms"] + at for run, at in (("b16-s0", 0.25), ("bfull-s0", 4.5))
+    ]
+    ends = [found[run]["step_ms"] + found[run]["metric_ms_per_step"] for run in ("b16-s0", "bfull-s0")]
+    assert bars["end"] == ends
+    assert bars["probe_text"] == [" 2.5 ms × 5"] * 2
+    page = write_report(sweep).read_text()
+    assert (
+        f"at batch 1437 (full) the Gram matrices alone need 4.5 of the {significant(bars['metric_ms'][1])} ms"
+        in page
+    )
+    assert table_rows(page)["bfull-s0"][12] == ["4.5"]

@@ -39,9 +39,8 @@ def measure_ceilings(*, seconds: float = SECONDS, size: int | None = None) -> di
     memory = np.ones(size // 4, np.float32)  # written, so that every page is there
     found: dict[str, Any] = {"threads": threads, "bytes": memory.nbytes}
     for name, dtype in (("fp32_flops", "float32"), ("fp64_flops", "float64")):
-        rate = partial(_core.fma_rate, dtype, seconds)
-        found[name] = _together([rate] * threads)
-        found[f"{name}_per_core"] = _together([rate])
+        found[name] = multiply_add_rate(dtype, threads, seconds)
+        found[f"{name}_per_core"] = multiply_add_rate(dtype, 1, seconds)
     parts = np.array_split(memory, threads)
     found["read_bytes_per_s"] = _together([partial(_core.read_rate, part, seconds) for part in parts])
     found["read_bytes_per_s_per_core"] = _together([partial(_core.read_rate, memory, seconds)])
@@ -61,6 +60,11 @@ def _gemm_rate(product: Callable[[], object]) -> float:
         product()
         times.append(time.perf_counter() - start)
     return 2 * GEMM_SIDE**3 / min(times)
+
+
+def multiply_add_rate(dtype: str, threads: int, seconds: float = SECONDS) -> float:
+    """FLOP/s of so many threads in registers, in "float32" or "float64"; the best of five repeats."""
+    return _together([partial(_core.fma_rate, dtype, seconds)] * threads)
 
 
 def _together(rates: list[Callable[[], float]]) -> float:

@@ -14,7 +14,7 @@ import torch
 from bsgap_kernels.lab.files import sha256_of_file, write_atomically, write_text
 
 FOLDER = "checkpoints"
-_SCHEMA = 1
+_SCHEMA = 2
 _OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.([^/]+\.)?tmp)?")
 
 

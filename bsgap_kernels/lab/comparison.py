@@ -12,6 +12,7 @@ import numpy as np
 
 from bsgap_kernels.lab.directories import COMPARISON_FILE
 from bsgap_kernels.lab.files import write_text
+from bsgap_kernels.lab.fitted import FITTED
 from bsgap_kernels.lab.report.rows import read_rows
 from bsgap_kernels.lab.report.statistics import estimate
 from bsgap_kernels.lab.results import METRICS_FILE, finite, read_summary
@@ -28,10 +29,11 @@ Cell = tuple[str, int]
 def compare(summaries: Sequence[dict[str, Any]], directory: Path) -> list[dict[str, Any]]:
     """What each run of a sweep ended with and cost, also written to comparison.json in its directory.
 
-    A run: method, batch_size, seed, lr, steps, accuracies and gap (shares of 1), `near_rank_ratio` (mean over
-    the layers, on the probe at the end), `near_rank_path` (the same at up to 25 steps on the way: pairs of
-    step and ratio), `sharpness` (φ in the full space at ε = 1e-3, if it was measured), `gradient_images` (of
-    how many images a gradient was taken), `train_seconds`, `method_summary`. What is missing is null.
+    A run: method, batch_size, seed, lr, steps, `ended` and the target `until_fitted`, accuracies and gap
+    (shares of 1), `near_rank_ratio` (mean over the layers, on the probe at the end), `near_rank_path` (the
+    same at up to 25 steps on the way: pairs of step and ratio), `sharpness` (φ in the full space at ε = 1e-3,
+    if it was measured), `gradient_images` (of how many images a gradient was taken), `train_seconds`,
+    `method_summary`. What is missing is null.
     """
     runs = [_measured(summary, directory / summary["run"]) for summary in summaries]
     shared = {name: summaries[0].get(name) for name in ("model", "data", "budget", "threads", "versions")}
@@ -44,7 +46,7 @@ def _measured(summary: dict[str, Any], directory: Path) -> dict[str, Any]:
     measures = measures_of({"summary": summary})
     kept = ("method", "hyper", "batch_size", "seed", "lr", "steps", "epochs", "train_loss", "test_loss")
     return {
-        **{name: summary.get(name) for name in kept},
+        **{name: summary.get(name) for name in (*kept, "until_fitted", "ended")},
         "train_accuracy": measures["train_accuracy"],
         "test_accuracy": measures["test_accuracy"],
         "generalization_gap": measures["generalization_gap"],
@@ -117,10 +119,16 @@ def format_comparison(runs: Sequence[dict[str, Any]]) -> str:
         "of the layers on the probe, at the start, after a third, two thirds, all of the updates.\n"
         "sharpness: φ in the full space at ε = 1e-3. gradients: images whose gradient was taken."
     )
-    lost = [f"{run['method']} at {run['batch_size']}, seed {run['seed']}" for run in runs if _lost(run)]
-    if lost:
-        notes += f"\nDiverged, the training loss at the end is not finite: {'; '.join(lost)}."
+    if lost := _named([run for run in runs if _lost(run)]):
+        notes += f"\nDiverged, the training loss at the end is not finite: {lost}."
+    until_fitted = [run for run in runs if run.get("until_fitted") is not None]
+    if unfitted := _named([run for run in until_fitted if run["ended"] != FITTED]):
+        notes += f"\nNot fitted when they ended, so not as well trained as the others: {unfitted}."
     return "\n".join([*lines, notes])
+
+
+def _named(runs: Sequence[dict[str, Any]]) -> str:
+    return "; ".join(f"{run['method']} at {run['batch_size']}, seed {run['seed']}" for run in runs)
 
 
 def _lost(run: dict[str, Any]) -> bool:

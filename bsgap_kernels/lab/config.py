@@ -31,6 +31,8 @@ UNFOLDS = ("flatten", "channel", "pool")
 PRECISIONS = ("float32", "bfloat16")
 LAUNCHERS = ("local", "ray")
 DEFAULT_EPOCHS = 20
+MOST_EPOCHS = 200
+"""Of a run that ends once it is fitted, where no other budget is given."""
 PLAIN = "sgd"
 """The method that the others are compared to, and that a run's name leaves out."""
 MOST_THREADS = 4096
@@ -40,6 +42,7 @@ TARGET_ACCURACIES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 _OPTIONAL_INTEGERS = (
     "epochs", "steps", "max_evaluations", "every", "probe_every", "max_probes", "micro_batch", "threads",
+    "patience",
 )  # fmt: skip
 
 INDIFFERENT = frozenset(
@@ -80,15 +83,23 @@ class RunOptions:
         precision: float32, or bfloat16 for mixed precision by autocast.
         micro_batch: most rows in one forward and backward pass; a larger batch adds up the gradients of
             several (batch norm then sees the rows of one pass); null for no limit.
-        epochs: budget in epochs (20 if neither epochs nor steps is given); equal epochs across a sweep.
+        epochs: budget in epochs (20 if neither epochs nor steps is given, 200 with until_fitted); equal
+            epochs across a sweep.
         steps: budget in updates instead of epochs; equal steps across a sweep.
+        until_fitted: end a run at the first evaluation whose train accuracy is at least this (0.99 if given
+            without a value); epochs or steps are then the most it takes, and what schedules go by.
+        patience: with until_fitted, evaluations in a row without a new lowest training loss after which a run
+            ends unfitted (at full batch every update is an epoch, with its evaluation); null for no limit.
         eval_every: evaluate on the whole training and test sets every so many epochs, and at the end.
         max_evaluations: raise eval_every so that a run evaluates about this often at most; null: no limit.
         target_accuracies: test accuracies whose first evaluation at or above them is kept in the summary.
-        every: read the metric on the training batch every so many steps; null for never.
+        every: read the layers on the training batch every so many steps; null for never.
+        metrics: metrics to record of the training batch, names of RankTracker's separated by commas, or all;
+            the probe batch always gets all of them. near_rank needs no more than a float32 Gram matrix.
+        certify: prove the counts of the training batch, as those of the probe batch always are.
         probe_size: rows of the fixed probe batch, the same training images for every run.
-        probe_every: read the metric on the probe batch every so many steps, and at the end; null: at the end
-            alone.
+        probe_every: read the layers on the probe batch every so many steps, and at the end; null: at the end
+            alone. A reading takes all metrics and certified intervals.
         max_probes: raise probe_every so that a run probes about this often at most; null sets no limit.
         layers: glob patterns of the modules to read, separated by commas; null reads every nonlinearity.
         unfold: how an activation becomes a matrix: flatten, channel or pool.
@@ -117,10 +128,14 @@ class RunOptions:
     micro_batch: int | None = None
     epochs: int | None = None
     steps: int | None = None
+    until_fitted: float | None = None
+    patience: int | None = 50
     eval_every: int = 1
     max_evaluations: int | None = None
     target_accuracies: list[float] = field(default_factory=lambda: list(TARGET_ACCURACIES))
     every: int | None = 1
+    metrics: list[str] | str = "near_rank"
+    certify: bool = False
     probe_size: int = 512
     probe_every: int | None = 1
     max_probes: int | None = None
@@ -165,16 +180,19 @@ class RunOptions:
                 f"epochs, steps: got both {self.epochs} and {self.steps}, expected one of the two budgets"
             )
         if self.epochs is None and self.steps is None:
-            self.epochs = DEFAULT_EPOCHS
+            self.epochs = DEFAULT_EPOCHS if self.until_fitted is None else MOST_EPOCHS
+        if self.until_fitted is not None:
+            number("until_fitted", self.until_fitted, minimum=0.0, maximum=1.0)
         for option in ("base_batch_size", "eval_every", "probe_size", "keep_checkpoints"):
             integer(option, getattr(self, option))
         for option in _OPTIONAL_INTEGERS:
             if getattr(self, option) is not None:
                 integer(option, getattr(self, option), maximum=MOST_THREADS if option == "threads" else None)
-        for option in ("center", "download", "overwrite"):
+        for option in ("center", "certify", "download", "overwrite"):
             if not isinstance(getattr(self, option), bool):
                 raise UserError(f"{option}: got {getattr(self, option)!r}, expected true or false")
         self.target_accuracies = parse_accuracies(self.target_accuracies)
+        self.metrics = [str(item).strip() for item in items(self.metrics)]
         if self.layers is not None:
             patterns = [item.strip() if isinstance(item, str) else item for item in items(self.layers)]
             if not patterns or not all(isinstance(item, str) and item for item in patterns):
@@ -185,8 +203,11 @@ class RunOptions:
 
     @property
     def budget(self) -> str:
-        """The budget in words, e.g. `20 epochs`."""
-        return f"{self.steps} steps" if self.steps is not None else f"{self.epochs} epochs"
+        """The budget in words, e.g. `20 epochs`, or `99 % train accuracy, at most 200 epochs`."""
+        limit = f"{self.steps} steps" if self.steps is not None else f"{self.epochs} epochs"
+        if self.until_fitted is None:
+            return limit
+        return f"{100 * self.until_fitted:g} % train accuracy, at most {limit}"
 
     def mapping(self) -> dict[str, Any]:
         """The options as written to YAML: a method's hyper-parameters stand under its name."""

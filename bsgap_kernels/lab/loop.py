@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.lab.batch import Batch, Gradients, Read
+from bsgap_kernels.lab.fitted import BUDGET, UntilFitted
 from bsgap_kernels.lab.progress import Progress
 from bsgap_kernels.lab.results import Writer
 from bsgap_kernels.lab.setup import Setup
@@ -42,6 +43,10 @@ class Loop:
             unread=setup.tracker.paused,
         )
         self.done = 0
+        self.ended: str | None = None
+        """Why the run is at its end: fitted, stalled or budget; None before."""
+        self.until_fitted = UntilFitted(config.until_fitted, config.patience)
+        self.probes = 0
         self.seconds = {"step": 0.0, "metric": 0.0, "probe": 0.0}
         self.evaluation: dict[str, float] = {}
         self.reached: dict[str, dict[str, float]] = {}
@@ -62,17 +67,16 @@ class Loop:
         self.gradients.stop = stop
         setup.model.train()
         # Where no training batch is read, none pays for hooks either.
-        with setup.tracker.detached(setup.config.every is None):
+        with setup.probe_tracker.detached(), setup.tracker.detached(setup.config.every is None):
             while True:
                 save()
                 if self._stopping:
                     return False
                 if self.done and self._evaluation_due():
                     self._evaluate(writer)
-                finished = self.done == setup.steps
-                if finished or setup.probe_due(self.done):
+                if self.ended or setup.probe_due(self.done):
                     self._read_probe(writer)
-                if finished:
+                if self.ended:
                     return True
                 try:
                     loss, accuracy = self._update(writer)
@@ -129,7 +133,7 @@ class Loop:
             self._stopping = bool(asked[0] if asked else self.gradients.stop)
             trained = time.perf_counter()
             records = tracker.collect() if due else {}
-        writer.add_records(step, "batch", records)
+        writer.add_records(step, "batch", records, certified=setup.config.certify)
         in_hooks = sum(record.seconds for record in records.values())
         metric = time.perf_counter() - trained + in_hooks
         update = trained - started - in_hooks
@@ -178,7 +182,7 @@ class Loop:
 
     def _read_probe(self, writer: Writer) -> None:
         """Read every site on the probe batch, leaving buffers, mode and random state of the run untouched."""
-        model, tracker, probe = self.setup.model, self.setup.tracker, self.setup.probe
+        model, tracker, probe = self.setup.model, self.setup.probe_tracker, self.setup.probe
         started = time.perf_counter()
         training = model.training
         model.eval()
@@ -190,13 +194,14 @@ class Loop:
             model(probe)
         model.train(training)
         self.probe_records = tracker.collect("probe")
-        writer.add_records(self.done, "probe", self.probe_records)
+        writer.add_records(self.done, "probe", self.probe_records, certified=True)
         seconds = time.perf_counter() - started
+        self.probes += 1
         self.seconds["probe"] += seconds
         writer.add(self.done, "", "time.probe_ms", round(seconds * 1e3, 4))
 
     def _evaluate(self, writer: Writer) -> None:
-        """Loss and accuracy on both whole sets, and which accuracies are reached."""
+        """Loss and accuracy on both whole sets, which accuracies are reached, and whether the run ends."""
         data = self.setup.data
         for split, rows, count in (
             ("train_eval", data.train, len(data.train_labels)),
@@ -214,6 +219,11 @@ class Loop:
                     "steps": self.done,
                     "epochs": self.done / self.setup.steps_per_epoch,
                 }
+        self.ended = self.until_fitted.after(
+            self.evaluation["train_eval.loss"], self.evaluation["train_eval.accuracy"]
+        )
+        if self.done == self.setup.steps:
+            self.ended = self.ended or BUDGET
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run needs to go on as if it had not stopped: tensors, numbers and texts."""
@@ -229,6 +239,8 @@ class Loop:
             "random_cuda": torch.cuda.get_rng_state(self.setup.device) if cuda else None,
             "gradient_images": self.gradients.images,
             "seconds": self.seconds,
+            "probes": self.probes,
+            "until_fitted": self.until_fitted.state_dict(),
             "evaluation": self.evaluation,
             "reached": self.reached,
             "batch_shapes": self.batch_shapes,
@@ -247,6 +259,8 @@ class Loop:
             torch.cuda.set_rng_state(state["random_cuda"], self.setup.device)
         self.gradients.images = int(state["gradient_images"])
         self.seconds = dict(state["seconds"])
+        self.probes = int(state["probes"])
+        self.until_fitted.load_state_dict(state["until_fitted"])
         self.evaluation = dict(state["evaluation"])
         self.reached = dict(state["reached"])
         self.batch_shapes = dict(state["batch_shapes"])

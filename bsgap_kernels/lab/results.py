@@ -25,13 +25,14 @@ FINISHED, STOPPED = "finished", "stopped"
 class MetricWriter(JsonlSink):
     """A metrics.jsonl: rows (run, attempt, step, site, metric, value), one JSON object a line."""
 
-    def add_records(self, step: int, view: str, records: dict[str, SiteRecord]) -> None:
-        """Add everything one read of the sites gave, as metrics of that view."""
+    def add_records(self, step: int, view: str, records: dict[str, SiteRecord], *, certified: bool) -> None:
+        """Add everything one read of the sites gave, as metrics of that view; bounds only if `certified`."""
         for site, record in records.items():
             self.add(step, site, f"{view}.near_rank", record.near_rank)
             self.add(step, site, f"{view}.ratio", record.ratio)
-            self.add(step, site, f"{view}.lower", record.lower)
-            self.add(step, site, f"{view}.upper", record.upper)
+            if certified:
+                self.add(step, site, f"{view}.lower", record.lower)
+                self.add(step, site, f"{view}.upper", record.upper)
             for column, value in record.summary.items():
                 self.add(step, site, f"{view}.{column}", value)
         self.flush_if_due()
@@ -58,7 +59,7 @@ class NoWriter:
     def add(self, step: int, site: str, metric: str, value: float) -> None:
         """Nothing is kept."""
 
-    def add_records(self, step: int, view: str, records: dict[str, SiteRecord]) -> None:
+    def add_records(self, step: int, view: str, records: dict[str, SiteRecord], *, certified: bool) -> None:
         """Nothing is kept."""
 
     def sync(self) -> None:

@@ -35,6 +35,9 @@ class Setup:
     data: ImageData
     model: nn.Module
     tracker: RankTracker
+    """Reads the training batches, what `config` asks of them."""
+    probe_tracker: RankTracker
+    """Reads the probe batch: all metrics and certified intervals."""
     method: Method
     probe: Tensor
     """This rank's share of the probe batch."""
@@ -50,6 +53,11 @@ class Setup:
     device: torch.device
     ranks: Ranks = ALONE
 
+    def close(self) -> None:
+        """Take the trackers' hooks off the model."""
+        self.tracker.close()
+        self.probe_tracker.close()
+
     def augmentation(self, step: int) -> Augmentation | None:
         """What is done to the batch of this step, of all ranks: drawn from seed and step, nothing to save."""
         if self.config.augment == "none":
@@ -61,11 +69,11 @@ class Setup:
         return draw(self.config.augment, self.batch_size, shape, generator, flip=flip)
 
     def batch_due(self, step: int) -> bool:
-        """Whether the metric is read on the training batch of this step."""
+        """Whether the layers are read on the training batch of this step."""
         return self.config.every is not None and step % self.config.every == 0
 
     def probe_due(self, step: int) -> bool:
-        """Whether the metric is read on the probe batch before this step."""
+        """Whether the layers are read on the probe batch before this step."""
         return self.probe_every is not None and step % self.probe_every == 0
 
 
@@ -122,7 +130,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
     _check_rows(model, data.train(slice(0, 1))[0], batch_size // in_parts, option)
     if ranks.world > 1 and not kind.apart:
         use_global_batch_norm(model)
-    tracker = _track(model, config, data.train(slice(0, 1))[0], parts, ranks)
+    tracker, probe_tracker = _trackers(model, config, data.train(slice(0, 1))[0], parts, ranks)
     rule = kind.lr_rule or config.lr_rule
     lr = learning_rate(config.lr or 0.0, rule, batch_size, config.base_batch_size)
     steps_per_epoch = total // batch_size
@@ -149,6 +157,7 @@ def set_up(config: TrainConfig, data: ImageData | None = None, ranks: Ranks = AL
         data,
         model,
         tracker,
+        probe_tracker,
         method,
         probe,
         batch_size,
@@ -175,8 +184,10 @@ def _check_rows(model: nn.Module, image: Tensor, rows: int, option: str) -> None
         raise UserError(f"{option}: got passes of {rows} row, expected at least 2 for batch norm") from error
 
 
-def _track(model: nn.Module, config: TrainConfig, image: Tensor, parts: int, ranks: Ranks) -> RankTracker:
-    """The run's tracker, whose numbers are of the whole batch: of all ranks and all passes of a step."""
+def _trackers(
+    model: nn.Module, config: TrainConfig, image: Tensor, parts: int, ranks: Ranks
+) -> tuple[RankTracker, RankTracker]:
+    """Of the training batches and of the probe; numbers are of all ranks and of all passes of a step."""
     parts = 1 if config.every is None else parts
     options: dict[str, Any] = {
         "layers": [config.layers] if isinstance(config.layers, str) else config.layers,
@@ -185,6 +196,7 @@ def _track(model: nn.Module, config: TrainConfig, image: Tensor, parts: int, ran
         "atol": config.atol,
         "center": config.center,
         "verbose": False,
+        "max_features": MOST_FEATURES,
         # Functional nonlinearities are found here: the first reading of the probe is before any update, and
         # its passes have no graph to find them in.
         "example": image,
@@ -192,14 +204,11 @@ def _track(model: nn.Module, config: TrainConfig, image: Tensor, parts: int, ran
     try:
         if ranks.world > 1 or parts > 1:
             _check_features(model, image, options)
-        return RankTracker(
-            model,
-            certify=True,
-            metrics="all",
-            micro_batches=parts,
-            process_group=ranks.group,
-            max_features=MOST_FEATURES,
-            **options,
+        options["process_group"] = ranks.group
+        metrics = "all" if config.metrics == ["all"] else config.metrics
+        return (
+            RankTracker(model, certify=config.certify, metrics=metrics, micro_batches=parts, **options),
+            RankTracker(model, certify=True, metrics="all", **options),
         )
     except ValueError as error:
         raise UserError(str(error)) from error

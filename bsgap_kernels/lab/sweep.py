@@ -83,7 +83,7 @@ def sweep(config: SweepConfig, directory: Path, *, stop: Stop = NEVER) -> list[d
 def _check(runs: Sequence[TrainConfig], data: ImageData) -> None:
     with torch.random.fork_rng():
         for run in runs:
-            set_up(run, data).tracker.close()
+            set_up(run, data).close()
 
 
 def _draw_curves(jobs: Sequence[Job], data: ImageData, options: SharpnessOptions, stop: Stop) -> None:
@@ -104,40 +104,66 @@ def _rows(config: TrainConfig, data: ImageData) -> int:
 
 
 def format_table(summaries: Sequence[dict[str, Any]]) -> str:
-    """The sweep's table as text: one row a run, near-rank ratios of the probe at the end by layer."""
+    """Two tables as text, a row a run: what it ended with, and what reading its layers cost."""
     sites = list(dict.fromkeys(site["site"] for summary in summaries for site in summary["sites"]))
-    header = ["batch size", "seed", "steps", "train acc", "test acc", "gap", *sites, "metric %", "probe %"]
-    rows = []
+    heads = ["batch size", "seed"]
     several = len({summary["method"] for summary in summaries}) > 1
     if several:
-        header.insert(0, "method")
+        heads.insert(0, "method")
+    until_fitted = any(summary["until_fitted"] is not None for summary in summaries)
+    ended = ["ended"] if until_fitted else []
+    outcomes = [[*heads, "steps", *ended, "train acc", "test acc", "gap", *sites]]
+    costs = [[*heads, "step ms", "metric ms", "metric %", "floor ms", "probe ms", "probes"]]
     for summary in summaries:
         ratios = {site["site"]: site["ratio"] for site in summary["sites"]}
-        rows.append(
+        head = [summary["method"]] if several else []
+        head += [str(summary["batch_size"]), str(summary["seed"])]
+        outcomes.append(
             [
-                *([summary["method"]] if several else []),
-                str(summary["batch_size"]),
-                str(summary["seed"]),
+                *head,
                 str(summary["steps"]),
+                *([summary["ended"] or "-"] if until_fitted else []),
                 _number(summary["train_accuracy"]),
                 _number(summary["test_accuracy"]),
                 _number(summary["generalization_gap"]),
                 *(_number(ratios.get(site)) for site in sites),
-                _number(summary["metric_percent_of_step"], 0),
-                _number(summary["probe_percent_of_step"], 0),
             ]
         )
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in [header, *rows]
+        costs.append(
+            [
+                *head,
+                _milliseconds(summary["step_ms"]),
+                _milliseconds(summary["metric_ms_per_step"]),
+                _number(summary["metric_percent_of_step"], 1),
+                _milliseconds(summary["metric_floor_ms"]),
+                _milliseconds(summary["probe_ms"]),
+                str(summary["probes"]),
+            ]
+        )
+    notes = ["gap: train minus test accuracy. Layer columns: near-rank ratio on the probe batch at the end."]
+    if until_fitted:
+        notes.append(
+            "ended: fitted at the target of train accuracy; stalled, its loss stopped falling; or its budget."
+        )
+    cost_notes = [
+        "step: without the metric. metric: reading every layer on the training batch, mean per step and in",
+        "% of it. floor: half a Gram matrix a layer at the float32 peak of the cores, measured in this run.",
+        "probe: one reading of the probe batch, with certified intervals and spectra; probes: readings.",
     ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    note = (
-        "gap: train minus test accuracy. Layer columns: near-rank ratio on the probe batch at the end.\n"
-        "metric %, probe %: time per step of the metric on training batch and probe, in % of a step."
-    )
-    return "\n".join([*lines, note])
+    return "\n".join([*_aligned(outcomes), *notes, "", *_aligned(costs), *cost_notes])
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of a table whose first row is its head."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [rows[0], ["-" * width for width in widths], *rows[1:]]
+    ]
+
+
+def _milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

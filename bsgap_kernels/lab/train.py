@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bsgap_kernels.lab.config import TrainConfig
 from bsgap_kernels.lab.data import ImageData
 from bsgap_kernels.lab.directories import locked, open_run
 from bsgap_kernels.lab.distributed import ALONE, Ranks
+from bsgap_kernels.lab.fitted import sentence
 from bsgap_kernels.lab.loop import Loop
 from bsgap_kernels.lab.progress import Progress
 from bsgap_kernels.lab.setup import Setup, resolve_device, set_up
@@ -60,7 +61,7 @@ def train(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), use_threads(config.threads):
         setup = ranks.together(lambda: set_up(config, data, ranks))
-        with setup.tracker, ExitStack() as held:
+        with closing(setup), ExitStack() as held:
             opened = ranks.together(lambda: _open(config, directory, ranks, held))
             earlier, finished = ranks.from_main(opened)
             if finished is not None:
@@ -107,6 +108,11 @@ def _run(setup: Setup, directory: Path, stop: Stop, *, earlier: bool) -> dict[st
                 results.write_summary(directory / results.SUMMARY_FILE, summary)
     if status == results.FINISHED and ranks.main:
         checkpoints.clear()
+        if config.until_fitted is not None and loop.ended is not None:
+            accuracy = loop.evaluation["train_eval.accuracy"]
+            print(
+                f"{config.run}: {sentence(loop.ended, loop.done, accuracy, config.until_fitted)}", flush=True
+            )
     return summary
 
 

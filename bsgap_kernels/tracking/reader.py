@@ -431,7 +431,9 @@ class SiteReader:
 
     def names(self) -> list[str]:
         """Sites met so far, in forward order."""
-        return list(dict.fromkeys(site.head.name for sites in self._sites.values() for site in sites.values()))
+        return list(
+            dict.fromkeys(site.head.name for sites in self._sites.values() for site in sites.values())
+        )
 
     @property
     def nbytes(self) -> int:

@@ -29,7 +29,7 @@ class Course:
 
     batch_size: int
     steps: int
-    """Updates of the whole run."""
+    """Updates of the whole run; the most of them where it ends once it is fitted."""
     steps_per_epoch: int
     seed: int
     data: ImageData

@@ -182,7 +182,10 @@ def _take_facts(run: Run, config: dict[str, Any], summary: dict[str, Any]) -> No
     run.train_loss = _train_loss(run, summary)
     run.step_ms, run.metric_ms = number(summary.get("step_ms")), number(summary.get("metric_ms_per_step"))
     run.metric_percent = number(summary.get("metric_percent_of_step"))
-    run.probe_ms = number(summary.get("probe_ms_per_step"))
+    run.floor_ms = number(summary.get("metric_floor_ms"))
+    run.probe_ms, run.probes = number(summary.get("probe_ms")), count(summary.get("probes"))
+    run.until_fitted = number(summary.get("until_fitted", config.get("until_fitted")))
+    run.ended = text(summary.get("ended"))
     hyper = summary.get("hyper")
     hyper = hyper if isinstance(hyper, dict) else {}
     for key in _FACTS:
@@ -324,7 +327,9 @@ def _take_rows(run: Run, rows: Rows) -> None:
     updates = len(rows.series.get(("", "time.step_ms"), {}))
     run.step_ms = _per_step(rows, "time.step_ms", updates) if run.step_ms is None else run.step_ms
     run.metric_ms = _per_step(rows, "time.metric_ms", updates) if run.metric_ms is None else run.metric_ms
-    run.probe_ms = _per_step(rows, "time.probe_ms", updates) if run.probe_ms is None else run.probe_ms
+    if run.probe_ms is None:
+        run.probes = len(rows.series.get(("", "time.probe_ms"), {})) or None
+        run.probe_ms = _per_step(rows, "time.probe_ms", run.probes or 0)
     if run.metric_percent is None and run.metric_ms is not None and run.step_ms:
         run.metric_percent = 100 * run.metric_ms / run.step_ms
 
@@ -335,7 +340,7 @@ def _last(rows: Rows, metric: str) -> float | None:
     return values[max(finite)] if finite else None
 
 
-def _per_step(rows: Rows, metric: str, updates: int) -> float | None:
-    """Total time of `metric` divided by the number of updates."""
+def _per_step(rows: Rows, metric: str, times: int) -> float | None:
+    """Total time of `metric` divided by the number of updates, or of readings."""
     finite = [value for value in rows.series.get(("", metric), {}).values() if math.isfinite(value)]
-    return sum(finite) / updates if finite and updates else None
+    return sum(finite) / times if finite and times else None

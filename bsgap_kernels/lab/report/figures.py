@@ -67,11 +67,17 @@ class Switch:
 
 
 def make_switch(results: Results) -> Switch:
-    """Steps where all runs are about as long, else epochs: runs at equal epochs share no axis in steps."""
+    """Steps where the runs' lengths in steps differ by 2 at most, else the unit in which they differ less.
+
+    Runs at equal epochs share no axis in steps, and runs that end once fitted may share neither.
+    """
     runs = drawn_runs(results)
     with_epochs = all(run.epochs and run.steps for run in runs)
     lengths = [int(max(t.steps[-1] for t in run.trajectories.values())) for run in runs]
-    start = "epoch" if with_epochs and max(lengths) > 2 * max(min(lengths), 1) else "step"
+    in_steps = max(lengths) / max(min(lengths), 1)
+    epochs = [run.epochs or math.inf for run in runs]
+    in_epochs = max(epochs) / min(epochs) if with_epochs else math.inf
+    start = "epoch" if in_steps > max(2, in_epochs) else "step"
     return Switch(start, with_epochs, {unit: end_of(results, unit) for unit in _units(with_epochs)})
 
 

@@ -31,6 +31,7 @@ def findings_by_method(results: Results) -> dict[str, list[str]]:
         # The method stands before the sentence, so a batch size needs no more than its number.
         groups = [(size, runs[0].batch_label, runs) for size, _, runs in results.sized(method)]
         found = [
+            *_fitted(groups),
             *_near_rank(results, groups),
             *_accuracy(_sound(groups)),
             *_sharpness(results, groups),
@@ -83,6 +84,32 @@ def difference_text(found: Estimate | None, say: Callable[[float], str]) -> str:
     ends = f"{say(found.lower)} to {say(found.upper)}"
     what = f"difference {say(found.mean)}, 95 % interval over {found.count} seeds {ends}"
     return f"{what}: {_UNTOLD}" if found.covers_zero else what
+
+
+def _fitted(groups: Groups) -> list[str]:
+    """Of runs that were to train until fitted: in how many updates, and which did not get there."""
+    runs = [run for _, _, found in groups for run in found if run.until_fitted is not None]
+    targets = {run.until_fitted for run in runs}
+    if len(targets) != 1 or len(runs) < sum(len(found) for _, _, found in groups):
+        return []
+    target = f"{100 * (runs[0].until_fitted or 0.0):g} % train accuracy"
+    short = [run for run in runs if run.unfitted]
+    if short:
+        names = ", ".join(f"{run.name} ({_end(run)})" for run in short)
+        return [
+            f"{len(short)} of {len(runs)} runs did not reach {target}, at which they were to end: {names}. "
+            "These networks are not equally well trained."
+        ]
+    updates = [run.steps for run in runs if run.steps is not None]
+    if not updates:
+        return []
+    took = f"{min(updates):,} to {max(updates):,}" if min(updates) < max(updates) else f"{updates[0]:,}"
+    return [f"Every run was trained until it reached {target}, which took {took} updates."]
+
+
+def _end(run: Run) -> str:
+    accuracy = "unknown" if run.train_accuracy is None else f"{100 * run.train_accuracy:.1f} %"
+    return f"{accuracy}, {run.ended or 'not at its end'}"
 
 
 def _near_rank(results: Results, groups: Groups) -> list[str]:
@@ -152,7 +179,8 @@ def _accuracy(groups: Groups) -> list[str]:
         f"{f' ({difference_text(gap, _points)})' if several else ''}."
     ]
     steps = [entry[3] for entry in ends if entry[3]]
-    if steps and max(steps) > 1.5 * min(steps):
+    equal_end = all(run.until_fitted is not None for *_, runs in ends for run in runs)
+    if not equal_end and steps and max(steps) > 1.5 * min(steps):
         sentences.append(
             f"The runs had between {min(steps):,.0f} and {max(steps):,.0f} updates, so batch size and "
             "number of updates change together here: compare with a sweep at equal steps before blaming the "
@@ -313,10 +341,29 @@ def _cost(results: Results) -> list[str]:
         return []
     layers = len(results.sites)
     plural = "s" * (layers != 1)
-    what = f"Near-rank, interval and spectral summary of {layers} layer{plural} on the training batch"
+    what = f"{_what_was_read(results)} of {layers} layer{plural} on the training batch"
     if len(percents) == 1:
-        return [f"{what} took {significant(times[0])} ms per step, {significant(percents[0])} % of the step."]
-    return [
-        f"{what} took {significant(min(times))} to {significant(max(times))} ms per step, "
-        f"{significant(min(percents))} % to {significant(max(percents))} % of the step."
-    ]
+        said = f"{significant(times[0])} ms per step, {significant(percents[0])} % of the step"
+    else:
+        said = f"{significant(min(times))} to {significant(max(times))} ms per step, "
+        said += f"{significant(min(percents))} % to {significant(max(percents))} % of the step"
+    slowest = max(results.runs, key=lambda run: run.metric_ms or 0.0)
+    floor = ""
+    if slowest.floor_ms and slowest.metric_ms:
+        floor = (
+            f"; at batch {slowest.batch_label} the Gram matrices alone need "
+            f"{significant(slowest.floor_ms)} of the {significant(slowest.metric_ms)} ms at the float32 peak "
+            "of the cores"
+        )
+    return [f"{what} took {said}{floor}."]
+
+
+def _what_was_read(results: Results) -> str:
+    """What was asked of training batches, where the options of all runs say so."""
+    metrics = {run.options.get("metrics") for run in results.runs}
+    certify = {run.options.get("certify") for run in results.runs}
+    if metrics == {"near_rank"} and certify == {"False"}:
+        return "Near-rank"
+    if metrics in ({"all"}, {None}) and certify in ({"True"}, {None}):  # runs that do not say read everything
+        return "Near-rank, interval and spectral summary"
+    return "The metrics"

@@ -48,7 +48,8 @@ _TERMS = """<b>Near-rank</b> of a layer: how many singular values of its activat
 (rows: samples, columns: units) exceed τ = max(atol, rtol × the largest one). <b>Ratio</b>: near-rank divided
 by the smaller dimension, 1 at most. <b>Probe</b>: one fixed batch, the same samples for every run, so that
 the matrix has the same shape whatever the training batch. <b>Gaussian null</b>: the same count for a
-matrix of that shape with independent normal entries, what the shape alone gives. <b>Certified
+matrix of that shape with independent normal entries, what the shape alone gives. <b>Layers</b> are
+named module#call: relu1#0 is the output of the module relu1 at its first call in a forward pass. <b>Certified
 interval</b>: bounds that hold despite rounding; equal bounds prove the count."""
 
 _MEANS = """ <b>Mean rows</b>: mean over seeds ± half of its 95 % interval by Student's t; a single value, or
@@ -198,9 +199,10 @@ _CAPTIONS = {
     "Gaussian null of the same shape; shaded: the certified interval where it is wider than one number.",
     "accuracy": "Does the gap widen where near-rank falls? Left: both accuracies on the whole sets; right: "
     "their difference, above zero where the network does better on what it was trained on.",
-    "time": "How much longer is a step with the metric? Left: what reading every layer on the training "
-    "batch adds, in % of the step; right: the same in milliseconds on top of the step (grey), with the probe "
-    "batch spread over all steps.",
+    "time": "How much longer is a step in which every layer is counted on the training batch, and how near "
+    "is that to what arithmetic allows? Left: in % of the step without it; middle: in milliseconds on top of "
+    "the step. Right, and no part of a step: one reading of the probe batch, a forward pass with certified "
+    "intervals and spectral summaries, × how often it was read.",
     "speed": "Does a larger batch reach an accuracy sooner, or only see more images a second? Training time "
     "alone, metric and evaluation left out; a target counts as reached at the evaluation that first saw it.",
     "sharpness": "How much does the loss grow at most in a small box about the weights? φ = "

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bsgap_kernels.lab.fitted import FITTED
 from bsgap_kernels.lab.report.landscape import Curve, Sharpness
 from bsgap_kernels.lab.report.warmup import Warmup
 
@@ -74,6 +75,9 @@ class Run:
     full_batch: bool = False
     seed: int | None = None
     status: str | None = None
+    # Train accuracy at which it was to end, and why it ended: fitted, stalled, budget.
+    until_fitted: float | None = None
+    ended: str | None = None
     steps: int | None = None
     epochs: float | None = None
     train_accuracy: float | None = None
@@ -84,7 +88,11 @@ class Run:
     step_ms: float | None = None
     metric_ms: float | None = None
     metric_percent: float | None = None
+    # What arithmetic leaves of metric_ms at best.
+    floor_ms: float | None = None
+    # Of one reading of the probe, of which there were so many.
     probe_ms: float | None = None
+    probes: int | None = None
     images_per_second: float | None = None
     # Images whose gradient was taken, every pass of every update counted.
     gradient_images: int | None = None
@@ -105,6 +113,11 @@ class Run:
     def diverged(self) -> bool:
         """Whether the training loss at the end is not finite: its accuracy is then no result."""
         return self.train_loss is not None and not math.isfinite(self.train_loss)
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether it was to train until fitted, and ended before."""
+        return self.until_fitted is not None and self.ended != FITTED
 
     @property
     def usual_images(self) -> int | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
 
+from bsgap_kernels.lab.fitted import BUDGET, FITTED, STALLED
 from bsgap_kernels.lab.report.figures_batch import ratio
 from bsgap_kernels.lab.report.figures_speed import reached_targets, seconds_to
 from bsgap_kernels.lab.report.runs import Results, Run, Site
@@ -17,6 +18,7 @@ from bsgap_kernels.lab.report.style import DASH, many_methods, significant
 # Beyond this many columns of layers and speeds the table would not fit the page: the layers then get tables
 # of their own.
 LAYERS_PER_TABLE = 8
+_ENDS = {FITTED: "fitted", STALLED: "stalled", BUDGET: "not fitted"}
 
 
 def number(value: float | None, digits: int, factor: float = 1.0) -> str:
@@ -31,12 +33,14 @@ class Column:
     head: str
     measure: Callable[[Run], float | None]
     say: Callable[[float | None], str]
+    note: Callable[[Run], str] | None = None
+    """Of a run, below its number."""
 
 
 def outcomes(results: Results) -> tuple[list[Column], list[Column]]:
     """The columns before the layers, and those after them."""
     before = [
-        Column("steps", lambda run: None if run.steps is None else float(run.steps), _thousands),
+        Column("steps", lambda run: None if run.steps is None else float(run.steps), _thousands, _ended),
         Column("train<br>acc. (%)", lambda run: run.train_accuracy, _percent),
         Column("test<br>acc. (%)", lambda run: run.test_accuracy, _percent),
         Column("gap<br>(points)", lambda run: run.gap, _percent),
@@ -47,6 +51,8 @@ def outcomes(results: Results) -> tuple[list[Column], list[Column]]:
         Column("metric<br>(ms/step)", lambda run: run.metric_ms, significant),
         Column("metric<br>(% of step)", lambda run: run.metric_percent, significant),
     ]
+    if any(run.floor_ms is not None for run in results.runs):
+        after.append(Column("its floor<br>(ms/step)", lambda run: run.floor_ms, significant))
     if any(run.images_per_second is not None for run in results.runs):
         after.append(Column("images<br>per s", lambda run: run.images_per_second, significant))
     target = table_target(results)
@@ -54,6 +60,11 @@ def outcomes(results: Results) -> tuple[list[Column], list[Column]]:
         head = f"{100 * target:g} % test<br>acc. (s)"
         after.append(Column(head, functools.partial(seconds_to, target), significant))
     return before, after
+
+
+def _ended(run: Run) -> str:
+    """Why a run that was to train until fitted is at its end."""
+    return "" if run.until_fitted is None or run.ended is None else _ENDS.get(run.ended, run.ended)
 
 
 def _gradient_images(run: Run) -> float | None:
@@ -126,11 +137,16 @@ def _table(results: Results, before: list[Column], layers: list[str], after: lis
 
 def _row(run: Run, before: list[Column], layers: list[str], after: list[Column]) -> str:
     cells = [escape(run.label), DASH if run.seed is None else str(run.seed)]
-    cells += [column.say(column.measure(run)) for column in before]
+    cells += [_cell(run, column) for column in before]
     cells += [_ratio_cell(run.sites.get(layer)) for layer in layers]
-    cells += [column.say(column.measure(run)) for column in after]
+    cells += [_cell(run, column) for column in after]
     mark = "" if run.status == "finished" else ' class="unfinished"'
     return f'<tr{mark} data-run="{escape(run.name)}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+
+
+def _cell(run: Run, column: Column) -> str:
+    note = column.note(run) if column.note else ""
+    return column.say(column.measure(run)) + (f"<small>{escape(note)}</small>" if note else "")
 
 
 def _mean_row(
