@@ -184,6 +184,7 @@ def _parse_options(
     epochs: int | None = None,
 ) -> _Options:
     from bsgap_kernels.lab import methods
+    from bsgap_kernels.lab.fitted import TARGET
 
     parser = _parser(command)
     parser.add_argument(
