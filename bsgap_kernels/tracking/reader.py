@@ -38,8 +38,8 @@ from bsgap_kernels.tracking.sites import (
     compiled_regions,
     has_values,
     listing,
-    no_site,
     matrix_of,
+    no_site,
     select_modules,
 )
 from bsgap_kernels.tracking.sums import ROWS, Sums
