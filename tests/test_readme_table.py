@@ -206,7 +206,9 @@ def test_the_overhead_tables_are_those_of_the_committed_results(
     both = overhead_table.written(overhead_table.load())
     places = [both.index(part) for part in ("with AVX-512:", "| 1234 |", "with AVX2:", "| 2468 |")]
     assert places == sorted(places)
-    (tmp_path / "overhead-avx512.json").write_text(json.dumps(result | {"machine": {"instruction_set": "avx2"}}))
+    (tmp_path / "overhead-avx512.json").write_text(
+        json.dumps(result | {"machine": {"instruction_set": "avx2"}})
+    )
     with pytest.raises(ValueError, match=r"overhead-avx512.json holds figures of avx2"):
         overhead_table.load()
 

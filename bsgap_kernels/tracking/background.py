@@ -29,10 +29,10 @@ class BackgroundWriter:
                 writer.put(lambda: rows_of(numbers_on_the_gpu))     # returns at once
 
     One thread calls what was put, in order, which may wait for a device there, and one thread a sink writes:
-    a sink that hangs holds up neither the training nor another sink. The first looks ten times a second, since
-    a thread that wakes at every step takes the interpreter from the training for longer than its work lasts. `capacity` steps wait for their rows,
-    and twice as many for each sink. A step that finds a queue full is dropped for what it leads to, counted,
-    and logged as a warning the first time and at the end.
+    a sink that hangs holds up neither the training nor another sink. The first looks ten times a second,
+    since a thread that wakes at every step takes the interpreter from the training for longer than its work
+    lasts. `capacity` steps wait for their rows, and twice as many for each sink. A step that finds a queue
+    full is dropped for what it leads to, counted, and logged as a warning the first time and at the end.
 
     A sink that raises is disabled with a warning that names it, and the others go on. One that keeps its rows
     over an OSError (`JsonlSink`) is tried again instead. Sinks are flushed about every two seconds, and when

@@ -196,7 +196,7 @@ class BeginHook(ReaderHook):
 
 
 def _wants_gradients(args: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether this is the first pass of a checkpointed model: without gradients, but of inputs that want them."""
+    """Whether inputs want gradients although none are recorded: the first pass of a checkpointed model."""
     inputs = [*args, *kwargs.values()]
     return (
         any(isinstance(x, Tensor) and x.requires_grad for x in inputs)

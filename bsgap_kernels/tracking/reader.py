@@ -38,8 +38,8 @@ from bsgap_kernels.tracking.sites import (
     compiled_regions,
     has_values,
     listing,
-    no_site,
     matrix_of,
+    no_site,
     select_modules,
 )
 from bsgap_kernels.tracking.sums import ROWS, Sums
@@ -431,7 +431,9 @@ class SiteReader:
 
     def names(self) -> list[str]:
         """Sites met so far, in forward order."""
-        return list(dict.fromkeys(site.head.name for sites in self._sites.values() for site in sites.values()))
+        return list(
+            dict.fromkeys(site.head.name for sites in self._sites.values() for site in sites.values())
+        )
 
     @property
     def nbytes(self) -> int:

@@ -49,7 +49,9 @@ class Reading:
             by_device.setdefault(site.gram.device, []).append(index)
         for device, members in by_device.items():
             numbers = ask([sums[i] for i in members], question)
-            self._groups.append((members, numbers if device.type == "cpu" else self._to_host(numbers, device)))
+            self._groups.append(
+                (members, numbers if device.type == "cpu" else self._to_host(numbers, device))
+            )
 
     def _to_host(self, numbers: Numbers, device: torch.device) -> Numbers:
         def copy(x: Tensor) -> Tensor:

@@ -208,7 +208,7 @@ def resolve_unfold(ndim: int, unfold: str) -> str:
 
 
 def matrix_of(activation: Tensor, unfold: str = "flatten") -> tuple[Tensor, int, int]:
-    """An activation, pooled if `unfold` asks for it, and the range [first, last) of dimensions that are features.
+    """An activation, pooled if `unfold` asks for it, and the range [first, last) of its feature dimensions.
 
     All other dimensions, in order, are observations. Nothing is copied.
     """
