@@ -61,22 +61,22 @@ def triton_table(records: dict[str, list[Resources]]) -> str:
     every = {(variant.name, capability) for variant, capability in wanted()}
     version = [v for v, rows in records.items() if every <= {(r.variant, r.capability) for r in rows}][-1]
     variants: dict[str, dict[int, Resources]] = {}
-    for row in records[version]:
-        if (row.variant, row.capability) in every:
-            variants.setdefault(row.variant, {})[row.capability] = row
+    found = {(row.variant, row.capability): row for row in records[version]}
+    for variant, capability in wanted():
+        variants.setdefault(variant.name, {})[capability] = found[variant.name, capability]
     capabilities = sorted({capability for _, capability in every})
     lines = [
         "| variant | " + " | ".join(f"sm_{c}" for c in capabilities) + " |",
         "|---|" + "--:|" * len(capabilities),
     ]
-    for variant, rows in variants.items():
+    for name, rows in variants.items():
         cells = [
             f"{rows[c].registers}×{32 * rows[c].warps}, {rows[c].shared_bytes / 1024:.0f} K"
             if c in rows
             else ""
             for c in capabilities
         ]
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", f"Registers × threads and shared memory of a block, Triton {version}."])
 
 

@@ -181,6 +181,7 @@ def checked() -> list[tuple[Variant | ProbeVariant, int]]:
         (Variant("bfloat16, sides to 64", bfloat16, "float32", 0x111), (80,)),
         (Variant("float32, sides to 64", float32, "float32", 0x100), (80, 90)),
         (Variant("float64 of float32", float32, "float64", 0x200, multi=True), (80, 90)),
+        (Variant("float64 of bfloat16, first row", bfloat16, "float64", 0x800, multi=True, shift=2), (90,)),
         (Variant("float64 shifted", torch.float64, "float64", 0x100, multi=True, shift=1), (89,)),
     ]
     probes = {

@@ -213,8 +213,8 @@ def load_wide(
             by_side = tl.load(shift + column, mask=along_side, other=0.0)
             by_depth = tl.load(shift + depth, mask=along_depth, other=0.0)
         else:
-            by_side = tl.load(base + column * stride_side, mask=along_side, other=0.0).to(tl.float64)
-            by_depth = tl.load(base + offsets, mask=along_depth, other=0.0).to(tl.float64)
+            by_side = widened(tl.load(base + column * stride_side, mask=along_side, other=0.0))
+            by_depth = widened(tl.load(base + offsets, mask=along_depth, other=0.0))
         if SCALED:
             by_side = by_side * scale
             by_depth = by_depth * scale
