@@ -3,9 +3,11 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "isa.h"
 #include "matrix_view.h"
+#include "simd.h"
 #include "tile_bfloat16.h"
 #include "tile_product.h"
 
@@ -26,6 +28,28 @@ struct GramSource {
 
 namespace detail {
 
+// 4 x 4 numbers of a panel, or 2 x 2 doubles, from columns that are contiguous, `cs` apart, transposed in
+// registers of 16 bytes.
+template <class Acc>
+[[gnu::always_inline]] inline void transpose_block(const Acc* in, int64_t cs, Acc* out) {
+  using V = Simd<Acc, 16>;
+  using Vector = typename V::Vector;
+  constexpr int64_t kWidth = kPanelCols<Acc>;
+  const Vector a = V::load(in), b = V::load(in + cs);
+  if constexpr (V::kLanes == 2) {
+    V::store(out, Vector{a[0], b[0]});
+    V::store(out + kWidth, Vector{a[1], b[1]});
+  } else {
+    const Vector c = V::load(in + 2 * cs), d = V::load(in + 3 * cs);
+    const Vector ab0{a[0], b[0], a[1], b[1]}, ab1{a[2], b[2], a[3], b[3]};
+    const Vector cd0{c[0], d[0], c[1], d[1]}, cd1{c[2], d[2], c[3], d[3]};
+    V::store(out, Vector{ab0[0], ab0[1], cd0[0], cd0[1]});
+    V::store(out + kWidth, Vector{ab0[2], ab0[3], cd0[2], cd0[3]});
+    V::store(out + 2 * kWidth, Vector{ab1[0], ab1[1], cd1[0], cd1[1]});
+    V::store(out + 3 * kWidth, Vector{ab1[2], ab1[3], cd1[2], cd1[3]});
+  }
+}
+
 // One panel: `depth` rows with strides rs, `cols` <= kPanelCols columns with strides cs; the rest is zero.
 template <class Acc, class In>
 [[gnu::always_inline]] inline void pack_plain_body(const In* in, int64_t rs, int64_t cs, int64_t depth,
@@ -39,7 +63,16 @@ template <class Acc, class In>
   }
   // Columns are read along the depth, some lines of the panel at a time, so that these stay in cache.
   constexpr int64_t kRows = 32;
-  for (int64_t first = 0; first < depth; first += kRows) {
+  int64_t first = 0;
+  if constexpr (std::is_same_v<Acc, In>) {
+    constexpr int64_t kLanes = Simd<Acc, 16>::kLanes;
+    if (cols == kWidth && rs == 1)
+      for (; first + kRows <= depth; first += kRows)
+        for (int64_t c = 0; c < kWidth; c += kLanes)
+          for (int64_t p = first; p < first + kRows; p += kLanes)
+            transpose_block(in + p + c * cs, cs, out + p * kWidth + c);
+  }
+  for (; first < depth; first += kRows) {
     const int64_t last = std::min(depth, first + kRows);
     for (int64_t c = 0; c < cols; ++c)
       for (int64_t p = first; p < last; ++p)
