@@ -1,10 +1,11 @@
 """What each change of the CPU engine brought: the same calls timed in builds of several commits.
 
-python benchmarks/commits.py COMMIT [COMMIT ...]    # writes benchmarks/results/cpu_commits.json
+python benchmarks/commits.py COMMIT [COMMIT ...]    # writes benchmarks/results/cpu_commits-ISA.json
 
 Every commit is built in a worktree of its own (a minute each), then they are timed in turns: two rounds, in
 each round a process per commit, which takes the median of its calls after emptying the cache before each. The
-figure of a commit is the lower of its two medians: what else the machine does can only add to it.
+figure of a commit is the lower of its two medians: what else the machine does can only add to it. ISA is the
+instruction set in use, which BSGAP_ISA can take down.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULT = ROOT / "benchmarks" / "results" / "cpu_commits.json"
+RESULTS = ROOT / "benchmarks" / "results"
 CASES = ("32x32", "65536x64", "65536x512", "2048x8192", "4096x256x32", "resnet56-channel")
 BFLOAT16_CASE = "65536x512"
 RTOL = 1e-2
@@ -106,6 +107,7 @@ def main() -> None:
         return
     if not options.commits:
         parser.error("at least one commit is needed")
+    from bsgap_kernels._core import instruction_set
     from bsgap_kernels.bench.machine import describe
 
     rows: list[dict[str, Any]] = []
@@ -128,9 +130,9 @@ def main() -> None:
         del row["tree"]
         row["ms"] = {case: round(min(r[case] for r in row["rounds"]), 4) for case in row["rounds"][0]}
         print(row["commit"][:12], row["ms"])
-    RESULT.write_text(
-        json.dumps({"schema": 1, "rows": rows, **describe()}, indent=1) + "\n", encoding="utf-8"
-    )
+    result = {"schema": 1, "rows": rows, **describe()}
+    path = RESULTS / f"cpu_commits-{instruction_set()}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def _git(*arguments: str) -> str:
