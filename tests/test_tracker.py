@@ -205,7 +205,8 @@ def test_a_plain_step_is_one_op_a_site_and_one_for_all() -> None:
             model(x)
             tracker.step()
         added = operators(lambda: (model(x), tracker.step())) - untracked
-    assert added == {"bsgap::_accumulate_gram_": 2, "bsgap::_gram_counts": 1, "aten::empty": 1}
+    assert added.pop("aten::empty", 1) == 1  # the counts; torch 2.11 does not say so
+    assert added == {"bsgap::_accumulate_gram_": 2, "bsgap::_gram_counts": 1}
 
 
 class Stream:
