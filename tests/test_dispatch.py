@@ -39,7 +39,7 @@ def test_the_constants_stand_on_the_measured_crossovers(isa: str) -> None:
         "MAX_FACTORISATIONS": MAX_FACTORISATIONS,
         "PROBED_MIN_SIDE": PROBED_MIN_SIDE,
     }
-    noise = 1.1
+    noise = 1.15  # and what the one set of constants costs either instruction set
     for row in measured["lanes"]:
         if row["side"] <= TRIDIAGONAL_SIDE:
             assert row["eight in lanes"] <= noise * row["eight by ldlt"], row
