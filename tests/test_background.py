@@ -124,13 +124,19 @@ def test_a_step_wakes_no_thread_until_its_queue_fills(monkeypatch: pytest.Monkey
     monkeypatch.setattr(background, "_SECONDS_BETWEEN_LOOKS", LONG)
     sink = Memory()
     with BackgroundWriter([sink], capacity=10) as writer:
-        put(writer, range(5))
+        put(writer, range(4))
         time.sleep(0.2)
         assert not sink.rows
         assert writer.flush(LONG)
-        assert sink.steps == list(range(5))
-        put(writer, range(5, 11))  # more than half
-        sink.wait_for(11)
+        assert sink.steps == list(range(4))
+        put(writer, range(4, 9))  # half
+        sink.wait_for(9)
+    assert writer.dropped == 0
+    sink = Memory()
+    with BackgroundWriter([sink], capacity=1) as writer:  # one step fills it
+        for step in range(3):
+            put(writer, [step])
+            sink.wait_for(step + 1)
     assert writer.dropped == 0
 
 

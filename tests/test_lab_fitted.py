@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
 import lab_stops
 import pytest
 from lab_data import small_data
+from torch import nn
 
 from bsgap_kernels import cli
+from bsgap_kernels.lab import loop, setup
 from bsgap_kernels.lab.config import SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.fitted import BUDGET, FITTED, STALLED, UntilFitted
 from bsgap_kernels.lab.setup import set_up
+from bsgap_kernels.lab.stop import Stop
 from bsgap_kernels.lab.study.plan import load_plan
 from bsgap_kernels.lab.sweep import format_table, sweep
 from bsgap_kernels.lab.train import train
@@ -91,6 +95,36 @@ def test_the_rule_goes_on_with_a_run(options: dict[str, Any], tmp_path: Path) ->
     assert {
         json.loads((tmp_path / str(step) / "summary.json").read_text())["ended"] for step in (4, 7, 9)
     } == {whole["ended"]}
+
+
+def small_network(*_: Any) -> nn.Module:
+    """Few enough parameters for `subset` on few images."""
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(49, 3), nn.Tanh(), nn.Linear(3, 10))
+
+
+def test_an_evaluation_before_an_update_that_was_left_counts_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes during an evaluation, and the method leaves the update that follows."""
+    monkeypatch.setattr(setup, "build_model", small_network)
+    hyper = {"subset": {"restart": 1, "iterations": 60}}
+    settings = config(method="subset", patience=1, until_fitted=1.0, epochs=40, layers=None, hyper=hyper)
+    whole = train(settings, tmp_path / "whole", data=small_data())
+    stop, evaluate = Stop(), loop.Loop._evaluate
+
+    def stopped(self: Any, *arguments: Any) -> Any:
+        stop.ask(signal.SIGTERM)
+        return evaluate(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Loop, "_evaluate", stopped)
+        assert train(settings, tmp_path / "parts", data=small_data(), stop=stop)["status"] == "stopped"
+    found = train(settings, tmp_path / "parts", data=small_data())
+    assert (found["ended"], found["steps"], found["probes"]) == (
+        whole["ended"],
+        whole["steps"],
+        whole["probes"],
+    )
 
 
 def test_a_run_that_is_stopped_has_no_end_yet(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.tracking import RankTracker, reader
+from bsgap_kernels.tracking.options import checked_question
+from bsgap_kernels.tracking.reading import Reading, SiteHead
 from bsgap_kernels.tracking.sites import NONLINEARITIES, select_modules, unfold_activation
+from bsgap_kernels.tracking.sums import Sums
 
 RTOL = 1e-2
 
@@ -207,6 +211,44 @@ def test_a_plain_step_is_one_op_a_site_and_one_for_all() -> None:
         added = operators(lambda: (model(x), tracker.step())) - untracked
     assert added.pop("aten::empty", 1) == 1  # the counts; torch 2.11 does not say so
     assert added == {"bsgap::_accumulate_gram_": 2, "bsgap::_gram_counts": 1}
+
+
+@pytest.mark.parametrize("shape", [(0, 5, 3, 3), (2, 5, 0, 3), (2, 5, 3, 0), (2, 0, 3, 3)])
+def test_an_activation_without_values_adds_nothing(shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(nn.ReLU())
+    with RankTracker(model, unfold="channel", verbose=False) as tracker:
+        if shape[1] > 0:
+            model(torch.randn(2, 5, 3, 4))
+            tracker.step()
+        model(torch.randn(shape))
+        (record,) = tracker.collect().values()
+    assert record.near_rank == 0
+
+
+class Event:
+    """Stands for a CUDA event: waits without the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self.happened = threading.Event()
+
+    def synchronize(self) -> None:
+        self.happened.wait(60)
+
+
+def test_two_threads_may_ask_for_the_records_of_a_step() -> None:
+    sums = Sums.zeros(3, torch.device("cpu"))
+    sums.add(torch.randn(8, 3))
+    question = checked_question(1e-2, None, False, False, ("near_rank",))
+    reading, event = Reading(0, "batch", [SiteHead("s", 3, "")], [0.0], [sums], question), Event()
+    reading._events.append(event)  # type: ignore[arg-type]
+    found: list[int] = []
+    threads = [threading.Thread(target=lambda: found.append(len(reading.records()))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    event.happened.set()
+    for thread in threads:
+        thread.join()
+    assert found == [1] * 8
 
 
 class Stream:

@@ -47,6 +47,7 @@ class Loop:
         """Why the run is at its end: fitted, stalled or budget; None before."""
         self.until_fitted = UntilFitted(config.until_fitted, config.patience)
         self.probes = 0
+        self._before = self.until_fitted.state_dict(), self.probes
         self.seconds = {"step": 0.0, "metric": 0.0, "probe": 0.0}
         self.evaluation: dict[str, float] = {}
         self.reached: dict[str, dict[str, float]] = {}
@@ -72,6 +73,7 @@ class Loop:
                 save()
                 if self._stopping:
                     return False
+                self._before = self.until_fitted.state_dict(), self.probes
                 if self.done and self._evaluation_due():
                     self._evaluate(writer)
                 if self.ended or setup.probe_due(self.done):
@@ -153,6 +155,8 @@ class Loop:
     def _leave_update(self) -> None:
         """An update was left because the run was asked to stop: it will be made again, from its beginning."""
         self._stopping = True
+        state, self.probes = self._before  # this step's evaluation and probe will be made again too
+        self.until_fitted.load_state_dict(state)
         self.gradients.images = self._images_before
         if self.done % self.setup.steps_per_epoch == 0:
             self._shuffle.set_state(self._undrawn)

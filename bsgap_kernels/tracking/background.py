@@ -231,7 +231,7 @@ class _SourceLane(_Lane):
             self.drop(f"its queue of {self._capacity} steps is full")
         else:
             self._queue.put(item)
-        if 2 * waiting >= self._capacity:
+        if 2 * (waiting + 1) >= self._capacity:
             self._hurry.set()
 
     def force(self, ticket: _Ticket) -> None:

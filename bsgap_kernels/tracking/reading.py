@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ class Reading:
         self._groups: list[tuple[list[int], Numbers]] = []
         self._events: list[torch.cuda.Event] = []
         self._records: dict[str, SiteRecord] | None = None
+        self._lock = threading.Lock()
         by_device: dict[torch.device, list[int]] = {}
         for index, site in enumerate(sums):
             by_device.setdefault(site.gram.device, []).append(index)
@@ -65,18 +67,19 @@ class Reading:
         return moved
 
     def records(self) -> dict[str, SiteRecord]:
-        """The record of each site, in forward order; waits for the device."""
-        if self._records is None:
-            for event in self._events:
-                event.synchronize()
-            found: dict[int, SiteRecord] = {}
-            for members, numbers in self._groups:
-                for place, index in enumerate(members):
-                    n, seconds = self.heads[index].n, self.seconds[index]
-                    found[index] = record_of(place, numbers, n, self.question, seconds)
-            self._records = {self.heads[index].name: found[index] for index in sorted(found)}
-            self._groups.clear()
-        return self._records
+        """The record of each site, in forward order; waits for the device. For several threads at once."""
+        with self._lock:
+            if self._records is None:
+                for event in self._events:
+                    event.synchronize()
+                found: dict[int, SiteRecord] = {}
+                for members, numbers in self._groups:
+                    for place, index in enumerate(members):
+                        n, seconds = self.heads[index].n, self.seconds[index]
+                        found[index] = record_of(place, numbers, n, self.question, seconds)
+                self._records = {self.heads[index].name: found[index] for index in sorted(found)}
+                self._groups.clear()
+            return self._records
 
     def rows(self) -> list[Row]:
         """The same as rows: near_rank and ratio, bounds if certified, other metrics by name."""

@@ -66,6 +66,10 @@ class Unfolded {
     for (int64_t d = a.dim() - 1; d >= 0; --d) {
       const int64_t size = a.size(d), stride = a.stride(d);
       if (size == 1 || (first <= d && d < last)) continue;
+      if (size == 0) {  // no rows: strides say nothing, and a group of none cannot be divided by
+        view.rows = 0;
+        return true;
+      }
       if (levels == 0) {
         view.row_stride = stride;
         levels = 1;
