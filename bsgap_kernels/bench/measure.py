@@ -16,6 +16,9 @@ MIN_ROUNDS = 3
 SETTLE_S = 0.005
 """Pause before each sample: OpenMP threads of the library that ran last spin for milliseconds, and would take
 a core from the next one if that brings its own threads (NumPy's OpenBLAS beside torch's OpenMP)."""
+REGAIN_S = 0.03
+"""A contender runs untimed for so long before a sample: after threads of another library the system may leave
+its own on one core, which was seen to add 15 ms to calls of 2 ms until it moved them."""
 
 
 @dataclass
@@ -108,6 +111,7 @@ def interleave(
     pause = SETTLE_S if settle_s is None else settle_s
     samples = {name: Samples() for name in functions}
     number: dict[str, int] = {}
+    typical: dict[str, float] = {}
     for name, function in functions.items():
         progress(f"warm-up: {name}")
         try:
@@ -116,6 +120,7 @@ def interleave(
             spent = seconds(partial(_append_result, results, function))
             if spent < budget_s / rounds:  # cheap: a second call says how long one takes once all is loaded
                 spent = seconds(function)
+            typical[name] = spent
             number[name] = rounds_for(spent * calls, rounds, budget_s, least)
             if calls == 1 and spent >= budget_s and number[name] > 1:
                 # What only a first call does is nothing beside one that outlasts its budget: a sample, too.
@@ -133,6 +138,10 @@ def interleave(
         order.shuffle(names)
         for name in names:
             progress(f"round {index + 1}/{total}: {name}")
+            if stopwatch is None:
+                begun = time.perf_counter()
+                while typical[name] < REGAIN_S and time.perf_counter() - begun < REGAIN_S:
+                    functions[name]()
             if calls == 1 and flush is not None:
                 flush()
             if pause or stopwatch is None:
