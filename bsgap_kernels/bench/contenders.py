@@ -28,7 +28,7 @@ SVDVALS = "torch.linalg.svdvals"
 LARGEST_SIDE = 2048
 """torch.cov (always features x features) and NumPy's eigvalsh are past this far from the best peer."""
 GEMM_ERROR = {torch.float32: 1e-6, torch.float64: 1.2e-14}
-"""‖ΔG‖₂/λ_max that a Gram matrix formed by a BLAS may have: 8.5e-7 was seen (Gaussian 65536×64, MKL)."""
+"""Assumed ‖ΔG‖₂/λ_max of a Gram matrix formed by a BLAS, whose chains of additions have an unknown length."""
 RIGHT_BAND = 0.01
 """Right by construction: rounding moves a singular value near τ by no more than this share of it."""
 
@@ -55,9 +55,9 @@ class Contender:
     finest_rtol: float = 0.0
     """Below it counts are not right by construction: right on one matrix, wrong on another."""
     suits: Callable[[Case, float], bool] = lambda case, rtol: True
-    """Whether it is timed on a case at an rtol."""
+    """Return whether to time it on a case at an rtol."""
     once: Callable[[Case], bool] = lambda case: False
-    """Whether the first threshold of a run is enough: another one does not change what it does."""
+    """Return whether to time it at the first rtol of a run only, since its work is the same at any."""
 
     def __call__(self, inputs: list[Tensor], rtol: float) -> Result:
         """Counts of all matrices of a case's input."""
@@ -155,7 +155,7 @@ def _tracked(A: Tensor, rtol: float) -> Tensor:
 
 
 def _is_probed(case: Case, rtol: float) -> bool:
-    """Whether the plan probes any of the matrices; else the call is the rigorous one."""
+    """Return whether mode `probed` probes any matrix of the case; otherwise it is the rigorous call."""
     plans = (
         select_backend(INTERVAL, case.dtype, *shape[-2:], rtol=rtol, mode="probed") for shape in case.shapes
     )
@@ -167,7 +167,7 @@ def _are_single(case: Case, rtol: float) -> bool:
 
 
 def small_covariance(case: Case, rtol: float) -> bool:
-    """Whether torch.cov is timed on a case."""
+    """Return whether to time torch.cov on a case."""
     return all(shape[-1] <= LARGEST_SIDE for shape in case.shapes)
 
 
@@ -176,7 +176,7 @@ def _small(case: Case, rtol: float) -> bool:
 
 
 def _past_float32(case: Case, rtol: float) -> bool:
-    """Where a float32 Gram matrix is right, one in float64 never is the quicker."""
+    """Return whether rtol is too fine for float32 Gram matrices; elsewhere float64 ones are always slower."""
     return rtol < finest_rtol(torch.float32)
 
 

@@ -18,7 +18,7 @@ TAKEN_DOWN = {
         "OPENBLAS_CORETYPE": "Haswell",
     },
 }
-"""What holds torch, MKL, oneDNN and OpenBLAS to an instruction set below the processor's best.
+"""Environment that holds torch, MKL, oneDNN and OpenBLAS to an instruction set below the processor's best.
 
 MKL obeys on Intel's processors; on AMD's it was seen to take AVX2 whatever it is told: the ceilings record
 what products of the peers reach (`gemm_flops`). NumPy's own loops serve no product and no eigenvalue.
@@ -39,7 +39,7 @@ def environment(isa: str, available: Sequence[str], present: Mapping[str, str]) 
 
 
 BENCH, OVERHEAD = ("bsgap_kernels.bench",), ("bsgap_kernels", "overhead")
-"""What measures: a module, and its command if it has several."""
+"""The module that measures, and its command if it has several."""
 
 
 def measure_each(wanted: str, program: Sequence[str], arguments: Sequence[str]) -> int:

@@ -96,7 +96,7 @@ def peers() -> dict[str, Any]:
 
 
 def _openblas() -> list[dict[str, Any]]:
-    """What threadpoolctl says of OpenBLAS, NumPy's first; nothing where it is not installed."""
+    """Return threadpoolctl's entries for OpenBLAS, NumPy's first; none where it is not installed."""
     pools = _threadpoolctl()
     found: list[dict[str, Any]] = [] if pools is None else pools.threadpool_info()
     return [pool for pool in found if pool["internal_api"] == "openblas"]

@@ -17,8 +17,8 @@ SETTLE_S = 0.005
 """Pause before each sample: OpenMP threads of the library that ran last spin for milliseconds, and would take
 a core from the next one if that brings its own threads (NumPy's OpenBLAS beside torch's OpenMP)."""
 REGAIN_S = 0.03
-"""A contender runs untimed for so long before a sample: after threads of another library the system may leave
-its own on one core, which was seen to add 15 ms to calls of 2 ms until it moved them."""
+"""Seconds for which a short contender runs untimed before each sample. After threads of another library the
+scheduler may keep both of its own on one core for a while, which takes longer than a short call."""
 
 
 @dataclass

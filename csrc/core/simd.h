@@ -1,8 +1,8 @@
 // Vectors of one width, and how they are read and written.
 //
 // std::memcpy into a vector wider than the baseline's 16 bytes is compiled by GCC 12, where the body is
-// inlined into a function for AVX2, as two copies through the stack, whose reload stalls: 10 to 18 of 100
-// GFLOP/s. A type that may stand at any address of a T gives one load.
+// inlined into a function for AVX2, as two copies through the stack, whose reload stalls (store forwarding).
+// A type that may stand at any address of a T gives one load.
 #pragma once
 
 #include <cstdint>
