@@ -66,18 +66,46 @@ def test_gram_term_injected(sign: int) -> None:
     assert holds(interval(rounded, atol=atol, gram_error=error), count)
 
 
-def test_centring_term() -> None:
-    # The mean 2^52 + 1/2 is no float64: the column is centred about 2^52, G is twice what it should be.
-    A = 2.0**52 + np.array([[0.0], [1.0]] * 32)
-    count = 0
-    assert rational.count_above(rational.gram(A.tolist(), center=True), 25) == count  # σ² = 16
-    found = _core.gram(A, center=True)
-    assert found["gram"][0, 0] == 32.0
-    assert not holds(interval(found["gram"], atol=5.0, gram_error=found["rounding_error"]), count)
-    assert holds(
-        interval(found["gram"], atol=5.0, gram_error=found["rounding_error"] + found["centring_error"]), count
-    )
-    assert holds(_core.near_rank_interval(A, atol=5.0, rtol=0.0, center=True), count)
+@pytest.mark.parametrize("observations", [False, True])
+@pytest.mark.parametrize("rows", [3, 64, 1000])
+@pytest.mark.parametrize("mean", [0.1, 1e12, 2.0**52, -(2.0**53) + 1])
+def test_centring_beside_a_large_mean(mean: float, rows: int, observations: bool) -> None:
+    # The means are no float64, and the last column is constant: what it leaves must be 0.
+    A = mean + abs(np.spacing(mean)) * (np.arange(rows)[:, None] % np.array([2, 3, 1]))
+    exact = rational.gram(A.tolist(), center=True)
+    found = _core.gram(A, center=True, observations=observations)
+    scale = 4.0 ** -found["exponent"]
+    size = float(exact[0][0] + exact[1][1])
+    if observations:
+        assert np.trace(found["gram"]) * scale == pytest.approx(size, rel=1e-14 * rows)
+    else:
+        error = found["gram"] * scale - np.array(exact, dtype=float)
+        assert np.abs(error).max() <= 1e-15 * rows * size
+        assert not found["gram"][2].any()
+    assert found["centring_error"] * scale <= 1e-13 * size
+    atol = 1.25 * float(
+        np.sqrt(size)
+    )  # above σ, which was counted when the rest of the mean was not taken off
+    assert _core.near_rank_interval(A, atol=atol, rtol=0.0, center=True) == (0, 0)
+
+
+def test_equal_rows_leave_nothing_when_centred() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((3, 5), (50, 7), (2000, 3)):
+        for scale in (1.0, 1e-200, 1e300, 5e-324):
+            A = np.broadcast_to(np.round(rng.standard_normal(shape[1]), 3) * scale, shape).copy()
+            assert _core.near_rank_interval(A, center=True) == (0, 0)
+            A[1, 0] += abs(A[0, 0]) / 2 + TINY
+            assert _core.near_rank_interval(A, center=True) == (1, 1)
+
+
+def test_differences_far_below_the_entries_are_scaled_to_their_own_size() -> None:
+    # Their squares underflow beside the constant 1, and σ = 1e-200·√(3/4).
+    A = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1e-200]])
+    assert _core.near_rank_interval(A, center=True) == (1, 1)
+    assert _core.near_rank_interval(A, atol=0.86e-200, rtol=0.0, center=True) == (1, 1)
+    assert _core.near_rank_interval(A, atol=0.87e-200, rtol=0.0, center=True) == (0, 0)
+    assert bsgap.near_rank(torch.from_numpy(A), rtol=1e-2, center=True) == 1
 
 
 # --- LDL^T, shift, underflow -------------------------------------------------------------------------

@@ -19,6 +19,7 @@ struct CertifiedGram {
   double rounding_error = 0;  // ||g - X^T X||_2, X as read (centred values rounded): float64 path only
   double centring_error = 0;  // ||X^T X - exact centred Gram||_2
   std::vector<double> mean;   // subtracted feature means, scaled; empty when not centred
+  std::vector<double> rest;   // what the means are off by: subtracted next
 
   // ||g - exact Gram||_2. A function with its own ScopedIeee: callers add nothing up outside one.
   double error() const {
@@ -37,34 +38,44 @@ inline GramSource gram_source(const MatrixView& a, bool features_side, const Cer
   s.x = features_side ? a : a.transposed();
   s.scale = std::ldexp(1.0, r.exponent);
   if (!r.mean.empty()) (features_side ? s.mean_by_side : s.mean_by_depth) = r.mean.data();
+  s.rest = r.rest.data();
   return s;
 }
 
-// Two sweeps: the mean to working accuracy, then the mean of what is left added to it.
+// Two sweeps: the mean to working accuracy, then the mean of what is left, which is kept apart: added to a
+// large mean it would be rounded to that one's last place. Where the first row's entry is the mean but for
+// the rounding of the sum it is taken instead, so that equal entries leave exactly 0.
 inline void set_mean(const MatrixView& a, CertifiedGram& r) {
   const double scale = std::ldexp(1.0, r.exponent), m = static_cast<double>(a.rows);
-  std::vector<double> sums(a.cols);
-  r.mean.assign(a.cols, 0.0);
-  for (int sweep = 0; sweep < 2; ++sweep) {
-    column_sums(a, scale, sweep == 0 ? nullptr : r.mean.data(), sums.data());
-    for (int64_t j = 0; j < a.cols; ++j) r.mean[j] += sums[j] / m;
-  }
+  const double rounding = gamma(column_sum_roundings(a.rows) + 2);
+  r.mean.resize(a.cols);
+  r.rest.resize(a.cols);
+  column_sums(a, scale, nullptr, nullptr, r.mean.data());
+  with_pointer(a, [&](auto* base) {
+    for (int64_t j = 0; j < a.cols; ++j) {
+      const double first = load(base + j * a.col_stride) * scale;
+      r.mean[j] /= m;
+      if (std::abs(r.mean[j] - first) <= rounding * std::abs(first)) r.mean[j] = first;
+    }
+  });
+  column_sums(a, scale, r.mean.data(), nullptr, r.rest.data());
+  for (double& x : r.rest) x /= m;
 }
 
-// ||X - exact centred A||_F <= rho + u ||X||_F, rho from the column sums that X still has.
-// lost: Frobenius norm of what scaling to 2^exponent pushed below the smallest subnormal.
+// ||X - exact centred A||_F <= rho + u (2 ||X||_F + sqrt(m) ||rest||), rho from the column sums that X still
+// has. lost: Frobenius norm of what scaling to 2^exponent pushed below the smallest subnormal.
 inline double centring_error(const MatrixView& a, const CertifiedGram& r, double lost) {
   const double m = static_cast<double>(a.rows);
   std::vector<double> sums(a.cols);
-  column_sums(a, std::ldexp(1.0, r.exponent), r.mean.data(), sums.data());
-  double squares = 0;
+  column_sums(a, std::ldexp(1.0, r.exponent), r.mean.data(), r.rest.data(), sums.data());
+  double squares = 0, rest = 0;
   for (const double s : sums) squares += s * s;
-  const double chunks = std::ceil(m / static_cast<double>(kChunk));
+  for (const double x : r.rest) rest += x * x;
   const double norm = std::sqrt(r.frobenius_sq);
   const double n = static_cast<double>(a.cols);
-  const double rho =
-      std::sqrt(squares / m) * (1 + gamma(n + 8)) + gamma(kChunk + chunks + 2) * norm + std::sqrt(n * kTiny);
-  const double e = rho + 2 * kUnitRoundoff * norm + lost;
+  const double rho = std::sqrt(squares / m) * (1 + gamma(n + 8)) +
+                     gamma(column_sum_roundings(a.rows)) * norm + std::sqrt(n * kTiny);
+  const double e = rho + 3 * kUnitRoundoff * norm + 2 * kUnitRoundoff * std::sqrt(m * rest) + lost;
   return round_up((2 * norm + e) * e);
 }
 
@@ -105,12 +116,13 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
       return r;
     }
   }
-  for (int attempt = 0; attempt < 2; ++attempt) {
+  const int last = center ? 2 : 1;
+  for (int attempt = 0; attempt <= last; ++attempt) {
     if (center) detail::set_mean(a, r);
     gram_product<double>(detail::gram_source(a, features_side, r, next), r.g.data(), parallel);
     const double trace = detail::trace(r);
     // Squares of entries of g must neither overflow nor lose digits to underflow in what follows.
-    if (attempt == 1 || (trace > 0x1p-400 && trace < 0x1p400)) {
+    if (attempt == last || (trace > 0x1p-400 && trace < 0x1p400)) {
       const double c = gram_roundings(depth, r.side);
       r.frobenius_sq = round_up(trace * (1 + 2 * gamma(c + side)) + cells * kTiny);
       r.rounding_error = round_up(gamma(c) * r.frobenius_sq + cells * kTiny);
@@ -125,13 +137,21 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
     }
     // Extreme or non-finite: look at the entries, scale the largest to [1, 2) and start again.
     const Magnitude size = magnitude(a);
-    if (!size.finite || size.largest == 0) {
+    if (!size.finite || size.largest == 0 || (center && size.equal_rows)) {
       r.content = size.finite ? Content::kZero : Content::kNonFinite;
       std::fill(r.g.data(), r.g.data() + r.g.size(), 0.0);
       return r;
     }
     // 2^+-1000 keeps the factor itself finite and leaves the trace far inside the exponent range.
-    r.exponent = std::clamp(-std::ilogb(size.largest), -1000, 1000);
+    const int exponent = std::clamp(-std::ilogb(size.largest), -1000, 1000);
+    if (attempt == 0) {
+      r.exponent = exponent;
+      continue;
+    }
+    // What centring left of the scaled entries is far smaller than they: by its size then, A below 2^1000.
+    const double left = magnitude(a, std::ldexp(1.0, r.exponent), r.mean.data(), r.rest.data()).largest;
+    if (left > 0)
+      r.exponent = std::clamp(r.exponent - std::ilogb(left), -1000, std::min(exponent + 900, 1000));
   }
   return r;
 }

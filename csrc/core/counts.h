@@ -155,6 +155,7 @@ struct CountAt {
 inline CountAt count_at(const Threshold& t, int64_t side, double largest) {
   if (std::isnan(t.absolute) || std::isnan(t.relative)) return {true, -1, 0};
   if (std::max(t.absolute, t.relative) < 0) return {true, side, 0};
+  if (t.relative >= 1) return {true, 0, 0};  // tau >= sigma_max
   const double absolute = std::max(t.absolute, 0.0), relative = std::max(t.relative, 0.0);
   const double tau_squared = std::max(absolute * absolute, relative * (relative * largest));
   if (!(tau_squared < kInfinity)) return {true, 0, 0};

@@ -201,9 +201,16 @@ inline void mirror(double* g, int64_t n, const ParallelFor& parallel) {
   });
 }
 
-// sums[j] = sum over rows of (a_ij * scale - mean_j), chunks of kChunk rows added in float64;
-// sum_of_squares likewise over all entries. At most kChunk + chunks + 2 roundings an entry.
-inline void column_sums(const MatrixView& a, double scale, const double* mean, double* sums) {
+// Roundings that an entry goes through in column_sums.
+inline double column_sum_roundings(int64_t rows) {
+  return static_cast<double>(std::min(detail::kChunk, rows) + (rows + detail::kChunk - 1) / detail::kChunk +
+                             2);
+}
+
+// sums[j] = sum over rows of (a_ij * scale - mean_j) - rest_j, chunks of kChunk rows added in float64; mean
+// and rest may be null.
+inline void column_sums(const MatrixView& a, double scale, const double* mean, const double* rest,
+                        double* sums) {
   ScopedIeee ieee;
   std::vector<double> chunk(a.cols);
   std::fill(sums, sums + a.cols, 0.0);
@@ -212,25 +219,31 @@ inline void column_sums(const MatrixView& a, double scale, const double* mean, d
       std::fill(chunk.begin(), chunk.end(), 0.0);
       for (int64_t i = i0; i < std::min(a.rows, i0 + detail::kChunk); ++i)
         for (int64_t j = 0; j < a.cols; ++j)
-          chunk[j] += load(base + a.row_offset(i) + j * a.col_stride) * scale - (mean ? mean[j] : 0.0);
+          chunk[j] += (load(base + a.row_offset(i) + j * a.col_stride) * scale - (mean ? mean[j] : 0.0)) -
+                      (rest ? rest[j] : 0.0);
       for (int64_t j = 0; j < a.cols; ++j) sums[j] += chunk[j];
     }
   });
 }
 
-// Largest finite |a_ij|; finite is false if any entry is not.
+// Largest |(a_ij * scale - mean_j) - rest_j|; finite is false if any entry is not; equal_rows is true if all
+// rows are the same.
 struct Magnitude {
   double largest = 0;
   bool finite = true;
+  bool equal_rows = true;
 };
-inline Magnitude magnitude(const MatrixView& a) {
+inline Magnitude magnitude(const MatrixView& a, double scale = 1.0, const double* mean = nullptr,
+                           const double* rest = nullptr) {
   Magnitude result;
   with_pointer(a, [&](auto* base) {
     for (int64_t i = 0; i < a.rows; ++i)
       for (int64_t j = 0; j < a.cols; ++j) {
-        const double v = std::abs(static_cast<double>(load(base + a.row_offset(i) + j * a.col_stride)));
-        if (!(v <= std::numeric_limits<double>::max())) result.finite = false;
-        result.largest = std::max(result.largest, v);
+        const double v = load(base + a.row_offset(i) + j * a.col_stride);
+        if (!(std::abs(v) <= std::numeric_limits<double>::max())) result.finite = false;
+        if (v != load(base + a.row_offset(0) + j * a.col_stride)) result.equal_rows = false;
+        result.largest =
+            std::max(result.largest, std::abs((v * scale - (mean ? mean[j] : 0.0)) - (rest ? rest[j] : 0.0)));
       }
   });
   return result;

@@ -13,12 +13,14 @@
 
 namespace bsgap {
 
-// X read as value * 2^exponent - mean_of_its_feature; observations run along the rows of the matrix.
-// features on the side: X = A (G is cols x cols); else X = A^T (G is rows x rows).
+// X read as value * 2^exponent - mean of its feature, the mean in two parts (value * 2^exponent - mean) -
+// rest; observations run along the rows of the matrix. features on the side: X = A (G is cols x cols); else X
+// = A^T (G is rows x rows).
 struct GramSource {
   MatrixView x;                           // depth x side
   const double* mean_by_side = nullptr;   // subtracted per column of x (features on the side), or
   const double* mean_by_depth = nullptr;  // subtracted per row of x (features along the depth)
+  const double* rest = nullptr;           // of the mean, per feature likewise; not null where one of these is
   double scale = 1.0;                     // a power of two
   Upcoming next;                          // what the caller reads after this matrix
 
@@ -85,25 +87,27 @@ BSGAP_PER_ISA_TEMPLATE((class Acc, class In), void, pack_plain,
                        (const In* in, int64_t rs, int64_t cs, int64_t depth, int64_t cols, Acc* out),
                        (in, rs, cs, depth, cols, out))
 
-// The same of in * scale - mean, formed in double. mean: one by column or by row of the panel, strides 0
-// or 1.
+// The same of (in * scale - mean) - rest, formed in double. mean, rest: one by column or by row of the panel,
+// strides 0 or 1.
 template <class Acc, class In>
 [[gnu::always_inline]] inline void pack_shifted_body(const In* in, int64_t rs, int64_t cs, int64_t depth,
                                                      int64_t cols, double scale, const double* mean,
-                                                     int64_t mean_rs, int64_t mean_cs, Acc* out) {
+                                                     const double* rest, int64_t mean_rs, int64_t mean_cs,
+                                                     Acc* out) {
   constexpr int64_t kWidth = kPanelCols<Acc>;
   for (int64_t p = 0; p < depth; ++p) {
     for (int64_t c = 0; c < cols; ++c) {
       const double scaled = load(in + p * rs + c * cs) * scale;
-      out[p * kWidth + c] = static_cast<Acc>(scaled - mean[p * mean_rs + c * mean_cs]);
+      const int64_t feature = p * mean_rs + c * mean_cs;
+      out[p * kWidth + c] = static_cast<Acc>((scaled - mean[feature]) - rest[feature]);
     }
     for (int64_t c = cols; c < kWidth; ++c) out[p * kWidth + c] = Acc(0);
   }
 }
 BSGAP_PER_ISA_TEMPLATE((class Acc, class In), void, pack_shifted,
                        (const In* in, int64_t rs, int64_t cs, int64_t depth, int64_t cols, double scale,
-                        const double* mean, int64_t mean_rs, int64_t mean_cs, Acc* out),
-                       (in, rs, cs, depth, cols, scale, mean, mean_rs, mean_cs, out))
+                        const double* mean, const double* rest, int64_t mean_rs, int64_t mean_cs, Acc* out),
+                       (in, rs, cs, depth, cols, scale, mean, rest, mean_rs, mean_cs, out))
 
 // Rows [p0, p0 + depth) x columns [j0, j0 + kPanelCols) of the source as one panel.
 template <class Acc>
@@ -119,11 +123,11 @@ void pack(const GramSource& s, int64_t p0, int64_t depth, int64_t j0, Acc* out) 
       if (s.plain()) {
         pack_plain(in, s.x.row_stride, cs, rows, cols, to);
       } else {
-        const double* mean = s.mean_by_side    ? s.mean_by_side + j0
-                             : s.mean_by_depth ? s.mean_by_depth + p
-                                               : &kZero;
-        pack_shifted(in, s.x.row_stride, cs, rows, cols, s.scale, mean, s.mean_by_depth ? 1 : 0,
-                     s.mean_by_side ? 1 : 0, to);
+        const bool by_side = s.mean_by_side, by_depth = s.mean_by_depth;
+        const int64_t feature = by_side ? j0 : p;
+        const double* mean = by_side ? s.mean_by_side + j0 : by_depth ? s.mean_by_depth + p : &kZero;
+        const double* rest = by_side || by_depth ? s.rest + feature : &kZero;
+        pack_shifted(in, s.x.row_stride, cs, rows, cols, s.scale, mean, rest, by_depth, by_side, to);
       }
       p += rows;
     }

@@ -30,13 +30,9 @@ constexpr double kUnderflow = 0x1p-1020;
 // Bound of the error of a finite Gram matrix of `a` that was formed as `r`, and, if wanted, of what follows
 // from its column sums: they go through more roundings than an entry, and are taken as a part of its error.
 double added_error(const CertifiedGram& r, const MatrixView& a, bool with_sums) {
-  const double back = std::ldexp(1.0, -r.exponent), rows = static_cast<double>(a.rows);
+  const double back = std::ldexp(1.0, -r.exponent);
   double error = r.error();
-  if (with_sums) {
-    const double chunk = static_cast<double>(bsgap::detail::kChunk);
-    error =
-        std::max(error, bsgap::gamma(std::min(chunk, rows) + std::ceil(rows / chunk) + 2) * r.frobenius_sq);
-  }
+  if (with_sums) error = std::max(error, bsgap::gamma(bsgap::column_sum_roundings(a.rows)) * r.frobenius_sq);
   return bsgap::round_up(bsgap::round_up(error * back) * back) + static_cast<double>(r.side) * kUnderflow;
 }
 
@@ -97,7 +93,7 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   }
   if (!s) return;
   std::vector<double> own(view.cols);
-  bsgap::column_sums(view, 1.0, nullptr, own.data());
+  bsgap::column_sums(view, 1.0, nullptr, nullptr, own.data());
   for (int64_t j = 0; j < view.cols; ++j) s[j] += own[j];
 }
 

@@ -173,10 +173,12 @@ std::tuple<Tensor, Tensor> shifted_gram(const Tensor a, const Tensor shift) {
   const MatrixView view = batch[0];
   Tensor sums = empty({n}, ScalarType::Double), gram = empty({n, n}, ScalarType::Double);
   const double* c = static_cast<const double*>(shift.const_data_ptr());
-  bsgap::column_sums(view, 1.0, c, data<double>(sums));
+  bsgap::column_sums(view, 1.0, c, nullptr, data<double>(sums));
+  const std::vector<double> none(n, 0.0);
   bsgap::GramSource source;
   source.x = view;
   source.mean_by_side = c;
+  source.rest = none.data();
   bsgap::gram_product<double>(source, data<double>(gram), torch_parallel);
   bsgap::mirror(data<double>(gram), n, torch_parallel);
   return {sums, gram};
