@@ -6,9 +6,11 @@ A library that is there and does not load raises: never a silent fallback. `BSGA
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import platform
 import sys
+import warnings
 from pathlib import Path
 
 import torch
@@ -33,6 +35,20 @@ torch.ops.load_library(str(LIBRARY_PATH))
 CUDA_LIBRARY_PATH = _library_path("_cuda") if torch.version.cuda is not None else None
 if CUDA_LIBRARY_PATH is not None:
     torch.ops.load_library(str(CUDA_LIBRARY_PATH))
+
+
+@functools.cache
+def has_cuda_kernels() -> bool:
+    """Return whether the CUDA C++ kernels are there; a warning says once what their absence costs."""
+    if CUDA_LIBRARY_PATH is None:
+        warnings.warn(
+            "bsgap_kernels was installed without nvcc: counts on CUDA tensors go through "
+            "torch.linalg.eigvalsh, which waits for the device and cannot be captured in a CUDA graph; "
+            "certified intervals and summaries go through the CPU. Install the CUDA toolkit of torch's "
+            "CUDA major and reinstall.",
+            stacklevel=2,
+        )
+    return CUDA_LIBRARY_PATH is not None
 
 
 def build_info() -> dict[str, str]:

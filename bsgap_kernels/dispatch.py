@@ -13,11 +13,15 @@ import functools
 import os
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from . import _native
 from ._core import PROBED_MIN_RTOL, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE
+
+Device = Literal["cpu", "cuda"]
 
 FLOAT32_GRAM_MIN_RTOL = 8.3e-3
 """On a CPU float32 sums err by at most 23 · 2⁻²⁴ of |A|ᵀ|A| (FLOAT32_SUM_ROUNDINGS of the core). Where no
@@ -27,8 +31,6 @@ FLOAT64_GRAM_MIN_RTOL = 8e-7
 MAX_FACTORISATIONS = 8
 """More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead. Measured on
 a CPU, like the sides of the core (benchmarks/results/crossovers-*.json)."""
-CUDA_TRIDIAGONAL_SIDE = 128
-"""Up to this side a block's shared memory holds the matrix (kSmallSide in csrc/cuda/count.cuh)."""
 CUDA_PROBED_MIN_SIDE = 424
 """From here two float64 products with nine probes take less arithmetic than a float64 Gram matrix on the
 float64 tensor cores of an H200 (67 TFLOP/s, against 790 in bfloat16; not measured)."""
@@ -36,12 +38,16 @@ float64 tensor cores of an H200 (67 TFLOP/s, against 790 in bfloat16; not measur
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call will run. `gram` is the accumulation of the Gram matrix, `svd` means none is formed."""
+    """What a call will run.
+
+    gram: the accumulation of the Gram matrix, None where none is formed. count: our kernels or a solver of
+    torch.
+    """
 
     op: str
-    device: Literal["cpu", "cuda"]
-    gram: Literal["float32", "float64", "svd"]
-    count: Literal["tridiagonal", "ldlt", "eigenvalues", "svd"]
+    device: Device
+    gram: Literal["float32", "float64"] | None
+    count: Literal["kernels", "eigvalsh", "svdvals"]
     certificate: Literal["none", "rigorous", "probed"] = "none"
 
 
@@ -57,36 +63,58 @@ def select_backend(
     dtype: torch.dtype,
     m: int,
     n: int,
-    *,
     rtol: float | None,
+    center: bool = False,
+    device: Device = "cpu",
+    *,
     thresholds: int = 1,
     mode: str | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
-    center: bool = False,
 ) -> Plan:
     """The plan for one matrix shape. `rtol` is None where a threshold depends on values (atol, tensors)."""
     side = min(m, n)
     # On a GPU the mean is taken off in float64, whose products then stay in float64.
-    cheap = (
-        dtype != torch.float64
-        and rtol is not None
-        and rtol >= FLOAT32_GRAM_MIN_RTOL
-        and not (center and device == "cuda")
-    )
+    cheap = dtype != torch.float64 and float32_sums_serve(rtol) and not (center and device == "cuda")
     plan: Plan
     if mode is not None:
         from_side = CUDA_PROBED_MIN_SIDE if device == "cuda" else PROBED_MIN_SIDE
         probed = mode == "probed" and cheap and side >= from_side and (rtol or 0) >= PROBED_MIN_RTOL
         certificate: Literal["probed", "rigorous"] = "probed" if probed else "rigorous"
-        plan = Plan(op, device, "float32" if probed else "float64", "ldlt", certificate)
+        plan = Plan(op, device, "float32" if probed else "float64", "kernels", certificate)
     elif rtol is not None and rtol < FLOAT64_GRAM_MIN_RTOL:
-        plan = Plan(op, device, "svd", "svd")
+        plan = Plan(op, device, None, "svdvals")
+    elif (device == "cuda" and not _native.has_cuda_kernels()) or (
+        device == "cpu" and side > TRIDIAGONAL_SIDE and thresholds > MAX_FACTORISATIONS
+    ):
+        plan = Plan(op, device, "float64", "eigvalsh")
     else:
-        if side <= (CUDA_TRIDIAGONAL_SIDE if device == "cuda" else TRIDIAGONAL_SIDE):
-            count: Literal["tridiagonal", "ldlt", "eigenvalues"] = "tridiagonal"
-        else:
-            count = "ldlt" if thresholds <= MAX_FACTORISATIONS else "eigenvalues"
-        plan = Plan(op, device, "float32" if cheap and count != "eigenvalues" else "float64", count)
+        plan = Plan(op, device, "float32" if cheap else "float64", "kernels")
     if os.environ.get("BSGAP_PRINT_CONFIG") == "1":
         print(f"bsgap: {plan} for {dtype} {m}x{n}, rtol={rtol}, thresholds={thresholds}", file=sys.stderr)
     return plan
+
+
+def plan_of(op: str, A: Tensor, rtol: float | None, center: bool, **options: Any) -> Plan:
+    """`select_backend` for the matrices of A (*, m, n)."""
+    m, n = A.shape[-2:]
+    return select_backend(op, A.dtype, m, n, rtol, center, device_kind(A), **options)
+
+
+def device_kind(A: Tensor) -> Device:
+    """Whose kernels serve the tensor. Tests run those of CUDA on the CPU."""
+    return "cuda" if A.is_cuda else "cpu"
+
+
+def float32_sums_serve(rtol: float | None) -> bool:
+    """Whether a Gram matrix of float32 sums resolves counts at rtol, of input that is not float64."""
+    return rtol is not None and rtol >= FLOAT32_GRAM_MIN_RTOL
+
+
+def resolved(op: str, A: Tensor, smallest_tau: Tensor) -> bool:
+    """Whether a float64 Gram matrix resolved thresholds of at least smallest_tau (*,) of sigma_max.
+
+    Nobody looks on a GPU, which would have to be waited for.
+    """
+    if device_kind(A) == "cuda" or float(smallest_tau.min()) >= FLOAT64_GRAM_MIN_RTOL:
+        return True
+    plan_of(op, A, 0.0, False)  # prints what runs instead
+    return False

@@ -1,7 +1,7 @@
 """Every op schema of the library `bsgap`, in one place. Names that start with `_` are private.
 
-An op is one file in `ops/`: checks, implementation per device, fake, autograd. The private ops at the
-end have C++ implementations (`csrc/cpu/spectra.cpp`, `csrc/cuda/spectra.cu`).
+A public op is one file in `ops/`: checks, composition of private ops, fake, autograd. A private op has one
+implementation a device: for the CPU in C++ (`csrc/cpu`) or `ops/_cpu.py`, for CUDA in `ops/_cuda*.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ _PUBLIC = (
 )
 
 _PRIVATE = (
+    # Of the B matrices of A. exponent: int32, its least value marks a matrix that is not finite.
     "_near_rank(Tensor A, float rtol, bool center, bool float32_gram) -> Tensor",
     # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
+    # counts (B, t). smallest_tau (B,): at most tau / sigma_max; empty on CUDA, where nobody looks.
     "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
     " -> (Tensor counts, Tensor smallest_tau)",
     # Matrices (*, n) of a list, leading dimensions rows, with one rtol and one kind of sums each.
@@ -33,8 +35,8 @@ _PRIVATE = (
     " -> (Tensor counts, Tensor smallest_tau)",
     "_intervals(Tensor A, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
-    "_small_gram(Tensor A, bool center) -> (Tensor gram, Tensor exponent)",
-    "_summarize(Tensor eigenvalues, Tensor exponent, int m, int n) -> Tensor",
+    "_eigenvalues(Tensor A, bool center) -> (Tensor eigenvalues, Tensor exponent)",
+    "_spectral_summary(Tensor A, bool center) -> Tensor",
     "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
     # Adds AᵀA, or AAᵀ, to a lower triangle, or with `fresh` puts it there; dimensions [first, last) of A are
@@ -43,10 +45,14 @@ _PRIVATE = (
     " bool features_side, bool center, bool float32_gram, bool fresh) -> ()",
     # Count, bounds (-1 unless certified) and rows of each Gram matrix, float64 (N, 4).
     "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float rtol, bool certify) -> Tensor",
+    "_gram_eigenvalues(Tensor[] grams) -> Tensor",
     # A tracker's hooks in compiled code (tracking/hooks.py). `token` is not written: it keeps the calls in
     # order.
     "_begin_pass_(Tensor(a!) token, Tensor? mask, int reader, bool training) -> ()",
     "_observe_(Tensor(a!) token, Tensor activation, int reader, int module) -> ()",
+    # These have CPU kernels only: the steps of `_eigenvalues` and `_spectral_summary` around torch's solver.
+    "_small_gram(Tensor A, bool center) -> (Tensor gram, Tensor exponent)",
+    "_summarize(Tensor eigenvalues, Tensor exponent, int m, int n) -> Tensor",
     # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
     # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.
     "_cuda_fill(Tensor(a!) out, int[] values) -> ()",

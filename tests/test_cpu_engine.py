@@ -23,7 +23,6 @@ from torch import Tensor
 import bsgap_kernels as bsgap
 from bsgap_kernels import _core, reference
 from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL
-from bsgap_kernels.ops import _cpu
 from bsgap_kernels.strides import features_last
 
 ANY = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture]
@@ -259,7 +258,7 @@ def added_up(x: Tensor) -> Tensor:
         torch.zeros(x.shape[-1], x.shape[-1], dtype=torch.float64),
         torch.zeros(3, dtype=torch.float64),
     )
-    _cpu.accumulate_gram(gram, totals, None, x, x.ndim - 1, x.ndim, True, False, False, False)
+    torch.ops.bsgap._accumulate_gram_(gram, totals, None, x, x.ndim - 1, x.ndim, True, False, False, False)
     return gram
 
 
@@ -313,7 +312,7 @@ def test_any_dimensions_are_features(x: Tensor, data: st.DataObject) -> None:
     rows = features_last(x, first, last).reshape(-1, x.shape[first:last].numel()).double()
     n = rows.shape[1]
     gram, totals, sums = (torch.zeros(s, dtype=torch.float64) for s in ((n, n), (3,), (n,)))
-    _cpu.accumulate_gram(gram, totals, sums, x, first, last, True, False, False, False)
+    torch.ops.bsgap._accumulate_gram_(gram, totals, sums, x, first, last, True, False, False, False)
     torch.testing.assert_close(gram.tril(), (rows.mT @ rows).tril())
     torch.testing.assert_close(sums, rows.sum(0))
     assert (totals[0], totals[2]) == (len(rows), 1)
@@ -330,7 +329,7 @@ def test_fresh_sums_forget_what_was_there(content: str, features_side: bool) -> 
     states = []
     for fill, fresh in ((0.0, False), (7.0, True), (torch.nan, True)):
         state = [torch.full(s, fill, dtype=torch.float64) for s in ((side, side), (3,), (n,))]
-        _cpu.accumulate_gram(*state, x, 1, 2, features_side, False, False, fresh)
+        torch.ops.bsgap._accumulate_gram_(*state, x, 1, 2, features_side, False, False, fresh)
         states.append([state[0].tril(), *state[1:]])
     for state in states[1:]:
         for found, expected in zip(state, states[0], strict=True):

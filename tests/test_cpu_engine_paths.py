@@ -24,7 +24,6 @@ import bsgap_kernels as bsgap
 from bsgap_kernels import _core, reference
 from bsgap_kernels._core import FLOAT32_SUM_ROUNDINGS
 from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, PROBED_MIN_SIDE, select_backend
-from bsgap_kernels.ops import _cpu
 
 # Planes of NCHW images
 
@@ -44,7 +43,7 @@ def test_planes_keep_the_bound_of_their_sums(
         rows = x.movedim(1, -1)
         gram = torch.zeros(channels, channels, dtype=torch.float64)
         totals = torch.zeros(3, dtype=torch.float64)
-        _cpu.accumulate_gram(gram, totals, None, rows, 3, 4, True, False, float32_sums, False)
+        torch.ops.bsgap._accumulate_gram_(gram, totals, None, rows, 3, 4, True, False, float32_sums, False)
         exact = rows.reshape(-1, channels).double()
         m = len(exact)
         in_float = float32_sums and dtype != torch.float64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,8 +14,8 @@ from tolerances import COUNT_MARGIN, metric_rtol, sum_rtol
 from torch import Tensor
 
 import bsgap_kernels as bsgap
-from bsgap_kernels import reference, schema
-from bsgap_kernels.dispatch import select_backend
+from bsgap_kernels import dispatch, reference, schema
+from bsgap_kernels.dispatch import TRIDIAGONAL_SIDE, select_backend
 from bsgap_kernels.ops._tolerances import threshold_pairs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -56,48 +58,96 @@ def test_counts_of_prescribed_spectra(shape: tuple[int, int], dtype: torch.dtype
 @pytest.mark.parametrize(
     ("dtype", "rtol", "side", "gram", "count"),
     [
-        (torch.float32, 1e-2, 200, "float32", "ldlt"),
-        (torch.bfloat16, 1e-2, 64, "float32", "tridiagonal"),
-        (torch.float32, 1e-4, 200, "float64", "ldlt"),
-        (torch.float64, 1e-2, 200, "float64", "ldlt"),
-        (torch.float64, 1e-6, 20, "float64", "tridiagonal"),
-        (torch.float32, 1e-7, 20, "svd", "svd"),
-        (torch.float64, None, 20, "float64", "tridiagonal"),
+        (torch.float32, 1e-2, 200, "float32", "kernels"),
+        (torch.bfloat16, 1e-2, 64, "float32", "kernels"),
+        (torch.float32, 1e-4, 200, "float64", "kernels"),
+        (torch.float64, 1e-2, 200, "float64", "kernels"),
+        (torch.float64, 1e-6, 20, "float64", "kernels"),
+        (torch.float32, 1e-7, 20, None, "svdvals"),
+        (torch.float64, None, 20, "float64", "kernels"),
     ],
 )
 def test_the_plan_is_a_pure_function(
-    dtype: torch.dtype, rtol: float | None, side: int, gram: str, count: str
+    dtype: torch.dtype, rtol: float | None, side: int, gram: str | None, count: str
 ) -> None:
     plan = select_backend("near_rank", dtype, 1000, side, rtol=rtol)
     assert (plan.gram, plan.count) == (gram, count)
     assert plan == select_backend("near_rank", dtype, side, 1000, rtol=rtol)
 
 
-def test_the_planned_path_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    import bsgap_kernels.ops._cpu as engine
-
-    used: list[str] = []
-    svd = engine.svd_counts
-    monkeypatch.setattr(engine, "svd_counts", lambda *a: used.append("svd") or svd(*a))
-    A = random(60, 20, dtype=torch.float64)
-    assert bsgap.near_rank(A, rtol=1e-2).item() == 20
-    assert used == []
-    assert bsgap.near_rank(A).item() == 20  # float64's default tolerance: only singular values resolve it
-    assert used == ["svd"]
-    assert bsgap.near_rank(A, atol=1e-12).item() == 20  # too small against sigma_max, seen from the values
-    assert used == ["svd"] * 2
-    assert bsgap.near_rank(A, atol=1e-2).item() == 20
-    assert used == ["svd"] * 2
-
-
-def test_the_plan_is_printed_on_request(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("dtype", "n", "arguments", "ran"),
+    [
+        (torch.float32, 23, {"rtol": 1e-2}, [("float32", "kernels", "bsgap::_near_rank")]),
+        (torch.float32, 23, {"rtol": 1e-4}, [("float64", "kernels", "bsgap::_near_rank")]),
+        (torch.float64, 23, {"rtol": 1e-2}, [("float64", "kernels", "bsgap::_near_rank")]),
+        (torch.float32, 23, {"atol": 1e-2}, [("float64", "kernels", "bsgap::_counts")]),
+        (torch.float64, 23, {"rtol": 1e-9}, [(None, "svdvals", "aten::linalg_svdvals")]),
+        (
+            torch.float64,
+            23,
+            {"atol": 1e-9},
+            [("float64", "kernels", "bsgap::_counts"), (None, "svdvals", "aten::linalg_svdvals")],
+        ),
+        (
+            torch.float32,
+            TRIDIAGONAL_SIDE + 1,
+            {"thresholds": 9},
+            [("float64", "eigvalsh", "bsgap::_eigenvalues")],
+        ),
+        (torch.float32, TRIDIAGONAL_SIDE + 1, {"thresholds": 8}, [("float64", "kernels", "bsgap::_counts")]),
+        (torch.float32, TRIDIAGONAL_SIDE, {"thresholds": 9}, [("float64", "kernels", "bsgap::_counts")]),
+    ],
+)
+def test_what_is_printed_is_what_runs(
+    dtype: torch.dtype,
+    n: int,
+    arguments: dict[str, Any],
+    ran: list[tuple[str | None, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("BSGAP_PRINT_CONFIG", "1")
     select_backend.cache_clear()
-    bsgap.near_rank(random(61, 23), rtol=1e-2)
-    assert "gram='float32', count='tridiagonal'" in capsys.readouterr().err
+    float32: list[bool] = []
+    module = importlib.import_module("bsgap_kernels.ops.near_rank")  # of the name is the function, too
+    op = module._NEAR_RANK
+    monkeypatch.setattr(module, "_NEAR_RANK", lambda *args: float32.append(args[-1]) or op(*args))
+    A = random(161, n, dtype=dtype)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        if "thresholds" in arguments:
+            bsgap.singular_value_counts(A, torch.linspace(0.1, 0.9, arguments["thresholds"]))
+        else:
+            bsgap.near_rank(A, **arguments)
     select_backend.cache_clear()
+    printed = re.findall(r"gram=(\S+), count=(\S+),", capsys.readouterr().err)
+    assert printed == [(repr(gram), repr(count)) for gram, count, _ in ran]
+    expensive = {"bsgap::_near_rank", "bsgap::_counts", "bsgap::_eigenvalues", "aten::linalg_svdvals"}
+    names = [event.name for event in sorted(profile.events(), key=lambda e: e.time_range.start)]
+    assert [name for name in names if name in expensive] == [name for _, _, name in ran]
+    if float32:
+        assert float32 == [ran[0][0] == "float32"]
+
+
+def test_a_capture_is_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On the CPU, told that it is a GPU whose stream is being captured: a copy from the host would break it.
+    A = random(30, 20, dtype=torch.float64)
+
+    def copied(*args: Any, **kwargs: Any) -> Tensor:
+        raise AssertionError("a copy from the host")
+
+    monkeypatch.setattr(dispatch, "device_kind", lambda A: "cuda")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(torch, "tensor", copied)
+    monkeypatch.setattr(torch.Tensor, "to", copied)
+    for call in (
+        lambda: bsgap.near_rank(A, rtol=1e-9),
+        lambda: bsgap.near_rank(A),
+        lambda: bsgap.near_rank_grouped([A, A[:5]], rtol=1e-9),
+        lambda: bsgap.near_rank_grouped([A, A[:5]]),
+    ):
+        with pytest.raises(RuntimeError, match="not possible while a CUDA graph is captured"):
+            call()
 
 
 def test_a_near_rank_is_two_dispatches() -> None:

@@ -198,7 +198,7 @@ def operators(call: Callable[[], object]) -> Counter[str]:
 
 
 def test_a_plain_step_is_one_op_a_site_and_one_for_all() -> None:
-    # A GPU launches more; there the engine of CUDA is another.
+    # A GPU launches more; that has kernels of its own.
     if os.environ.get("BSGAP_VIRTUAL_GPU") == "1":
         pytest.skip("on the virtual GPU ops are those of CUDA")
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5), nn.Tanh())

@@ -68,7 +68,7 @@ PROBED = {"omega_kernel", "product_kernel"}
     ],
     ids=["ops", "tracker", "accumulator", "modes", "numbers", "hook path of the benchmark", "without nvcc"],
 )
-def test_the_engine_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
+def test_the_private_ops_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]
     if selection:
         command += ["-k", selection]

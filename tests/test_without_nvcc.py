@@ -1,4 +1,4 @@
-"""The engine of CUDA in an installation without the CUDA C++ kernels; test_virtual_gpu.py runs it."""
+"""The private ops of CUDA in an installation without the CUDA C++ kernels; test_virtual_gpu.py runs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 import bsgap_kernels as bsgap
 from bsgap_kernels import _native
-from bsgap_kernels.ops import _cuda_stages
+from bsgap_kernels.dispatch import select_backend
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("BSGAP_VIRTUAL_GPU") != "1", reason="runs in the process of test_virtual_gpu.py"
@@ -23,11 +23,13 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", None)
-    _cuda_stages.has_kernels.cache_clear()
+    _native.has_cuda_kernels.cache_clear()
+    select_backend.cache_clear()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         yield
-    _cuda_stages.has_kernels.cache_clear()
+    _native.has_cuda_kernels.cache_clear()
+    select_backend.cache_clear()
     assert ["without nvcc" in str(warning.message) for warning in said].count(True) == 1
 
 

@@ -1,8 +1,8 @@
-"""Runs the engine of CUDA on CPU tensors: Triton's interpreter forms Gram matrices, the host harness counts.
+"""Runs the private ops of CUDA on CPU tensors: Triton's interpreter, then the host harness.
 
-`install()` makes every op on a CPU tensor take the path that a CUDA tensor takes, down to the source of each
-kernel. It must come before triton is first imported, and it is for good: conftest.py calls it where
-BSGAP_VIRTUAL_GPU=1, and `test_virtual_gpu.py` runs tests of the ops that way.
+`install()` registers them for the CPU, so that every op on a CPU tensor takes the path that a CUDA tensor
+takes, down to the source of each kernel. It must come before triton is first imported, and it is for good:
+conftest.py calls it where BSGAP_VIRTUAL_GPU=1, and `test_virtual_gpu.py` runs tests of the ops that way.
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ import cuda_host
 import torch
 from torch import Tensor
 
-from bsgap_kernels import _native
-from bsgap_kernels.ops import _cuda, _register
+from bsgap_kernels import _native, dispatch
+from bsgap_kernels.ops import _cuda, _cuda_gram, _cuda_sums
 
 _LIBRARY = torch.library.Library("bsgap", "IMPL")
 
 
 def install() -> None:
-    """Lets CPU tensors run the engine of CUDA in this process."""
+    """Lets CPU tensors run the private ops of CUDA in this process."""
     os.environ["TRITON_INTERPRET"] = "1"
-    _register.ENGINES["CPU"] = _cuda
+    kernels = _cuda.KERNELS | _cuda_gram.KERNELS | _cuda_sums.KERNELS
+    of_cpu = {name: torch.library.get_kernel(f"bsgap::{name}", "CPU") for name in kernels}
+    for name, kernel in kernels.items():
+        _LIBRARY.impl(name, kernel, "CPU", allow_override=True)
+
+    def on_host(op: str, *args: Any) -> Any:
+        key = torch._C._dispatch_keys(torch.empty(0))
+        return of_cpu[op].call_boxed(key, *args)
+
+    _cuda.on_host = _cuda_gram.on_host = _cuda_sums.on_host = on_host
+    dispatch.device_kind = lambda A: "cuda"
     _native.CUDA_LIBRARY_PATH = _native.LIBRARY_PATH  # the kernels are there, by another way
     for name, kernel in (
         ("_cuda_fill", _fill),

@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from ..dispatch import Plan, select_backend
+from .._core import TRIDIAGONAL_SIDE
+from ..dispatch import select_backend
 from .contenders import INTERVAL, NEAR_RANK, PROBED, TRACKER
 
 PROBES = 9
@@ -80,11 +81,11 @@ def tridiagonal_flops(k: int) -> float:
     return 4 * k**3 / 3
 
 
-def count_flops(contender: str, plan: Plan, k: int) -> float:
+def count_flops(contender: str, k: int) -> float:
     """The count of one matrix, in float64."""
     if MODES[contender] is not None:
         return 3 * ldlt_flops(k)
-    return tridiagonal_flops(k) if plan.count == "tridiagonal" else 2 * ldlt_flops(k)
+    return tridiagonal_flops(k) if k <= TRIDIAGONAL_SIDE else 2 * ldlt_flops(k)
 
 
 def floor(
@@ -101,11 +102,11 @@ def floor(
         m, n = shape[-2:]
         number = torch.Size(shape[:-2]).numel()
         plan = select_backend("near_rank", dtype, m, n, rtol=rtol, mode=MODES[contender])
-        if plan.gram == "svd":
+        if plan.gram is None:
             return None
         read += number * m * n * dtype.itemsize / rates.read
         gram_math += number * gram_flops(m, n) / (rates.float32 if plan.gram == "float32" else rates.float64)
         if plan.certificate == "probed":
             gram_math += number * 4.0 * m * n * PROBES / rates.float64
-        count += number * count_flops(contender, plan, min(m, n)) / rates.float64
+        count += number * count_flops(contender, min(m, n)) / rates.float64
     return Floor(read, gram_math, count)

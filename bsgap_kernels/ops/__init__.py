@@ -1,8 +1,9 @@
-"""One file an op: checks, implementation, fake, autograd, public function, read downward.
+"""One file a public op: checks, composition of private ops, fake, autograd, public function, read downward.
 
-Importing this package registers every op of `schema.py`.
+Importing this package registers every op of `schema.py`; those of the CPU in C++ are there already.
 """
 
+from . import _cpu, _cuda, _cuda_gram, _cuda_sums  # noqa: F401 - the private ops
 from .covariance import covariance
 from .gram import gram
 from .gram_accumulate import gram_accumulate_

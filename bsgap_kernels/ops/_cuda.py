@@ -1,188 +1,286 @@
-"""The engine of CUDA: Gram matrices from the Triton kernels, counts from the CUDA C++ kernels.
+"""CUDA implementations of the private ops that count: Gram matrices (Triton), then counts (CUDA C++).
 
-Inputs are checked, and no matrix is empty. The engine of the CPU (`_cpu.py`) has the same functions.
-
-Nothing here waits for the device or looks at a value, so every call can be captured in a CUDA graph, but for
-two: `svd_counts` below what a float64 Gram matrix resolves, and everything in an installation without nvcc.
+Inputs are checked, and no matrix is empty. Nothing here waits for the device or looks at a value, so every
+call can be captured in a CUDA graph, but for what an installation without nvcc does on the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..dispatch import Plan, select_backend
-from . import _cpu
-from ._cuda_stages import (
-    Precision,
-    centred_gram_stage,
-    count_stage,
-    device_pairs,
-    device_table,
-    gram_stage,
-    has_kernels,
-    rows_of,
-    summary_stage,
-    unscaling,
-    view_of,
-)
-from ._cuda_sums import accumulate_gram, count_sums
-from ._tolerances import effective_tolerances, svd_counts
+from .. import _native
+from ..schema import LIBRARY
+from ..triton.config import UNIT_ROUNDOFF, gamma
 
-__all__ = [
-    "accumulate_gram",
-    "count_grouped",
-    "count_pairs",
-    "count_scalar",
-    "count_sums",
-    "feature_gram",
-    "intervals",
-    "shifted_gram",
-    "summary",
-]
+if TYPE_CHECKING:
+    from ..triton.gram import GramSet
+    from ..triton.table import MatrixView
+
+SMALLEST_SUBNORMAL = 2.0**-1074
+Precision = Literal["float32", "float64"]
 
 
-def _plan(op: str, A: Tensor, rtol: float | None, center: bool, **options: Any) -> Plan:
-    return select_backend(op, A.dtype, *A.shape[-2:], rtol=rtol, device="cuda", center=center, **options)
+def near_rank(A: Tensor, rtol: float, center: bool, float32_gram: bool) -> Tensor:
+    """Near-rank (*,) at one rtol which the Gram matrix is known to resolve."""
+    found, _ = centred_gram_stage([A], precision_of(float32_gram), center)
+    return count_stage(found, rtol=rtol).counts.view(A.shape[:-2])
 
 
-def _svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
-    if A.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"bsgap::{op}: rtol lies below what a float64 Gram matrix resolves (8e-7), so singular values "
-            "would be computed, which waits for the device: not possible while a CUDA graph is captured "
-            f"(dtype {A.dtype}, shape {tuple(A.shape)}); pass a larger rtol"
-        )
-    return svd_counts(A, pairs, center)
+def counts(
+    A: Tensor, thresholds: Tensor | None, atol: float, rtol: float, center: bool, float32_gram: bool
+) -> tuple[Tensor, Tensor]:
+    """Counts (B, t)."""
+    found, _ = centred_gram_stage([A], precision_of(float32_gram), center)
+    return count_stage(found, atol, rtol, pairs=thresholds).counts, torch.empty(0, dtype=torch.float64)
 
 
-def _one_pair(A: Tensor, atol: float, rtol: float) -> Tensor:
-    return torch.tensor([[atol, rtol]], dtype=torch.float64, device=A.device)
-
-
-def count_scalar(op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool) -> Tensor:
-    """Near-rank (*,) for one pair of tolerances."""
-    absolute, relative = effective_tolerances(A, atol, rtol)
-    plan = _plan(op, A, relative if absolute == 0 else None, center)
-    if plan.gram == "svd":
-        return _svd_counts(op, A, _one_pair(A, absolute, relative), center)[..., 0]
-    found, _ = centred_gram_stage([A], plan.gram, center)
-    return count_stage(found, absolute, relative).counts.view(A.shape[:-2])
-
-
-def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
-    """Counts (*, t) for float64 threshold pairs (*, t, 2) that broadcast with the batch of A, t > 0."""
-    t = pairs.shape[-2]
-    batch = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2])
-    plan = _plan(op, A, None, center, thresholds=t)
-    assert plan.gram != "svd"
-    found, _ = centred_gram_stage([A.expand(*batch, *A.shape[-2:])], plan.gram, center)
-    shared = pairs.numel() == 2 * t
-    flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
-    return count_stage(found, pairs=flat.contiguous()).counts.view(*batch, t)
-
-
-def count_grouped(
-    op: str, As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool
-) -> Tensor:
+def grouped_counts(
+    As: Sequence[Tensor], atol: float, rtol: Sequence[float], center: bool, float32_gram: Sequence[bool]
+) -> tuple[Tensor, Tensor]:
     """Near-rank (len(As),) of matrices (*, n_i), whose leading dimensions are all rows.
 
     All that share a dtype and an accumulation go through the Gram stage and the count stage together.
     """
-    rows = [A.shape[:-1].numel() for A in As]
-    tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]
-    grams = [
-        select_backend(
-            op,
-            A.dtype,
-            m,
-            A.shape[-1],
-            rtol=t[1] if t[0] == 0 else None,
-            device="cuda",
-            center=center,
-        ).gram
-        for A, m, t in zip(As, rows, tolerances, strict=True)
-    ]
     # float64 input is looked over for extreme values first: apart, so that only it pays.
-    kinds = [(gram, A.dtype == torch.float64) for gram, A in zip(grams, As, strict=True)]
-    members_of = {k: [i for i, own in enumerate(kinds) if own == k] for k in dict.fromkeys(kinds)}
-    parts = []
-    for (gram, _), members in members_of.items():
-        chosen = [As[i] for i in members]
-        if gram == "svd":
-            counts = [
-                _svd_counts(op, As[i].flatten(0, -2), _one_pair(As[i], *tolerances[i]), center)
-                for i in members
-            ]
-            parts.append(torch.cat(counts))
-            continue
-        precision: Precision = "float32" if gram == "float32" else "float64"
-        found, _ = centred_gram_stage(chosen, precision, center, batch=False)
-        own = [tolerances[i] for i in members]
-        same = all(pair == own[0] for pair in own)
-        pairs = None if same else device_pairs(own, As[0].device)
-        parts.append(count_stage(found, *own[0], pairs=pairs).counts[:, 0])
-    if len(parts) == 1:
-        return parts[0]
-    order = [i for members in members_of.values() for i in members]
-    places = sorted(range(len(As)), key=order.__getitem__)
-    return torch.cat(parts).index_select(0, device_table(places, As[0].device))
+    kinds = [(float32, A.dtype == torch.float64) for float32, A in zip(float32_gram, As, strict=True)]
+    found: dict[int, Tensor] = {}
+    for kind in dict.fromkeys(kinds):
+        members = [i for i, own in enumerate(kinds) if own == kind]
+        grams, _ = centred_gram_stage([As[i] for i in members], precision_of(kind[0]), center, batch=False)
+        own = [(atol, rtol[i]) for i in members]
+        pairs = None if len(set(own)) == 1 else device_pairs(own, As[0].device)
+        part = count_stage(grams, *own[0], pairs=pairs).counts[:, 0]
+        if len(members) == len(As):
+            return part, torch.empty(0, dtype=torch.float64)
+        found |= zip(members, part.split(1), strict=True)
+    return torch.cat([found[i] for i in range(len(As))]), torch.empty(0, dtype=torch.float64)
 
 
 def intervals(
-    op: str, A: Tensor, atol: float | None, rtol: float | None, center: bool, mode: str, seed: int
+    A: Tensor, atol: float, rtol: float, center: bool, probed: bool, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Certified lower and upper bounds (*,) of the near-rank."""
-    absolute, relative = effective_tolerances(A, atol, rtol)
-    plan = _plan(op, A, relative if absolute == 0 else None, center, mode=mode)
-    if not has_kernels():
-        lower, upper = _cpu.intervals(op, A.cpu(), atol, rtol, center, mode, seed)
-        return lower.to(A.device), upper.to(A.device)
-    assert plan.gram != "svd"
-    if plan.certificate == "probed":
+    if not _native.has_cuda_kernels():
+        return on_host("_intervals", A, atol, rtol, center, probed, seed)
+    error: Tensor | None
+    if probed:
         from ..triton.gram import gram_set
         from ..triton.probe import probe_error
 
         view = view_of(A)
         found = gram_set([view], precision="float32", table_of=device_table)
-        error: Tensor | None = probe_error(view, found, seed)
+        error = probe_error(view, found, seed)
     else:
-        found, error = centred_gram_stage([A], plan.gram, center)
-    counted = count_stage(found, absolute, relative, gram_error=error, certify=True)
+        found, error = centred_gram_stage([A], "float64", center)
+    counted = count_stage(found, atol, rtol, gram_error=error, certify=True)
     return counted.lower.view(A.shape[:-2]), counted.upper.view(A.shape[:-2])
 
 
-def summary(A: Tensor, center: bool) -> Tensor:
-    """Spectral summary (*, columns)."""
-    if not has_kernels():
-        return _cpu.summary(A.cpu(), center).to(A.device)
-    found, _ = centred_gram_stage([A], "float64", center)
-    counted = count_stage(found, rtol=1.0, spectrum=True)
-    return summary_stage(found, counted).view(*A.shape[:-2], -1)
+def precision_of(float32_gram: bool) -> Precision:
+    """The accumulation's name."""
+    return "float32" if float32_gram else "float64"
 
 
-def feature_gram(A: Tensor, center: bool) -> Tensor:
-    """AᵀA (*, n, n) in float64, about the column means if centred; NaN for non-finite input."""
-    found, _ = centred_gram_stage([A], "float64", center, features_side=True)
-    (row,) = rows_of(found)
-    G = row.grams
-    # One non-finite entry spoils its row and column only; the result says NaN everywhere, as on a CPU.
-    G += torch.where(torch.isfinite(G.diagonal(dim1=-2, dim2=-1).sum(-1)), 0.0, torch.nan)[:, None, None]
-    back = unscaling(found)
-    if back is not None:
-        G *= back[:, None, None]  # twice: its square may not be representable
-        G *= back[:, None, None]
-    return G.view(*A.shape[:-2], A.shape[-1], A.shape[-1])
+def on_host(op: str, *args: Any) -> Any:
+    """Run a private op on copies in host memory, which waits for the device; results go back to it."""
+    devices = [x.device for x in _tensors(args)]
+    result = getattr(torch.ops.bsgap, op)(*_moved(args, torch.device("cpu")))
+    return _moved(result, devices[0])
 
 
-def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """Column sums (n,) and Gram matrix (n, n) of A - shift, A (m, n), in float64."""
-    found = gram_stage([A], "float64", features_side=True, shift=shift)
-    (row,) = rows_of(found)
-    assert row.sums is not None
-    sums, G = row.sums[0], row.grams[0]
-    back = unscaling(found)
-    return (sums, G) if back is None else (sums * back, G * back * back)
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, (list, tuple)):
+        return [x for item in value for x in _tensors(item)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, (list, tuple)):
+        return type(value)(_moved(item, device) for item in value)
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a set's table, with what belongs to its matrices."""
+
+    grams: Tensor  # (count, k, k), a view
+    sums: Tensor | None  # (count, n), a view: column sums about the shift, where k are the features
+    results: slice  # in the caller's order
+    m: int
+    depth: int
+    roundings: int
+
+
+def rows_of(found: GramSet) -> list[Row]:
+    """The rows of a set, in table order."""
+    rows = []
+    for row in found.plan.rows:
+        count, k, n = row["count"], row["side"], row["n"]
+        first, vector, result = row["first_gram"], row["first_vector"], row["first_result"]
+        sums = None
+        if found.sums is not None and k == n:
+            sums = found.sums[vector : vector + count * n].view(count, n)
+        rows.append(
+            Row(
+                grams=found.grams[first : first + count * k * k].view(count, k, k),
+                sums=sums,
+                results=slice(result, result + count),
+                m=row["m"],
+                depth=row["outer"] * row["inner"],
+                roundings=row["roundings"],
+            )
+        )
+    return rows
+
+
+def view_of(A: Tensor, *, batch: bool = True, features_side: bool = False) -> MatrixView:
+    """The matrices of A, copied only where their strides are none that a row of the table describes."""
+    from ..triton.table import describe
+
+    view = describe(A, batch=batch, features_side=features_side)
+    view = view or describe(A.contiguous(), batch=batch, features_side=features_side)
+    assert view is not None
+    return view
+
+
+def gram_stage(
+    As: Sequence[Tensor],
+    precision: Precision,
+    *,
+    batch: bool = True,
+    features_side: bool = False,
+    shift: Literal["first_row"] | Tensor | None = None,
+) -> GramSet:
+    """Gram matrices of all inputs together, results in their order: plan.py says in which launches.
+
+    Inputs are (*, m, n), leading dimensions matrices if `batch`, else observations. `shift`: see
+    triton/gram.py.
+    """
+    from ..triton.gram import gram_set
+
+    views = [view_of(A, batch=batch, features_side=features_side) for A in As]
+    return gram_set(
+        views, precision=precision, features_side=features_side, shift=shift, table_of=device_table
+    )
+
+
+def centred_gram_stage(
+    As: Sequence[Tensor],
+    precision: Precision,
+    center: bool,
+    *,
+    batch: bool = True,
+    features_side: bool = False,
+) -> tuple[GramSet, Tensor | None]:
+    """Gram matrices, about the column means if `center`, and then the bound (N,) of their error.
+
+    About any shift, G_B - s sᵀ/m (features) or H G_B H (observations) is the centred Gram matrix. With F
+    the trace of G_B, both err by less than (3 γ_c + 4 γ_{k+2} + 32 u) F, and of float64 input by what
+    underflow took (docs/certificates.md, section 7).
+    """
+    shift: Literal["first_row"] | None = "first_row" if center else None
+    found = gram_stage(As, precision, batch=batch, features_side=features_side, shift=shift)
+    if not center:
+        return found, None
+    error = found.grams.new_empty(found.plan.matrices)
+    # Only float64 input has products that underflow, and then a Gram matrix of 0 does not mean equal rows.
+    unequal = None if found.exponent is None else torch.cat([_rows_differ(A, batch) for A in As])
+    for row in rows_of(found):
+        G, k = row.grams, row.grams.shape[-1]
+        squares = G.diagonal(dim1=-2, dim2=-1).sum(-1)
+        if row.sums is not None:
+            G -= row.sums[:, :, None] * (row.sums[:, None, :] / row.m)
+        else:
+            mean = G.mean(-1)
+            G -= mean[:, :, None]
+            G -= mean[:, None, :]
+            G += mean.mean(-1)[:, None, None]
+        factor = 3 * gamma(row.roundings) + 4 * gamma(k + 2) + 32 * UNIT_ROUNDOFF
+        bound = squares * (factor * (1 + 4 * gamma(row.roundings + 2 * k)))
+        if unequal is not None and found.exponent is not None:
+            cells = k * row.depth
+            lost = 2 * math.sqrt(cells) * SMALLEST_SUBNORMAL
+            of_scaling = (2.0 * squares.sqrt() + lost) * (lost * (1 + 8 * UNIT_ROUNDOFF))
+            of_scaling = torch.where(found.exponent[row.results] < 0, of_scaling, 0.0)
+            underflow = of_scaling + 2 * cells * SMALLEST_SUBNORMAL
+            bound += torch.where(unequal[row.results], underflow, 0.0)
+        error[row.results] = bound
+    return found, error
+
+
+def _rows_differ(A: Tensor, batch: bool) -> Tensor:
+    """Which matrices of A (*, m, n), leading dimensions as in `gram_stage`, have unequal rows, (count,)."""
+    if not batch:
+        return (A[(0,) * (A.dim() - 1)] != A).any().view(1)
+    return (A[..., :1, :] != A).flatten(-2).any(-1).view(-1)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the counting kernels found, in the order of the views; empty tensors where not asked for."""
+
+    counts: Tensor
+    lower: Tensor
+    upper: Tensor
+    eigenvalues: Tensor
+
+
+def count_stage(
+    found: GramSet,
+    atol: float = 0.0,
+    rtol: float = 0.0,
+    *,
+    pairs: Tensor | None = None,
+    gram_error: Tensor | None = None,
+    certify: bool = False,
+    spectrum: bool = False,
+) -> Counted:
+    """Counts (N, t), certified bounds and eigenvalues of a set of Gram matrices."""
+    return Counted(
+        *torch.ops.bsgap._cuda_counts(
+            found.grams, found.table, found.plan.sides, found.plan.batches, pairs, atol, rtol, found.exponent,
+            gram_error, certify, spectrum,
+        )
+    )  # fmt: skip
+
+
+def device_pairs(pairs: Sequence[tuple[float, float]], device: torch.device) -> Tensor:
+    """(N, 1, 2) thresholds on the device, without a copy from the host: float64 as the bits of int64."""
+    bits = [struct.unpack("<q", struct.pack("<d", value))[0] for pair in pairs for value in pair]
+    return device_table(bits, device).view(torch.float64).view(-1, 1, 2)
+
+
+def device_table(values: list[int], device: torch.device) -> Tensor:
+    """int64 values on the device, written by a kernel that carries them as parameters: capturable."""
+    if not _native.has_cuda_kernels():
+        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
+    table = torch.empty(len(values), dtype=torch.int64, device=device)
+    torch.ops.bsgap._cuda_fill(table, values)
+    return table
+
+
+def unscaling(found: GramSet) -> Tensor | None:
+    """What takes the power-of-two scaling of float64 input off again, (N,)."""
+    from ..triton.gram import power_of_two
+
+    if found.exponent is None:
+        return None
+    return power_of_two(-found.exponent)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "_near_rank": near_rank,
+    "_counts": counts,
+    "_grouped_counts": grouped_counts,
+    "_intervals": intervals,
+}
+for _name, _kernel in KERNELS.items():
+    LIBRARY.impl(_name, _kernel, "CUDA")

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from .. import _native
+from ..schema import LIBRARY
 from ..strides import features_last
-from . import _cpu
-from ._cuda_stages import (
+from ._cuda import (
     Precision,
     centred_gram_stage,
     count_stage,
     device_table,
     gram_stage,
-    has_kernels,
+    on_host,
     rows_of,
     unscaling,
 )
@@ -39,8 +40,12 @@ def accumulate_gram(
     float32_gram: bool,
     fresh: bool,
 ) -> None:
-    """Adds what the rows of A give to a site's sums: see `_cpu.accumulate_gram`.
+    """Adds what the rows of A give to a site's sums: AᵀA (n, n) or, one matrix with m < n, AAᵀ (m, m).
 
+    Dimensions [first, last) of A are features, all others rows. Of gram the lower triangle counts. totals:
+    rows, a bound of ‖Δgram‖₂ (infinite after float32 sums) but for the additions, additions. sums (n,):
+    column sums, or None. center: with AAᵀ only. fresh: what was there is forgotten. Gradients of A are not
+    recorded.
     Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content.
     """
     from ..triton.config import UNDERFLOW, gamma
@@ -81,44 +86,38 @@ def accumulate_gram(
         sums += row.sums[0] if back is None else row.sums[0] * back
 
 
-def count_sums(
-    grams: Sequence[Tensor],
-    totals: Sequence[Tensor],
-    atol: float,
-    rtol: float,
-    certify: bool,
-    spectrum: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Counts, bounds and eigenvalues of what was added up: see `_cpu.count_sums`.
+def gram_counts(
+    grams: Sequence[Tensor], totals: Sequence[Tensor], atol: float, rtol: float, certify: bool
+) -> Tensor:
+    """Count, lower and upper bound (-1 unless certified) and rows, float64 (N, 4), of what was added up.
 
     One launch for sides up to 128, one sequence of launches for larger ones; nothing waits for the device.
     """
-    device = grams[0].device
-    if not has_kernels():
-        on_host = [gram.cpu() for gram in grams], [total.cpu() for total in totals]
-        numbers, spectra = _cpu.count_sums(*on_host, atol, rtol, certify, spectrum)
-        return numbers.to(device), [values.to(device) for values in spectra]
+    if not _native.has_cuda_kernels():
+        return on_host("_gram_counts", grams, totals, atol, rtol, certify)
     from ..triton.config import UNIT_ROUNDOFF
 
-    found = _as_set(grams)
+    rows, errors, additions = torch.stack(list(totals)).unbind(1)
     error = None
     if certify:
         traces = torch.stack([gram.diagonal().sum() for gram in grams])
-        sides = device_table([gram.shape[0] for gram in grams], device)
-        _, errors, additions = torch.stack(list(totals)).unbind(1)
+        sides = device_table([gram.shape[0] for gram in grams], grams[0].device)
         # Each addition rounds an entry by at most u of the sum so far, which never exceeds the trace.
         error = errors + (2 * UNIT_ROUNDOFF) * (additions + 2) * (1 + UNIT_ROUNDOFF * sides) * traces
-    counted = count_stage(found, atol, rtol, gram_error=error, certify=certify, spectrum=spectrum)
+    counted = count_stage(_as_set(grams), atol, rtol, gram_error=error, certify=certify)
     none = counted.counts.new_full((), -1)
     bounds = (counted.lower, counted.upper) if certify else (none.expand_as(counted.counts),) * 2
-    rows = torch.stack(list(totals))[:, :1]
-    numbers = torch.cat([counted.counts.double(), *(bound.double() for bound in bounds), rows], 1)
-    found_spectra: list[Tensor] = [grams[0]] * len(grams)
-    if spectrum:
-        parts = counted.eigenvalues.split(list(found.plan.sides))
-        for row, values in zip(found.plan.rows, parts, strict=True):
-            found_spectra[row["first_result"]] = values
-    return numbers, found_spectra if spectrum else []
+    return torch.cat([counted.counts.double(), *(bound.double() for bound in bounds), rows[:, None]], 1)
+
+
+def gram_eigenvalues(grams: Sequence[Tensor]) -> Tensor:
+    """Eigenvalues, ascending, of each Gram matrix back to back; NaN where one is not finite."""
+    if not _native.has_cuda_kernels():
+        return on_host("_gram_eigenvalues", grams)
+    found = _as_set(grams)
+    parts = count_stage(found, rtol=1.0, spectrum=True).eigenvalues.split(list(found.plan.sides))
+    own = {row["first_result"]: values for row, values in zip(found.plan.rows, parts, strict=True)}
+    return torch.cat([own[i] for i in range(len(grams))])
 
 
 def _as_set(grams: Sequence[Tensor]) -> GramSet:
@@ -154,3 +153,13 @@ def _as_set(grams: Sequence[Tensor]) -> GramSet:
 
     call = prepared(("sums", places), prepare)
     return GramSet(anchor, call.table(anchor.device, device_table), None, None, call.plan)
+
+
+KERNELS: dict[str, Callable[..., Any]] = {
+    "_accumulate_gram_": accumulate_gram,
+    "_gram_counts": gram_counts,
+    "_gram_eigenvalues": gram_eigenvalues,
+}
+for _name, _kernel in KERNELS.items():
+    LIBRARY.impl(_name, _kernel, "CUDA")
+LIBRARY.impl("_accumulate_gram_", torch.library.fallthrough_kernel, "Autograd")  # of rows that require grad

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schema import LIBRARY
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
 from .gram import gram_gradient
 
 
@@ -43,7 +43,7 @@ def _result_dtype(A: Tensor) -> torch.dtype:
     return torch.float64 if A.dtype == torch.float64 else torch.float32
 
 
-def _kernel(engine: Engine, A: Tensor, *, correction: int = 1) -> Tensor:
+def _kernel(A: Tensor, *, correction: int = 1) -> Tensor:
     _checks.raise_raw("covariance", _problem(A, correction))
     gram = torch.ops.bsgap.gram(A, center=True)
     return gram.div_(A.shape[-2] - correction).to(_result_dtype(A))

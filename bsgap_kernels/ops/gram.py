@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schema import LIBRARY
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
 
 
 def gram(A: Tensor, *, center: bool = False) -> Tensor:
@@ -27,12 +27,13 @@ def gram(A: Tensor, *, center: bool = False) -> Tensor:
     return torch.ops.bsgap.gram(A, center=center)
 
 
-def _kernel(engine: Engine, A: Tensor, *, center: bool = False) -> Tensor:
+def _kernel(A: Tensor, *, center: bool = False) -> Tensor:
     _checks.raise_raw("gram", _checks.matrix(A))
     n = A.shape[-1]
     if A.numel() == 0:
         return A.new_zeros((*A.shape[:-2], n, n), dtype=torch.float64)
-    return engine.feature_gram(A, center)
+    G: Tensor = torch.ops.bsgap._feature_gram(A, center)
+    return G.view(*A.shape[:-2], n, n)
 
 
 def _fake(A: Tensor, *, center: bool = False) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
 
 
 def gram_accumulate_(state: Tensor, A: Tensor, shift: Tensor) -> Tensor:
@@ -45,12 +45,14 @@ def _problem(state: object, A: Tensor, shift: object) -> _checks.Problem | None:
     return None
 
 
-def _kernel(engine: Engine, state: Tensor, A: Tensor, shift: Tensor) -> None:
+def _kernel(state: Tensor, A: Tensor, shift: Tensor) -> None:
     _checks.raise_raw("gram_accumulate_", _problem(state, A, shift))
     if A.numel() == 0:
         state[0, 0] += A.shape[0]
         return
-    sums, gram = engine.shifted_gram(A.detach(), shift)  # or the state would keep the graph of A alive
+    sums, gram = torch.ops.bsgap._shifted_gram(
+        A.detach(), shift
+    )  # or the state would keep the graph of A alive
     state[0, 0] += A.shape[0]
     state[0, 1:] += sums
     state[1:, 0] += sums

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from . import _checks
-from ._register import Engine, implement
-from ._tolerances import effective_tolerances, threshold_pairs
+from ._register import implement
+from ._tolerances import effective_tolerances, eigenvalue_counts, scalar_pair, svd_counts, threshold_pairs
 
 Tolerance = float | Tensor | None
+_NEAR_RANK: Callable[..., Tensor] = torch.ops.bsgap._near_rank.default
+_COUNTS: Callable[..., tuple[Tensor, Tensor]] = torch.ops.bsgap._counts.default
 
 
 def near_rank(
@@ -89,27 +93,52 @@ def tensor_batch(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> torch.S
 
 
 def _kernel(
-    engine: Engine, A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
+    A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> Tensor:
     _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
-    return engine.count_scalar("near_rank", A, atol, rtol, center)
+    return count("near_rank", A, *effective_tolerances(A, atol, rtol), center)
+
+
+def count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
+    """Near-rank (*,) of matrices that are not empty, for one pair of tolerances."""
+    static = atol == 0  # then sigma_max does not matter: tau_rel is rtol
+    plan = dispatch.plan_of(op, A, rtol if static else None, center)
+    if plan.count == "kernels":
+        if static:
+            return _NEAR_RANK(A, rtol, center, plan.gram == "float32")
+        counts, smallest_tau = _COUNTS(A, None, atol, rtol, center, False)
+        if dispatch.resolved(op, A, smallest_tau):
+            return counts.view(A.shape[:-2])
+    pair = scalar_pair(A, atol, rtol)
+    if plan.count == "eigvalsh":
+        return eigenvalue_counts(op, A, pair, center)[..., 0]
+    return svd_counts(op, A, pair, center)[..., 0]
 
 
 def _tensor_kernel(
-    engine: Engine,
-    A: Tensor,
-    *,
-    atol: Tensor | None = None,
-    rtol: Tensor | None = None,
-    center: bool = False,
+    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
 ) -> Tensor:
     _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
-    pairs = threshold_pairs(A, atol, rtol)[..., None, :]
-    return engine.count_pairs("near_rank", A, pairs, center)[..., 0]
+    return count_pairs("near_rank", A, threshold_pairs(A, atol, rtol)[..., None, :], center)[..., 0]
+
+
+def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+    """Counts (*, t) for float64 pairs (atol, rtol) (*, t, 2) that broadcast with the batch of A, t > 0."""
+    batch, t = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2]), pairs.shape[-2]
+    A = A.expand(*batch, *A.shape[-2:])
+    plan = dispatch.plan_of(op, A, None, center, thresholds=t)
+    if plan.count == "eigvalsh":
+        return eigenvalue_counts(op, A, pairs, center)
+    shared = pairs.numel() == 2 * t
+    flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
+    counts, smallest_tau = _COUNTS(A, flat.contiguous(), 0.0, 0.0, center, False)
+    if dispatch.resolved(op, A, smallest_tau):
+        return counts.view(*batch, t)
+    return svd_counts(op, A, pairs, center)
 
 
 def _fake(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:

@@ -8,9 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from . import _checks
-from ._register import Engine, implement
-from .near_rank import argument_problem, checked_tolerances
+from ._register import implement
+from ._tolerances import effective_tolerances
+from .near_rank import argument_problem, checked_tolerances, count
+
+OP = "near_rank_grouped"
 
 
 def near_rank_grouped(
@@ -57,7 +61,6 @@ def _problem(As: Sequence[Tensor], atol: float | None, rtol: float | None) -> _c
 
 
 def _kernel(
-    engine: Engine,
     As: Sequence[Tensor],
     *,
     atol: float | None = None,
@@ -68,12 +71,49 @@ def _kernel(
     filled = [A for A in As if A.numel() > 0]
     if not filled:
         return As[0].new_zeros(len(As), dtype=torch.int64)
-    found = engine.count_grouped("near_rank_grouped", filled, atol, rtol, center)
+    found = _counts(filled, atol, rtol, center)
     if len(filled) == len(As):
         return found
     zero = found.new_zeros(1)
     counts = iter(found.split(1))
     return torch.cat([next(counts) if A.numel() > 0 else zero for A in As])
+
+
+def _counts(As: Sequence[Tensor], atol: float | None, rtol: float | None, center: bool) -> Tensor:
+    """Near-rank (len(As),) of matrices that are not empty: in one call what our kernels count."""
+    rows = [A.shape[:-1].numel() for A in As]
+    tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]
+    absolute = tolerances[0][0]
+    plans = [
+        dispatch.select_backend(
+            OP,
+            A.dtype,
+            m,
+            A.shape[-1],
+            rtol=relative if absolute == 0 else None,
+            device=dispatch.device_kind(A),
+            center=center,
+        )
+        for A, m, (_, relative) in zip(As, rows, tolerances, strict=True)
+    ]
+    together = [i for i, plan in enumerate(plans) if plan.count == "kernels"]
+    counts: dict[int, Tensor] = {}
+    if together:
+        found, smallest_tau = torch.ops.bsgap._grouped_counts(
+            [As[i] for i in together],
+            absolute,
+            [tolerances[i][1] for i in together],
+            center,
+            [plans[i].gram == "float32" for i in together],
+        )
+        taus = [] if absolute == 0 else smallest_tau.tolist()
+        low = [i for i, tau in zip(together, taus, strict=False) if tau < dispatch.FLOAT64_GRAM_MIN_RTOL]
+        if not low and len(together) == len(As):
+            return found
+        counts = {i: x for i, x in zip(together, found.split(1), strict=True) if i not in low}
+    for i in set(range(len(As))) - set(counts):
+        counts[i] = count(OP, As[i].flatten(0, -2), *tolerances[i], center).view(1)
+    return torch.cat([counts[i] for i in range(len(As))])
 
 
 def _fake(

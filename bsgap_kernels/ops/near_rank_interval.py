@@ -7,8 +7,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..dispatch import plan_of
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
+from ._tolerances import effective_tolerances
 from .near_rank import argument_problem, checked_tolerances
 
 MODES = ("rigorous", "probed")
@@ -71,7 +73,6 @@ def _option_problem(mode: object, seed: object) -> _checks.Problem | None:
 
 
 def _kernel(
-    engine: Engine,
     A: Tensor,
     *,
     atol: float | None = None,
@@ -84,7 +85,12 @@ def _kernel(
     batch = A.shape[:-2]
     if A.numel() == 0:
         return A.new_zeros(batch, dtype=torch.int64), A.new_zeros(batch, dtype=torch.int64)
-    return engine.intervals("near_rank_interval", A, atol, rtol, center, mode, seed)
+    absolute, relative = effective_tolerances(A, atol, rtol)
+    plan = plan_of("near_rank_interval", A, relative if absolute == 0 else None, center, mode=mode)
+    bounds: tuple[Tensor, Tensor] = torch.ops.bsgap._intervals(
+        A, absolute, relative, center, plan.certificate == "probed", seed
+    )
+    return bounds
 
 
 def _fake(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
 from .near_rank import Tolerance, argument_problem, checked_tolerances, tensor_batch
 
 
@@ -32,14 +32,13 @@ def ratio(counts: Tensor, A: Tensor) -> Tensor:
 
 
 def _kernel(
-    engine: Engine, A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
+    A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> Tensor:
     _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank(A, atol=atol, rtol=rtol, center=center), A)
 
 
 def _tensor_kernel(
-    engine: Engine,
     A: Tensor,
     *,
     atol: Tensor | None = None,

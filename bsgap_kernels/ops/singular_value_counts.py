@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
+from .near_rank import count_pairs
 
 
 def singular_value_counts(
@@ -51,9 +52,7 @@ def _problem(A: Tensor, thresholds: object) -> _checks.Problem | None:
     return None
 
 
-def _kernel(
-    engine: Engine, A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False
-) -> Tensor:
+def _kernel(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False) -> Tensor:
     _checks.raise_raw("singular_value_counts", _problem(A, thresholds))
     if A.numel() == 0 or thresholds.shape[-1] == 0:
         return A.new_zeros((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
@@ -62,7 +61,7 @@ def _kernel(
     # A negative threshold lies below every singular value on its own, not beside an absolute 0.
     other = torch.where(values < 0, values, zeros)
     pairs = torch.stack((other, values) if relative else (values, other), -1)
-    return engine.count_pairs("singular_value_counts", A, pairs, center)
+    return count_pairs("singular_value_counts", A, pairs, center)
 
 
 def _fake(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..schema import LIBRARY
 from . import _checks
-from ._register import Engine, implement
+from ._register import implement
 
 SUMMARY_COLUMNS = (  # SummaryColumn in csrc/core/summary.h
     "sigma_max",
@@ -52,9 +52,11 @@ def _empty_summary(A: Tensor) -> Tensor:
     return result
 
 
-def _kernel(engine: Engine, A: Tensor, *, center: bool = False) -> Tensor:
+def _kernel(A: Tensor, *, center: bool = False) -> Tensor:
     _checks.raise_raw("spectral_summary", _checks.matrix(A))
-    return _empty_summary(A) if A.numel() == 0 else engine.summary(A, center)
+    if A.numel() == 0:
+        return _empty_summary(A)
+    return torch.ops.bsgap._spectral_summary(A, center).view(*A.shape[:-2], -1)
 
 
 def _fake(A: Tensor, *, center: bool = False) -> Tensor:

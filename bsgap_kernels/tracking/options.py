@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, FLOAT64_GRAM_MIN_RTOL
+from bsgap_kernels.dispatch import FLOAT64_GRAM_MIN_RTOL, float32_sums_serve
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.distributed import DistributedSpectra
 from bsgap_kernels.tracking.records import METRICS, Question
@@ -84,4 +84,4 @@ def checked_question(
 def float32_serves(question: Question) -> bool:
     """Whether float32 sums resolve all that is asked: a count from rtol 8.3e-3 on, and no more."""
     exact = question.certify or question.spectrum or question.sums or question.atol > 0
-    return not exact and question.rtol >= FLOAT32_GRAM_MIN_RTOL
+    return not exact and float32_sums_serve(question.rtol)

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from bsgap_kernels.ops import SUMMARY_COLUMNS
-from bsgap_kernels.ops._register import engine_of
 from bsgap_kernels.tracking.sums import Sums
+
+# As in sums.py, without a frame of Python around it.
+_gram_counts: Callable[..., Tensor] = torch.ops.bsgap._gram_counts.default._op
 
 METRICS = ("near_rank", *SUMMARY_COLUMNS, "saturation", "dormant_units")
 """What a tracker can record; definitions and sources in bsgap_kernels/reference.py, of the same names."""
@@ -109,9 +111,11 @@ def ask(sites: Sequence[Sums], question: Question) -> Numbers:
 def _count(
     sites: Sequence[Sums], question: Question, certify: bool, spectrum: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    engine = engine_of(sites[0].gram.device)
     grams, totals = [s.gram for s in sites], [s.totals for s in sites]
-    return engine.count_sums(grams, totals, question.atol, question.rtol, certify, spectrum)
+    counts = _gram_counts(grams, totals, question.atol, question.rtol, certify)
+    if not spectrum:
+        return counts, []
+    return counts, list(torch.ops.bsgap._gram_eigenvalues(grams).split([s.side for s in sites]))
 
 
 def record_of(index: int, numbers: Numbers, n: int, question: Question, seconds: float) -> SiteRecord:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bsgap_kernels.ops._register import engine_of
 from bsgap_kernels.strides import features_last
 from bsgap_kernels.triton.config import UNDERFLOW, UNIT_ROUNDOFF, gamma
+
+# Without a frame of Python: after a training step all that a call touches is far from the processor.
+_accumulate_gram: Callable[..., None] = torch.ops.bsgap._accumulate_gram_.default._op
 
 ROWS, ERROR, ADDITIONS = range(3)
 """Elements of `totals`: rows added, bound of the Gram matrix's error, number of additions."""
@@ -71,9 +74,6 @@ class Sums:
         """Everything that is added to."""
         return [t for t in (self.gram, self.totals, self.sums, self.magnitudes) if t is not None]
 
-    def __post_init__(self) -> None:
-        self._accumulate = engine_of(self.gram.device).accumulate_gram
-
     def add(
         self,
         A: Tensor,
@@ -90,7 +90,7 @@ class Sums:
         """
         if first < 0:
             first, last = A.ndim - 1, A.ndim
-        self._accumulate(
+        _accumulate_gram(
             self.gram,
             self.totals,
             self.sums,

@@ -1,5 +1,5 @@
 // What a tracker's hooks add up by site, and the counts of it: private ops of bsgap_kernels/schema.py, whose
-// callers are in bsgap_kernels/ops/_cpu.py. Bounds: docs/certificates.md, section 8.
+// callers are in bsgap_kernels/tracking. Bounds: docs/certificates.md, section 8.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
