@@ -52,7 +52,7 @@ _PRIVATE = (
     "_observe_(Tensor(a!) token, Tensor activation, int reader, int module) -> ()",
     # These have CPU kernels only: the steps of `_eigenvalues` and `_spectral_summary` around torch's solver.
     "_small_gram(Tensor A, bool center) -> (Tensor gram, Tensor exponent)",
-    "_summarize(Tensor eigenvalues, Tensor exponent, int m, int n) -> Tensor",
+    "_summarize(Tensor eigenvalues, Tensor? exponent, int m, int n) -> Tensor",
     # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
     # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.
     "_cuda_fill(Tensor(a!) out, int[] values) -> ()",

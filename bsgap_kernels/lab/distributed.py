@@ -92,11 +92,6 @@ class Ranks:
 ALONE = Ranks()
 
 
-def launched_rank() -> int:
-    """The rank that torchrun gave this process; 0 where there is only one."""
-    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
-
-
 @contextmanager
 def launched(device: str) -> Iterator[Ranks]:
     """The ranks that torchrun started (gloo on a CPU, NCCL on CUDA), or this process alone.

@@ -23,7 +23,6 @@ SUMMARY_COLUMNS = (  # SummaryColumn in csrc/core/summary.h
     "feature_rank",
     "alpha_req",
 )
-DIFFERENTIABLE_COLUMNS = SUMMARY_COLUMNS[:5]
 
 
 def spectral_summary(A: Tensor, *, center: bool = False, **refused: Any) -> Tensor:

@@ -19,9 +19,6 @@ _gram_counts: Callable[..., Tensor] = torch.ops.bsgap._gram_counts.default._op
 METRICS = ("near_rank", *SUMMARY_COLUMNS, "saturation", "dormant_units")
 """What a tracker can record; definitions and sources in bsgap_kernels/reference.py, of the same names."""
 
-SPECTRUM_METRICS = (*SUMMARY_COLUMNS, "saturation")
-"""Those that need every eigenvalue of the Gram matrix."""
-
 
 @dataclass(frozen=True)
 class SiteRecord:
@@ -153,8 +150,7 @@ def _columns(eigenvalues: Tensor, m: int, n: int) -> list[float]:
     largest = eigenvalues[-k:].contiguous()
     if bool(torch.isnan(largest[-1])):
         return [math.nan] * len(SUMMARY_COLUMNS)
-    unscaled = torch.zeros(1, dtype=torch.int32, device="cpu")
-    summary = torch.ops.bsgap._summarize(largest[None], unscaled, m, n)
+    summary = torch.ops.bsgap._summarize(largest[None], None, m, n)
     row: list[float] = summary[0].tolist()
     return row
 

@@ -124,20 +124,22 @@ std::tuple<Tensor, Tensor> small_gram(const Tensor a, bool center) {
   return {gram, exponent};
 }
 
-// The summary columns from the eigenvalues (ascending) and the exponent of what small_gram returned.
-Tensor summarize(const Tensor eigenvalues, const Tensor exponent, int64_t m, int64_t n) {
+// The summary columns from the eigenvalues (ascending) and, of scaled matrices, the exponents of small_gram.
+Tensor summarize(const Tensor eigenvalues, const std::optional<Tensor> exponent, int64_t m, int64_t n) {
   const int64_t batch = eigenvalues.size(0), k = eigenvalues.size(1);
-  STD_TORCH_CHECK(k == std::min(m, n) && eigenvalues.is_contiguous() && exponent.is_contiguous(),
-                  "bsgap: eigenvalues must be contiguous, one for each of min(m, n)");
+  STD_TORCH_CHECK(
+      k == std::min(m, n) && eigenvalues.is_contiguous() && (!exponent || exponent->is_contiguous()),
+      "bsgap: eigenvalues must be contiguous, one for each of min(m, n)");
   Tensor summary = empty({batch, bsgap::kSummaryColumns}, ScalarType::Double);
   const double* lambda = static_cast<const double*>(eigenvalues.const_data_ptr());
-  const int32_t* exponents = static_cast<const int32_t*>(exponent.const_data_ptr());
+  const int32_t* exponents = exponent ? static_cast<const int32_t*>(exponent->const_data_ptr()) : nullptr;
   for (int64_t i = 0; i < batch; ++i) {
     double* row = data<double>(summary) + i * bsgap::kSummaryColumns;
-    if (exponents[i] == kNonFiniteMark) {
+    const int32_t e = exponents ? exponents[i] : 0;
+    if (e == kNonFiniteMark) {
       std::fill(row, row + bsgap::kSummaryColumns, std::numeric_limits<double>::quiet_NaN());
     } else {
-      bsgap::summarize(lambda + i * k, m, n, exponents[i], row);
+      bsgap::summarize(lambda + i * k, m, n, e, row);
     }
   }
   return summary;
