@@ -86,6 +86,12 @@ def test_point_counts_and_grids(n: int) -> None:
     assert "count_small_kernel" not in dict(kernels)
 
 
+@pytest.mark.parametrize("n", [129, 191, 193])  # odd sides: rows are padded to pairs
+def test_no_arithmetic_with_memory_that_nobody_wrote(n: int) -> None:
+    run([with_count(n, 40)], rtol=1e-2, certify=True, spectrum=True)
+    assert not cuda_host.invalid_operations()
+
+
 def test_ragged_call_with_thresholds_of_each_matrix() -> None:
     counts_wanted = [40, 90, 5, 130, 60]
     sides = [150, 300, 129, 200, 200]

@@ -46,17 +46,19 @@ struct alignas(16) Pair {
 
 }  // namespace detail
 
-// Lower triangle of G less the shift; what panels add to is zeroed. Grid: (tiles of 64 rows, problems).
+// Lower triangle of G less the shift, and zeros behind its last column, which pairs of columns reach; what
+// panels add to is zeroed. Grid: (tiles of 64 rows, problems).
 __global__ void __launch_bounds__(kLargeThreads, 2) ldlt_begin_kernel(LargeBatch b) {
   const LargeProblem p = large_problem(b, blockIdx.y);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kPanelColumns;
   if (first >= p.side || !p.factorisation->active) return;
   const double* g = p.matrix->task.g;
   const double shift = p.factorisation->shift;
-  const int64_t end = first + kPanelColumns < p.side ? first + kPanelColumns : p.side;
+  const bool last = first + kPanelColumns >= p.side;
+  const int64_t end = last ? p.side : first + kPanelColumns, stored = last ? p.ld : end;
   for (int64_t i = first + threadIdx.x / kWarp; i < end; i += kLargeThreads / kWarp) {
-    for (int64_t j = threadIdx.x % kWarp; j < end; j += kWarp) {
-      const double x = g[i * p.side + j];
+    for (int64_t j = threadIdx.x % kWarp; j < stored; j += kWarp) {
+      const double x = j < p.side ? g[i * p.side + j] : 0.0;
       p.work[i * p.ld + j] = i == j ? x - shift : x;
     }
     if (threadIdx.x % kWarp == 0) p.growth[i] = 0;

@@ -61,6 +61,11 @@ def launches(first: int = 0) -> list[Launch]:
     return result
 
 
+def invalid_operations() -> bool:
+    """Whether the last count computed with memory that nobody had written, which holds signalling NaN."""
+    return bool(library().bsgap_invalid_operations())
+
+
 def _pointer(tensor: Tensor | None, dtype: torch.dtype) -> ctypes.c_void_p:
     """Address of the data, null for no tensor; an error for what is no contiguous CPU tensor of the type."""
     if tensor is None:

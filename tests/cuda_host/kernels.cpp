@@ -1,5 +1,6 @@
 // The CUDA kernels and their launches as a library for the CPU, with a C interface
 // (tests/cuda_host/__init__.py).
+#include <cfenv>
 #include <cstdio>
 #include <cstring>
 
@@ -12,6 +13,7 @@ namespace {
 using bsgap::cuda::CountProblem;
 
 char last_error[512] = "";
+bool invalid_operations = false;
 
 // 0, or 1 with a message: no C++ exception may reach Python.
 template <class F>
@@ -42,6 +44,8 @@ __global__ void bounds_kernel(const double* g, int n, double proposal, double* o
 extern "C" {
 
 const char* bsgap_last_error() { return last_error; }
+// Whether the last count computed with a NaN of memory that nobody wrote, or made one.
+int bsgap_invalid_operations() { return invalid_operations; }
 
 int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, const int64_t* sides,
                       const int64_t* batches, const double* thresholds, int thresholds_shared,
@@ -54,11 +58,13 @@ int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, c
     p.atol = atol, p.rtol = rtol, p.exponent = exponent, p.gram_error = gram_error;
     p.certify = certify != 0, p.spectrum = spectrum != 0;
     p.counts = counts, p.lower = lower, p.upper = upper, p.eigenvalues = eigenvalues;
-    // Of the exact size, and poisoned: whoever reads what nobody wrote finds NaN.
+    // Of the exact size, and poisoned.
     const size_t bytes = static_cast<size_t>(bsgap::cuda::count_workspace_bytes(p));
     const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(256, bytes), &std::free);
-    std::memset(workspace.get(), 0xFF, bytes);
+    bsgap::cuda::host::poison(workspace.get(), bytes);
+    std::feclearexcept(FE_INVALID);
     bsgap::cuda::count_grams(p, workspace.get(), nullptr);
+    invalid_operations = std::fetestexcept(FE_INVALID) != 0;
   });
 }
 

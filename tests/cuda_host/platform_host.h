@@ -115,6 +115,13 @@ struct Warp {
   double a[2][kWarp], b[2][kWarp];
 };
 
+// Signalling NaN to whoever reads what nobody wrote: arithmetic on it raises FE_INVALID.
+inline void poison(void* memory, size_t bytes) {
+  constexpr uint64_t kSignalling = 0xFFF7FFFFFFFFFFFF;
+  for (size_t at = 0; at < bytes; at += sizeof(kSignalling))
+    std::memcpy(static_cast<char*>(memory) + at, &kSignalling, std::min(sizeof(kSignalling), bytes - at));
+}
+
 struct Block {
   Block(unsigned threads, size_t shared_bytes)
       : barrier(threads), shared_size(shared_bytes), shared(nullptr, &std::free) {
@@ -122,7 +129,7 @@ struct Block {
       warps.push_back(std::make_unique<Warp>(std::min<unsigned>(kWarp, threads - first)));
     if (shared_bytes > 0) {
       shared.reset(static_cast<unsigned char*>(std::malloc(shared_bytes)));
-      std::memset(shared.get(), 0xFF, shared_bytes);  // NaN to whoever reads what nobody wrote
+      poison(shared.get(), shared_bytes);
     }
   }
   Barrier barrier;
