@@ -56,6 +56,7 @@ _PRIVATE = (
     # What follows has CUDA kernels only (csrc/cuda/spectra.cu). `table` describes the matrices on the device
     # (triton/table.py), sides and batches repeat the side and the number of matrices of its rows on the host.
     "_cuda_fill(Tensor(a!) out, int[] values) -> ()",
+    "_cuda_exchange_capture_mode(int mode) -> int",
     "_cuda_counts(Tensor grams, Tensor table, int[] sides, int[] batches, Tensor? thresholds, float atol,"
     " float rtol, Tensor? exponent, Tensor? gram_error, bool certify, bool spectrum)"
     " -> (Tensor counts, Tensor lower, Tensor upper, Tensor eigenvalues)",

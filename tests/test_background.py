@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bsgap_kernels.tracking import background
+from bsgap_kernels import _native
+from bsgap_kernels.tracking import background, reading
 from bsgap_kernels.tracking.background import BackgroundWriter
+from bsgap_kernels.tracking.records import Question
 from bsgap_kernels.tracking.rows import Row
 from bsgap_kernels.tracking.sinks import JsonlSink, ParquetSink
 
@@ -314,6 +317,40 @@ def test_a_fork_has_no_part_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert steps_in(path) == list(range(6))
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_wait_for_the_device_leaves_captures_of_other_threads_alone(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    mode = 0  # global, where every thread begins
+
+    def exchange(new: int) -> int:
+        nonlocal mode
+        calls.append(new)
+        before, mode = mode, new
+        return before
+
+    class Event:
+        def synchronize(self) -> None:
+            calls.append("wait")
+            assert mode == reading.THREAD_LOCAL_CAPTURES
+            if fails:
+                raise RuntimeError("CUDA error")
+
+    monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", Path("_cuda.so"))
+    monkeypatch.setattr(torch.ops.bsgap, "_cuda_exchange_capture_mode", exchange, raising=False)
+    question = Question(0.0, 1e-2, False, False, ("near_rank",))
+    read = reading.Reading(3, "train", [], [], [], question)
+    assert read.records() == {}
+    assert calls == []  # nothing to wait for
+    read = reading.Reading(3, "train", [], [], [], question)
+    read._events = [Event(), Event()]  # type: ignore[list-item]
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        read.records()
+    assert calls == ([1, "wait", 0] if fails else [1, "wait", "wait", 0])
+    assert mode == 0
+
+
 def test_capacity_is_checked() -> None:
     with pytest.raises(ValueError, match="capacity: got 0, expected at least 1"):
         BackgroundWriter([], capacity=0)
@@ -322,7 +359,8 @@ def test_capacity_is_checked() -> None:
 PROGRAM = """
     import os, signal, sys
     from bsgap_kernels.tracking.background import BackgroundWriter
-    from bsgap_kernels.tracking.rows import Row
+    from bsgap_kernels.tracking.records import Question
+from bsgap_kernels.tracking.rows import Row
     from bsgap_kernels.tracking.sinks import open_sinks
 
     def main():

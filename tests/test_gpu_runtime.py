@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -331,6 +332,31 @@ def test_replays_of_a_captured_step_add_up() -> None:
             graph.replay()
         record = tracker.collect()["1#0"]
         assert (record.shape, record.near_rank) == ((300, 24), expected(*batches[:3]))
+
+
+@cuda_only
+def test_a_thread_waits_for_records_while_another_captures() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(30, 24), torch.nn.ReLU()).to(DEVICE)
+    ballast = torch.randn(4096, 4096, device=DEVICE)
+    found: list[int] = []
+    with watch(model) as tracker:
+        for _ in range(2):  # compiled and loaded
+            model(random(100, 30, seed=1))
+            tracker.collect()
+        for _ in range(20):
+            ballast @ ballast  # so that there is something to wait for
+        model(random(100, 30, seed=2))
+        reading = tracker._end_step()
+        assert reading is not None
+        thread = threading.Thread(target=lambda: found.append(reading.records()["1#0"].near_rank))
+        graph, static = torch.cuda.CUDAGraph(), torch.ones(8, device=DEVICE)
+        with torch.cuda.graph(graph, capture_error_mode="global"):
+            thread.start()
+            thread.join()
+            static += 1
+        graph.replay()
+        assert len(found) == 1
+        assert float(static[0]) == 2
 
 
 @cuda_only

@@ -160,7 +160,19 @@ void fill(Tensor out, const std::vector<int64_t> values) {
   bsgap::cuda::fill_table(data<int64_t>(out), values.data(), n, place.stream());
 }
 
+// Sets how the calling thread's calls interact with captures, and returns how they did before.
+int64_t exchange_capture_mode(int64_t mode) {
+  cudaStreamCaptureMode value = static_cast<cudaStreamCaptureMode>(mode);
+  const cudaError_t error = cudaThreadExchangeStreamCaptureMode(&value);
+  STD_TORCH_CHECK(error == cudaSuccess, "bsgap: ", cudaGetErrorString(error));
+  return static_cast<int64_t>(value);
+}
+
 }  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(bsgap, CompositeExplicitAutograd, m) {
+  m.impl("_cuda_exchange_capture_mode", TORCH_BOX(&exchange_capture_mode));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(bsgap, CUDA, m) {
   m.impl("_cuda_fill", TORCH_BOX(&fill));
