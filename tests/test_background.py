@@ -359,8 +359,7 @@ def test_capacity_is_checked() -> None:
 PROGRAM = """
     import os, signal, sys
     from bsgap_kernels.tracking.background import BackgroundWriter
-    from bsgap_kernels.tracking.records import Question
-from bsgap_kernels.tracking.rows import Row
+    from bsgap_kernels.tracking.rows import Row
     from bsgap_kernels.tracking.sinks import open_sinks
 
     def main():
