@@ -21,16 +21,18 @@ deps_key := $(shell (cat pyproject.toml; echo '$(TORCH) $(EXTRA_REQ)') | cksum |
 deps := $(venv)/.bsgap-requirements-$(deps_key)
 # One stamp for all environments of this checkout, since they share the libraries built in place.
 built := build/.installed-$(shell echo '$(venv)' | cksum | tr ' ' -)
+pytest = echo "==> Testing bsgap_kernels on $$($(bin)/python -c 'import platform, torch; print("Python", platform.python_version() + ", torch", torch.__version__)')" && \
+	$(bin)/python -m pytest -n auto --dist worksteal --durations=5
 sources := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 python_files := $(wildcard bsgap_kernels tests benchmarks tools setup.py)
 cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test lint format bench build clean
+.PHONY: help demo picture test test-all lint format bench build clean
 
 help: ## print this list
 	@echo "Targets (each installs what it needs into $(VENV) first; torch is about 5 GB, once):"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=\"$(TORCH)\" EXTRA_REQ=\"$(EXTRA_REQ)\""
 	@echo "           DEMO_DIR=$(DEMO_DIR) PYTEST_ARGS=\"$(PYTEST_ARGS)\" BENCH_ARGS=\"$(BENCH_ARGS)\""
 
@@ -63,9 +65,11 @@ demo: $(built) ## train LeNet-5 on digits at three batch sizes, count near-rank 
 picture: demo ## the README's picture from the demo's report (wants Chromium, chromedriver and an idle machine)
 	@$(bin)/python tests/report_picture.py $(DEMO_DIR) docs/report.png
 
-test: $(built) ## run the tests
-	@echo "==> Testing bsgap_kernels on $$($(bin)/python -c 'import platform, torch; print("Python", platform.python_version() + ", torch", torch.__version__)')"
-	@$(bin)/python -m pytest --durations=5 $(PYTEST_ARGS)
+test: $(built) ## run the quick tests on all cores, some minutes
+	@$(pytest) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(built) ## run every test on all cores
+	@$(pytest) $(PYTEST_ARGS)
 
 lint: $(deps) ## check format, lint rules and types of Python and C++
 	@echo "==> ruff format"; $(bin)/ruff format --check $(python_files)

@@ -3,7 +3,7 @@
 python benchmarks/kernel_tables.py            # rewrite docs/kernels.md
 python benchmarks/kernel_tables.py --check    # exit code 1 if it differs from the results
 
-Results: `BSGAP_PROVEN_JSON=benchmarks/results/kernels_proven.json make test`, cuda_resources.py,
+Results: `BSGAP_PROVEN_JSON=benchmarks/results/kernels_proven.json make test-all`, cuda_resources.py,
 triton_resources.py.
 """
 

@@ -26,6 +26,12 @@ def pytest_configure(config: pytest.Config) -> None:
     proven.begin()
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands the notes of a worker on to the process that prints them."""
+    if hasattr(session.config, "workerinput"):
+        proven.end()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says which GPU kernels were proven without a GPU, and which a run on the virtual GPU launched."""
     lines = proven.end()
@@ -50,6 +56,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def selection(request: pytest.FixtureRequest) -> list[str]:
+    """Arguments by which a pytest that a test starts leaves out what this run leaves out."""
+    expression: str = request.config.option.markexpr
+    return ["-m", "not slow"] if "not slow" in expression else []
 
 
 @pytest.fixture

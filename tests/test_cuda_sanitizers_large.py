@@ -47,8 +47,13 @@ def driver(mode: str, *defines: str) -> Path:
 @pytest.mark.parametrize(
     ("mode", "part"),
     [
-        *(("races", part) for part in ("counts", "lanczos", "top", "spectrum")),
-        *(("addresses", part) for part in ("certified", "lanczos", "top", "spectrum")),
+        ("races", "counts"),
+        ("addresses", "certified"),
+        *(
+            pytest.param(mode, part, marks=pytest.mark.slow)
+            for mode in ("races", "addresses")
+            for part in ("lanczos", "top", "spectrum")
+        ),
     ],
 )
 def test_kernels_are_clean(mode: str, part: str) -> None:
@@ -73,6 +78,7 @@ LAST_BLOCK = "if (!last_to_arrive("
 FIRST_BLOCK = "if (blockIdx.x == 0) return true;\n  if (!last_to_arrive("
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "part", "file", "old", "new", "report"),
     [

@@ -17,7 +17,10 @@ COMPILER = shutil.which("g++")
 # than what is asked for and hide a read past the end. The second has the portable code of no x86 processor.
 @pytest.mark.parametrize(
     ("sanitizers", "work", "define"),
-    [("address,undefined", "serial", "BSGAP_CHECK_BUFFERS"), ("thread", "threads", "BSGAP_PORTABLE")],
+    [
+        pytest.param("address,undefined", "serial", "BSGAP_CHECK_BUFFERS", marks=pytest.mark.slow),
+        ("thread", "threads", "BSGAP_PORTABLE"),
+    ],
 )
 def test_core_is_clean(sanitizers: str, work: str, define: str, tmp_path: Path) -> None:
     driver = tmp_path / "driver"

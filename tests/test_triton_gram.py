@@ -29,9 +29,9 @@ FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.mark.skipif(HERE, reason="is this process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-def test_in_the_interpreter() -> None:
+def test_in_the_interpreter(selection: list[str]) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "BSGAP_TRITON_INTERPRETED": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selection, __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert "passed" in result.stdout
@@ -152,7 +152,7 @@ def test_layouts(name: str, precision: config.Precision) -> None:
 
 @interpreted
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("splits", [1, 17, 256])
+@pytest.mark.parametrize("splits", [1, 17, pytest.param(256, marks=pytest.mark.slow)])
 def test_splits_meet_in_two_levels(splits: int, precision: config.Precision) -> None:
     sizes = [(2500, 16), (40, 4), (1301, 30), (1250, 64), (1100, 33)]
     mixed = [random(m, n, seed=n) for m, n in sizes] + [random(2, 700, 16, dtype=torch.bfloat16)]

@@ -21,18 +21,18 @@ LARGE = {"ldlt_panel_kernel", "ldlt_update_kernel"}
 PROBED = {"omega_kernel", "product_kernel"}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(cuda_host.COMPILER is None, reason="needs g++")
 @pytest.mark.parametrize(
     ("file", "selection", "tests", "kernels"),
     [
-        (
+        pytest.param(
             "test_ops.py",
             "opcheck or compiles or wrappers or grouped or batches or non_finite or range or zero_and"
             " or digits or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating"
             " or probed",
             60,
             COUNTS | LARGE | PROBED | {"summary_kernel"},
+            marks=pytest.mark.slow,
         ),
         (
             "test_tracker.py",
@@ -40,29 +40,33 @@ PROBED = {"omega_kernel", "product_kernel"}
             25,
             {"count_small_kernel", "gram_kernel, sides within a tile"},
         ),
-        (
+        pytest.param(
             "test_accumulator.py",
             "not any_chunks and not thousand and not column_sums and not (lost and (chunks or window))",
             30,
             {"count_small_kernel", "gram_kernel, sides within a tile"},
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "test_tracker_modes.py",
             "micro_batches or wide or autocast or (checkpointed and not compiled)",
             7,
             {"count_small_kernel", "gram_kernel, sides within a tile"},
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "test_tracker_numbers.py",
             "by_place or sampled or certified",
             7,
             {"count_small_kernel", "gram_kernel, sides within a tile"},
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "test_bench_cuda.py",
             "hook",
             2,
             {"count_small_kernel", "gram_kernel, sides within a tile"},
+            marks=pytest.mark.slow,
         ),
         ("test_without_nvcc.py", "", 3, {"gram_kernel, sides within a tile"}),
     ],
