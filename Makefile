@@ -32,7 +32,7 @@ cpp_files := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu
 
 help: ## print this list
 	@echo "Targets (each installs what it needs into $(VENV) first; torch is about 5 GB, once):"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=\"$(TORCH)\" EXTRA_REQ=\"$(EXTRA_REQ)\""
 	@echo "           DEMO_DIR=$(DEMO_DIR) PYTEST_ARGS=\"$(PYTEST_ARGS)\" BENCH_ARGS=\"$(BENCH_ARGS)\""
 

@@ -43,7 +43,7 @@ def test_make_prints_its_targets() -> None:
     shown = subprocess.run(
         ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
-    for target in ("demo", "picture", "test", "lint", "bench", "clean"):
+    for target in ("demo", "picture", "test", "test-all", "lint", "bench", "clean"):
         assert re.search(rf"^  make {target} +\w", shown, re.MULTILINE), shown
 
 
