@@ -3,13 +3,15 @@
 `BSGAP_PRINT_CONFIG=1` prints every distinct choice once, on standard error.
 
 A Gram matrix known to a relative error eta moves a singular value by at most a share
-d = eta / (2 tau_rel^2) around tau (docs/certificates.md). The limits below keep d under 1 % for the
-largest eta measured (benchmarks/gram_error.py).
+d = eta / (2 tau_rel^2) around tau (docs/certificates.md). Sums of c roundings with the unit u give
+eta <= gamma_c = c u / (1 - c u) where no entry is negative; the limits below keep d under 1 % then. For
+entries of both signs eta is measured (benchmarks/gram_error.py).
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -19,15 +21,15 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._core import PROBED_MIN_RTOL, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE
+from ._core import PROBED_MIN_RTOL, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE, gram_roundings
 
 Device = Literal["cpu", "cuda"]
 
 FLOAT32_GRAM_MIN_RTOL = 8.3e-3
 """On a CPU float32 sums err by at most 23 · 2⁻²⁴ of |A|ᵀ|A| (FLOAT32_SUM_ROUNDINGS of the core). Where no
 entry is negative, as after a ReLU, |A|ᵀ|A| = AᵀA, so that eta ≤ 1.4e-6 and d < 1 % from here on."""
-FLOAT64_GRAM_MIN_RTOL = 8e-7
-"""eta of the float64 Gram: at most 4.6e-15, so d < 0.4 % here. Below, singular values are computed."""
+SUMMED_GRAM_MIN_RTOL = 1e-5
+"""The least rtol of Gram matrices that were summed up elsewhere: 0.5 % at 9,000 roundings."""
 MAX_FACTORISATIONS = 8
 """More thresholds than this on a side past the tridiagonal regime: take all eigenvalues instead. Measured on
 a CPU, like the sides of the core (benchmarks/results/crossovers-*.json)."""
@@ -49,6 +51,24 @@ class Plan:
     gram: Literal["float32", "float64"] | None
     count: Literal["kernels", "eigvalsh", "svdvals"]
     certificate: Literal["none", "rigorous", "probed"] = "none"
+
+
+@functools.lru_cache(maxsize=4096)
+def float64_gram_min_rtol(m: int, n: int, device: Device = "cpu") -> float:
+    """The least rtol for which a float64 Gram matrix is taken: there its sums keep d under 0.5 %.
+
+    The other half of 1 % is for the count's own rounding, which is measured. c grows with the chunks of rows.
+    """
+    side, depth = sorted((m, n))
+    # On a GPU as `gram_roundings` in triton/config.py, for any of its plans.
+    c = gram_roundings(depth, side) if device == "cpu" else min(128, depth) + math.ceil(depth / 8) + 34
+    unit = c * 2.0**-53
+    return math.sqrt(100 * unit / (1 - unit))
+
+
+def largest_rank(m: int, n: int, center: bool = False) -> int:
+    """The most singular values above a threshold that an m x n matrix can have: centring takes one row's."""
+    return max(0, min(m - 1 if center else m, n))
 
 
 def default_rtol(dtype: torch.dtype, m: int, n: int) -> float:
@@ -80,7 +100,7 @@ def select_backend(
         probed = mode == "probed" and cheap and side >= from_side and (rtol or 0) >= PROBED_MIN_RTOL
         certificate: Literal["probed", "rigorous"] = "probed" if probed else "rigorous"
         plan = Plan(op, device, "float32" if probed else "float64", "kernels", certificate)
-    elif rtol is not None and rtol < FLOAT64_GRAM_MIN_RTOL:
+    elif rtol is not None and rtol < float64_gram_min_rtol(m, n, device):
         plan = Plan(op, device, None, "svdvals")
     elif (device == "cuda" and not _native.has_cuda_kernels()) or (
         device == "cpu" and side > TRIDIAGONAL_SIDE and thresholds > MAX_FACTORISATIONS
@@ -114,7 +134,9 @@ def resolved(op: str, A: Tensor, smallest_tau: Tensor) -> bool:
 
     Nobody looks on a GPU, which would have to be waited for.
     """
-    if device_kind(A) == "cuda" or float(smallest_tau.min()) >= FLOAT64_GRAM_MIN_RTOL:
+    if device_kind(A) == "cuda" or float(smallest_tau.min()) >= float64_gram_min_rtol(
+        A.shape[-2], A.shape[-1]
+    ):
         return True
     plan_of(op, A, 0.0, False)  # prints what runs instead
     return False

@@ -3,7 +3,13 @@
 Importing this package registers every op of `schema.py`; those of the CPU in C++ are there already.
 """
 
-from . import _cpu, _cuda, _cuda_gram, _cuda_sums  # noqa: F401 - the private ops
+from . import (  # noqa: F401 - the private ops
+    _batching,
+    _cpu,
+    _cuda,
+    _cuda_gram,
+    _cuda_sums,
+)
 from .covariance import covariance
 from .gram import gram
 from .gram_accumulate import gram_accumulate_

@@ -6,7 +6,7 @@ RuntimeError with the same text.
 
 from __future__ import annotations
 
-import math
+import numbers
 from typing import Any
 
 import torch
@@ -35,18 +35,21 @@ def matrix(A: object, name: str = "A") -> Problem | None:
 
 
 def tolerance(value: object, name: str, A: Tensor) -> Problem | None:
-    """None, a non-negative number, or a real tensor that broadcasts with the batch of A."""
+    """None, a non-negative number, or a real tensor that broadcasts with the batch of A.
+
+    NumPy's scalars are numbers. A tensor of one number may be on the CPU, any other is on A's device.
+    """
     if value is None:
         return None
     if isinstance(value, Tensor):
-        if value.dtype.is_complex:
-            return TypeError, f"{name} must be real, got a tensor of dtype {value.dtype}"
-        if value.device != A.device and value.dim() > 0:
+        if value.dtype.is_complex or value.dtype == torch.bool:
+            return TypeError, f"{name} must be a real number, got a tensor of dtype {value.dtype}"
+        if value.device != A.device and not (value.dim() == 0 and value.device.type == "cpu"):
             return ValueError, f"{name} must be on the device of A ({A.device}), got {value.device}"
         return broadcasts(value.shape, A.shape[:-2], name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return TypeError, f"{name} must be a number, a tensor or None, got {type(value).__name__}"
-    if math.isnan(value) or value < 0:
+    if not float(value) >= 0:
         return ValueError, f"{name} must be a non-negative number, got {value}"
     return None
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ..schema import LIBRARY
 from . import _checks
+from ._autodiff import derivative
 from ._register import implement
-from .gram import gram_gradient
+from .gram import gram_gradient, gram_tangent
 
 
 def covariance(A: Tensor, *, correction: int = 1) -> Tensor:
@@ -18,7 +16,7 @@ def covariance(A: Tensor, *, correction: int = 1) -> Tensor:
 
     Shapes: A (*, m, n), rows are observations; result (*, n, n) in A's dtype, float32 for bfloat16 and
     float16. Sums in float64 about the mean (two sweeps), so a large mean costs no digits.
-    Non-finite input gives NaN. Differentiable. Does not synchronise. Cost: as `gram` with `center`.
+    Non-finite input gives NaN. Differentiable as `gram`. Does not synchronise. Cost: as `gram` with `center`.
     Raises ValueError where m <= correction, TypeError / ValueError that name the argument otherwise.
     Agrees with torch.cov(A.T, correction=...).
     """
@@ -54,17 +52,13 @@ def _fake(A: Tensor, *, correction: int = 1) -> Tensor:
     return A.new_empty((*A.shape[:-2], A.shape[-1], A.shape[-1]), dtype=_result_dtype(A))
 
 
-def _setup_context(
-    ctx: Any, inputs: tuple[Tensor], keyword_only_inputs: dict[str, Any], output: Tensor
-) -> None:
-    ctx.save_for_backward(inputs[0])
-    ctx.correction = keyword_only_inputs["correction"]
+def _gradient(A: Tensor, grad: Tensor, correction: int = 1) -> Tensor:
+    return gram_gradient(A, grad.to(torch.float64) / (A.shape[-2] - correction), True)
 
 
-def _backward(ctx: Any, grad: Tensor) -> Tensor:
-    (A,) = ctx.saved_tensors
-    return gram_gradient(A, grad.to(torch.float64) / (A.shape[-2] - ctx.correction), True)
+def _tangent(A: Tensor, tangent: Tensor, correction: int = 1) -> Tensor:
+    return (gram_tangent(A, tangent, True) / (A.shape[-2] - correction)).to(_result_dtype(A))
 
 
 implement("covariance", _kernel, _fake)
-torch.library.register_autograd("bsgap::covariance", _backward, setup_context=_setup_context, lib=LIBRARY)
+derivative("covariance", gradient=_gradient, tangent=_tangent)

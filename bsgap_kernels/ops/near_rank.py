@@ -28,20 +28,22 @@ def near_rank(
     tolerances broadcast with the batch). `center` subtracts the column means first.
     Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats.
     Accumulation and band: the count is right for every matrix without singular values within a relative
-    distance d of τ: d < 1 % (rtol ≥ 8.3e-3, float32 sums in float64 every 128 rows, on a GPU 256), d < 0.4 %
-    (rtol ≥ 8e-7, float64 Gram matrix), else the error of float64 singular values. On a CPU d < 1 % is proven
-    for matrices without negative entries, the rest measured there (benchmarks/results/gram_error.json).
-    `near_rank_interval` proves its counts, this does not.
+    distance d of τ. From rtol 8.3e-3 on sums are float32, added in float64 every 128 rows (on a GPU 256),
+    below float64, from 2e-7 … 5e-6 on (by shape: `float64_gram_min_rtol` in dispatch.py), else float64
+    singular values are computed. On a CPU d < 1 % is proven of the sums where no entry is negative. Entries
+    of both signs have d < 1 % where they were measured (benchmarks/results/gram_error.json); proven is
+    ‖A‖_F²/σ_max² times as much, and constructed matrices come near it. `near_rank_interval` proves its
+    counts, this does not.
     Non-finite input gives -1; an empty matrix gives 0. Never requires grad.
-    Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or below 8e-7 an SVD.
+    Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or an SVD.
     Raises TypeError / ValueError that name the argument; `hermitian`, `out` and `tol` are refused by name.
     Source: torch.linalg.matrix_rank for the rules; docs/certificates.md for the numerics.
     """
     _checks.refuse("near_rank", refused)
     atol, rtol = checked_tolerances(A, atol, rtol, center)
     if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
-        return torch.ops.bsgap.near_rank(A, atol=atol, rtol=rtol, center=center)
-    return torch.ops.bsgap.near_rank(A, atol=atol, rtol=rtol, center=center)
+        return torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center)
+    return torch.ops.bsgap.near_rank.default(A, atol=atol, rtol=rtol, center=center)
 
 
 def checked_tolerances(
@@ -61,6 +63,7 @@ def checked_tolerances(
     )
     if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
         return as_tensor(atol, A), as_tensor(rtol, A)
+    atol, rtol = (None if value is None else float(value) for value in (atol, rtol))
     if (rtol is None or rtol >= 1) and not torch.compiler.is_compiling() and A.numel() > 0:
         relative = effective_tolerances(A, atol, rtol, m)[1]
         if relative >= 1:
@@ -103,6 +106,11 @@ def _kernel(
 
 def count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
     """Near-rank (*,) of matrices that are not empty, for one pair of tolerances."""
+    counts = _count(op, A, atol, rtol, center)
+    return counts.clamp_(max=dispatch.largest_rank(A.shape[-2], A.shape[-1], center)) if center else counts
+
+
+def _count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
     static = atol == 0  # then sigma_max does not matter: tau_rel is rtol
     plan = dispatch.plan_of(op, A, rtol if static else None, center)
     if plan.count == "kernels":
@@ -121,13 +129,27 @@ def _tensor_kernel(
     A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
 ) -> Tensor:
     _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
+    if atol is None and rtol is None:  # torch takes this overload where neither is given
+        return _kernel(A, center=center)
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
     return count_pairs("near_rank", A, threshold_pairs(A, atol, rtol)[..., None, :], center)[..., 0]
 
 
 def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
-    """Counts (*, t) for float64 pairs (atol, rtol) (*, t, 2) that broadcast with the batch of A, t > 0."""
+    """Counts (*, t) for float64 pairs (atol, rtol) (*, t, 2) that broadcast with the batch of A, t > 0.
+
+    Without the one that centring takes, which rounding may leave above a small threshold; all min(m, n)
+    singular values lie above a negative one.
+    """
+    counts = _count_pairs(op, A, pairs, center)
+    if not center:
+        return counts
+    most = counts.clamp(max=dispatch.largest_rank(A.shape[-2], A.shape[-1], center))
+    return torch.where(pairs.amax(-1) < 0, counts, most)
+
+
+def _count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
     batch, t = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2]), pairs.shape[-2]
     A = A.expand(*batch, *A.shape[-2:])
     plan = dispatch.plan_of(op, A, None, center, thresholds=t)

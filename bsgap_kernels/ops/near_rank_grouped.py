@@ -45,6 +45,7 @@ def near_rank_grouped(
         if isinstance(value, Tensor):
             raise TypeError(f"{name} must be a number or None for near_rank_grouped, got a tensor")
     _checks.raise_public(_problem(As, atol, rtol))
+    atol, rtol = (None if value is None else float(value) for value in (atol, rtol))
     if not As:  # a call with no tensor has no device to be dispatched by
         return torch.zeros(0, dtype=torch.int64)
     return torch.ops.bsgap.near_rank_grouped(list(As), atol=atol, rtol=rtol, center=center)
@@ -72,6 +73,10 @@ def _kernel(
     if not filled:
         return As[0].new_zeros(len(As), dtype=torch.int64)
     found = _counts(filled, atol, rtol, center)
+    for i, A in enumerate(filled if center else ()):
+        rows, n = A.shape[:-1].numel(), A.shape[-1]
+        if rows <= n:
+            found[i : i + 1].clamp_(max=dispatch.largest_rank(rows, n, center))
     if len(filled) == len(As):
         return found
     zero = found.new_zeros(1)
@@ -107,7 +112,11 @@ def _counts(As: Sequence[Tensor], atol: float | None, rtol: float | None, center
             [plans[i].gram == "float32" for i in together],
         )
         taus = [] if absolute == 0 else smallest_tau.tolist()
-        low = [i for i, tau in zip(together, taus, strict=False) if tau < dispatch.FLOAT64_GRAM_MIN_RTOL]
+        low = [
+            i
+            for i, tau in zip(together, taus, strict=False)
+            if tau < dispatch.float64_gram_min_rtol(rows[i], As[i].shape[-1])
+        ]
         if not low and len(together) == len(As):
             return found
         counts = {i: x for i, x in zip(together, found.split(1), strict=True) if i not in low}

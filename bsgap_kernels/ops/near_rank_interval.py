@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..dispatch import plan_of
+from ..dispatch import largest_rank, plan_of
 from . import _checks
 from ._register import implement
 from ._tolerances import effective_tolerances
@@ -55,6 +55,7 @@ def near_rank_interval(
         if isinstance(value, Tensor):
             raise TypeError(f"{name} must be a number or None for near_rank_interval, got a tensor")
     checked_tolerances(A, atol, rtol, center)
+    atol, rtol = (None if value is None else float(value) for value in (atol, rtol))
     _checks.raise_public(_option_problem(mode, seed))
     lower, upper = torch.ops.bsgap.near_rank_interval(
         A, atol=atol, rtol=rtol, center=center, mode=mode, seed=seed
@@ -87,10 +88,9 @@ def _kernel(
         return A.new_zeros(batch, dtype=torch.int64), A.new_zeros(batch, dtype=torch.int64)
     absolute, relative = effective_tolerances(A, atol, rtol)
     plan = plan_of("near_rank_interval", A, relative if absolute == 0 else None, center, mode=mode)
-    bounds: tuple[Tensor, Tensor] = torch.ops.bsgap._intervals(
-        A, absolute, relative, center, plan.certificate == "probed", seed
-    )
-    return bounds
+    probed = plan.certificate == "probed"
+    lower, upper = torch.ops.bsgap._intervals(A, absolute, relative, center, probed, seed)
+    return lower, upper.clamp_(max=largest_rank(A.shape[-2], A.shape[-1], center)) if center else upper
 
 
 def _fake(

@@ -18,10 +18,12 @@ def singular_value_counts(
     """#{σ > t·σ_max} for every threshold t, or #{σ > t} with relative=False.
 
     Shapes: A (*, m, n) as `near_rank`; thresholds (t,) or (*, t), any real dtype, on A's device;
-    result (*, t), int64. One Gram matrix and one σ_max serve all thresholds; the float64 Gram
-    resolves thresholds ≥ 8e-7·‖A‖_F, a smaller one takes float64 singular values.
-    Right outside a 1 % band, as `near_rank`.
-    Non-finite input or a NaN threshold gives -1; a negative threshold counts all; an empty matrix gives 0.
+    result (*, t), int64. One Gram matrix and one σ_max serve all thresholds; the float64 Gram resolves
+    thresholds from 2e-7 … 5e-6·‖A‖_F on (`float64_gram_min_rtol` in dispatch.py), a smaller one takes float64
+    singular values. Right outside a 1 % band, as `near_rank`.
+    Whatever A holds, also σ_max = 0, and however many thresholds there are: a NaN threshold gives -1, a
+    negative one (-inf too) min(m, n), 1 and more with `relative` and inf give 0. Non-finite input gives -1,
+    an empty matrix 0.
     Never requires grad. Cost: a Gram matrix, then one LDLᵀ a threshold (up to 4; beyond, all eigenvalues).
     Raises TypeError / ValueError that name the argument.
     """

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bsgap_kernels.dispatch import FLOAT64_GRAM_MIN_RTOL, float32_sums_serve
+from bsgap_kernels.dispatch import SUMMED_GRAM_MIN_RTOL, float32_sums_serve
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.distributed import DistributedSpectra
 from bsgap_kernels.tracking.records import METRICS, Question
@@ -65,9 +65,14 @@ def checked_question(
     for option, tolerance in (("rtol", rtol), ("atol", atol)):
         if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
             raise ValueError(f"{option}: got {tolerance!r}, expected a finite number of at least 0")
-    if not certify and not atol and rtol < FLOAT64_GRAM_MIN_RTOL:
+    if rtol >= 1:
         raise ValueError(
-            f"rtol: got {rtol!r}, expected at least {FLOAT64_GRAM_MIN_RTOL:g}: a Gram matrix resolves no "
+            f"rtol: got {rtol!r}, expected less than 1: no singular value exceeds σ_max, so every count "
+            "would be 0"
+        )
+    if not certify and not atol and rtol < SUMMED_GRAM_MIN_RTOL:
+        raise ValueError(
+            f"rtol: got {rtol!r}, expected at least {SUMMED_GRAM_MIN_RTOL:g}: a Gram matrix resolves no "
             "less; certify=True says how far it does"
         )
     names = ("near_rank", *SUMMARY_COLUMNS) if metrics == "all" else metrics

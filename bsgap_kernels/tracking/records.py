@@ -10,6 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from bsgap_kernels.dispatch import largest_rank
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.sums import Sums
 
@@ -25,9 +26,9 @@ class SiteRecord:
     """What one step's reads of one site gave.
 
     near_rank is #{σ > max(atol, rtol·σ_max)} of the unfolded activation, lower and upper its certified
-    bounds (0 and min(shape) if the tracker does not certify), ratio near_rank / min(shape). summary holds the
-    other metrics by name. A non-finite activation gives near_rank -1 and NaN floats. seconds is the time
-    spent in the hooks (on a GPU: the time to launch).
+    bounds (0 and k if the tracker does not certify), ratio near_rank / k; k is min(m, n) of the shape (m, n),
+    or min(m - 1, n) if centred. summary holds the other metrics by name. A non-finite activation gives
+    near_rank -1 and NaN floats. seconds is the time spent in the hooks (on a GPU: the time to launch).
     """
 
     shape: tuple[int, int]
@@ -118,7 +119,7 @@ def _count(
 def record_of(index: int, numbers: Numbers, n: int, question: Question, seconds: float) -> SiteRecord:
     """The record of one site of n features from numbers on the host."""
     near_rank, lower, upper, m = (round(value) for value in numbers.counts[index].tolist())
-    k = min(m, n)
+    k = largest_rank(m, n, question.center)
     if m * n == 0:
         near_rank = lower = upper = 0
     near_rank = min(near_rank, k)

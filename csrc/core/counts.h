@@ -178,8 +178,9 @@ inline void point_counts(const double* g, int64_t n, const Threshold* thresholds
     }
     double shift = at.tau_squared;
     InertiaCount c = count_above(g, n, shift, work.data(), parallel);
-    for (int nudge = 0; !c.valid && nudge < 8; ++nudge) {  // a pivot was exactly zero
-      shift += kUnitRoundoff * std::max(shift, top > 0 ? top : shift) + kTiny;
+    for (int nudge = 1; !c.valid && nudge <= 8; ++nudge) {  // a pivot was exactly zero
+      // Twice the unit roundoff is what moves any number; upwards, where a tie is not above the threshold.
+      shift += std::ldexp(kUnitRoundoff, nudge) * std::max(shift, top) + kTiny;
       c = count_above(g, n, shift, work.data(), parallel);
     }
     out[i] = c.valid ? c.positive : -1;
