@@ -32,7 +32,7 @@ def near_rank(
     below float64, from 2e-7 … 5e-6 on (by shape: `float64_gram_min_rtol` in dispatch.py), else float64
     singular values are computed. On a CPU d < 1 % is proven of the sums where no entry is negative. Entries
     of both signs have d < 1 % where they were measured (benchmarks/results/gram_error.json); proven is
-    ‖A‖_F²/σ_max² times as much, and constructed matrices come near it. `near_rank_interval` proves its
+    ‖A‖_F²/σ_max² times as much, and constructed matrices reach 21 %. `near_rank_interval` proves its
     counts, this does not.
     Non-finite input gives -1; an empty matrix gives 0. Never requires grad.
     Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or an SVD.
