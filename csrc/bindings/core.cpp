@@ -285,9 +285,10 @@ PYBIND11_MODULE(_core, m) {
         "The Gaussian vectors of the probed certificate, one a row.");
   m.def("probe_bound", &probe_bound, "G"_a, "omega"_a, "y"_a, "product_error"_a = 0.0,
         "Bound of ||G - M||_2 from y = omega M, but for a probability of 1e-9.");
-  m.def("gram_roundings", &bsgap::gram_roundings, "depth"_a, "side"_a,
-        "Roundings that a product goes through in a float64 Gram matrix of this side: its error is at most so "
-        "many\nunits of roundoff of |X|^T |X|.");
+  m.def(
+      "gram_roundings", &bsgap::gram_roundings, "depth"_a, "side"_a,
+      "Roundings that a product goes through in a float64 Gram matrix of this side: its error is at most so "
+      "many\nunits of roundoff of |X|^T |X|.");
   m.attr("FLOAT32_SUM_ROUNDINGS") = bsgap::kFloat32SumRoundings;
   m.attr("PROBED_MIN_SIDE") = bsgap::kProbedMinSide;
   m.attr("PROBED_MIN_RTOL") = bsgap::kProbedMinRtol;
