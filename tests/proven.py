@@ -137,6 +137,7 @@ def end() -> list[str]:
         pairs = {n: tuple(v) if isinstance(v[0], int) else v for n, v in facts.items()}
         note(kernel, way, times, **pairs)
     path.unlink()
+    del os.environ["BSGAP_PROVEN_LOG"], os.environ["BSGAP_PROVEN_OWNER"]  # a process may run tests again
     target = os.environ.get("BSGAP_PROVEN_JSON")
     if target:
         rows = [{"kernel": k, "way": way, "seen": str(_notes[k, way])} for k, way in _ordered(_notes)]

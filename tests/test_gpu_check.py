@@ -1,184 +1,185 @@
-"""The GPU command without a GPU: its steps, limits and summary, driven by stand-ins for its programs."""
+"""The GPU commands without a GPU: steps, limits, summary and the runner of tests, driven by stand-ins."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
+import re
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
-import gpu_sanitize
-import gpu_summary
+import gpu_cases
+import gpu_check
+import gpu_tests
 import pytest
 import torch
+from gpu_check import Step
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "benchmarks" / "gpu_check.sh"
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-
-OVERHEAD = [f"overhead {batch} {way}" for batch in (1024, 8192) for way in ("eager", "--compile")]
 
 
-# What stands for python: notes its arguments, fails where it is told to, and runs only the summary.
-PYTHON = f"""#!/usr/bin/env bash
-if [ "$1" = benchmarks/gpu_summary.py ]; then exec {sys.executable} "$@"; fi
-echo "$*" >> "$CALLS"
-case "$*" in
-  *--junitxml=*) for a in "$@"; do case $a in --junitxml=*) cp "$JUNIT" "${{a#*=}}" ;; esac; done ;;
-esac
-if [ -n "${{FAILING:-}}" ]; then case "$*" in *"$FAILING"*) echo "it broke"; exit 7 ;; esac; fi
-"""
-JUNIT = """<testsuites><testsuite><testcase classname="tests.test_gpu" name="good"/>
-<testcase classname="tests.test_gpu" name="bad"><failure message="x"/></testcase>
-<testcase classname="tests.test_gpu" name="absent"><skipped/></testcase></testsuite></testsuites>"""
+def program(code: str) -> list[str]:
+    return [sys.executable, "-c", code]
 
 
-def executable(path: Path, content: str) -> None:
-    path.write_text(content, encoding="utf-8")
-    path.chmod(0o755)
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: list[list[Step]], *options: str, gpu: str = "H200"
+) -> tuple[int, dict[str, Any]]:
+    monkeypatch.setattr(gpu_check, "gpu_name", lambda: gpu)
+    monkeypatch.setattr(gpu_check, "steps_of", lambda part, out: steps)
+    code = gpu_check.main(["first", "--out", str(tmp_path / "out"), *options])
+    return code, json.loads((tmp_path / "out" / "summary.json").read_text())
 
 
-def check(
-    tmp_path: Path, *arguments: str, gpu: str = "", failing: str = "", sanitizer: bool = False
-) -> tuple[int, str, dict[str, Any], list[str]]:
-    """Runs the script with stand-ins; returns exit code, output, summary and the calls of python."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    executable(programs / "python3", PYTHON)
-    executable(
-        programs / "nvidia-smi", f"#!/bin/sh\ncase $* in *=name*) echo '{gpu}' ;; *cap*) echo 9.0 ;; esac\n"
+def outcomes(summary: dict[str, Any]) -> dict[str, int | None]:
+    return {step["step"]: step["rc"] for step in summary["first"]["steps"]}
+
+
+def test_a_step_that_fails_or_is_cut_off_leaves_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "out" / "bench.json"
+    hangs = (
+        f"import time; from pathlib import Path; Path({str(result)!r}).write_text('[1]'); "
+        "print('half', flush=True); time.sleep(60)"
     )
-    if sanitizer:
-        executable(programs / "compute-sanitizer", '#!/bin/sh\necho "sanitizer $*" >> "$CALLS"\n')
-    (tmp_path / "junit.xml").write_text(JUNIT, encoding="utf-8")
-    calls = tmp_path / "calls"
-    calls.touch()
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "TORCH_CUDA_ARCH_LIST")} | {
-        "PATH": f"{programs}:/usr/bin:/bin",
-        "CALLS": str(calls),
-        "JUNIT": str(tmp_path / "junit.xml"),
-        "FAILING": failing,
-    }
-    out = tmp_path / "out"
-    done = subprocess.run(
-        [str(SCRIPT), "--out", str(out), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
-    )
-    found = out / "summary.json"
-    summary = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
-    return done.returncode, done.stdout + done.stderr, summary, calls.read_text().splitlines()
-
-
-def test_bash_reads_it() -> None:
-    subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
-    assert os.access(SCRIPT, os.X_OK)
-
-
-def test_without_a_gpu_it_says_so_after_the_dry_run(tmp_path: Path) -> None:
-    code, said, summary, calls = check(tmp_path)
-    assert code == 3
-    assert "no GPU here (nvidia-smi names none), so this was a dry run: nothing was measured." in said
-    assert [s["step"] for s in summary["steps"]] == [
-        "build",
-        "collect gpu tests",
-        "sanitizer script, cpu",
-        "import benchmark",
-        "roofline",
+    summary_file = str(tmp_path / "out" / "summary.json")
+    seen = f"import json; print(len(json.load(open({summary_file!r}))['first']['steps']))"
+    steps = [
+        [Step("breaks", program("print('why'); raise SystemExit(7)"), 20)],
+        [Step("hangs", program(hangs), 3)],
+        [Step("last", program(seen), 20)],
     ]
-    assert summary["dry_run"] == "yes"
-    assert summary["tests"] is None
-    assert not any("--device cuda" in call for call in calls)
-    assert any("--collect-only" in c and "tests/test_gpu.py" in c for c in calls)
-
-
-def test_a_build_that_does_not_load_is_made(tmp_path: Path) -> None:
-    code, _, summary, calls = check(
-        tmp_path, "--dry-run", gpu="NVIDIA H200", failing="import bsgap_kernels, "
-    )
-    assert code == 0
-    assert calls[1] == "setup.py build_ext --inplace"
-    assert (summary["steps"][0]["step"], summary["steps"][0]["rc"]) == ("build", 0)
-
-
-def test_a_step_that_fails_does_not_stop_the_next(tmp_path: Path) -> None:
-    code, said, summary, calls = check(
-        tmp_path, "--quick", gpu="NVIDIA H200", failing="-m pytest", sanitizer=True
-    )
+    code, summary = run(tmp_path, monkeypatch, steps)
     assert code == 1
-    steps = {s["step"]: s for s in summary["steps"]}
-    assert list(steps) == [
-        "build",
-        "gpu tests",
-        "benchmark",
-        *OVERHEAD,
-        "memcheck",
-        "racecheck",
-        "synccheck",
-        "initcheck",
-    ]
-    assert [s["rc"] for s in steps.values()] == [0, 7, *[0] * (len(steps) - 2)]
-    assert "| it broke" in said
-    assert summary["gpu"] == "NVIDIA H200"
-    assert summary["tests"] == {
-        "run": 2,
-        "failed": 1,
-        "skipped": 1,
-        "names_of_failed": ["tests.test_gpu::bad"],
-    }
-    assert "gpu tests: 2 run, 1 failed, 1 skipped" in said
-    (benchmark,) = [c for c in calls if "bench --device cuda" in c]
-    assert benchmark.endswith("--quick")
-    tools = [c for c in calls if c.startswith("sanitizer")]
-    assert len(tools) == 4
-    assert [c.endswith("--small") for c in tools] == [False, True, True, True]
-    assert (
-        sum(s["limit_s"] for s in summary["steps"] if s["step"] in ("build", "gpu tests", "benchmark")) < 540
-    )
-    assert (tmp_path / "out" / "log.txt").stat().st_size < 1 << 20
-    assert len(list((tmp_path / "out").iterdir())) <= 8
+    assert outcomes(summary) == {"breaks": 7, "hangs": -9, "last": 0}
+    assert "   | why" in capsys.readouterr().out
+    assert (tmp_path / "out" / "first-hangs.log").read_text() == "half\n"
+    assert (tmp_path / "out" / "first-last.log").read_text() == "2\n"  # the summary was there after each step
+    with tarfile.open(tmp_path / "out" / "results.tar.gz") as archive:
+        assert set(archive.getnames()) == {"bench.json", "summary.json"}
 
 
-def test_all_well(tmp_path: Path) -> None:
-    code, said, summary, _ = check(tmp_path, gpu="NVIDIA H200")
+def test_steps_side_by_side_share_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = "import time, sys; time.sleep(1.5)"
+    code, summary = run(tmp_path, monkeypatch, [[Step(f"smoke {i}", program(wait), 20) for i in range(3)]])
     assert code == 0
-    assert [s["rc"] for s in summary["steps"]][:3] == [0, 0, 0]
-    if (
-        shutil.which("compute-sanitizer") is None
-        and not Path("/usr/local/cuda/bin/compute-sanitizer").exists()
-    ):
-        assert "memcheck: skipped, no compute-sanitizer on PATH" in said
+    assert summary["first"]["seconds"] < 4.4
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_the_library_is_built_only_if_it_does_not_load(
+    loads: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = [
+        [Step("load", program(f"raise SystemExit({int(not loads)})"), 20, device=False)],
+        [Step("build", program(""), 20, device=False, unless="load")],
+    ]
+    code, summary = run(tmp_path, monkeypatch, steps)
+    assert code == 0
+    assert outcomes(summary) == ({"load": 0} if loads else {"load": 1, "build": 0})
+
+
+def test_no_time_is_taken_from_later_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu_check.LIMITS, "first", 30)
+    code, summary = run(
+        tmp_path, monkeypatch, [[Step("long", program(""), 20, 27)], [Step("short", program(""), 20)]]
+    )
+    assert code == 0
+    assert outcomes(summary) == {"long": None, "short": 0}
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [[Step("cases", [*program("import sys; print(sys.argv[1:])"), "cuda"], 20, cpu=True)]]
+    code, summary = run(tmp_path, monkeypatch, steps, gpu="")
+    assert (code, outcomes(summary)) == (3, {"cases": None})
+    code, summary = run(tmp_path, monkeypatch, steps, "--dry-run")
+    assert (code, outcomes(summary)) == (0, {"cases": 0})
+    assert (tmp_path / "out" / "first-cases.log").read_text() == "['cpu']\n"
+
+
+@pytest.mark.parametrize("part", ["first", "second"])
+def test_the_real_steps_fit_their_time(part: str, tmp_path: Path) -> None:
+    steps = gpu_check.steps_of(part, tmp_path)
+    left = gpu_check.LIMITS[part]
+    for group in steps:
+        # Every step gets at least half its limit, however long those before it take.
+        for step in group:
+            assert left - step.reserve >= step.limit / 2, step.name
+        left -= min(max(step.limit for step in group), left - group[0].reserve)
+    assert left >= 0
+    assert sum(gpu_check.LIMITS.values()) <= 11 * 60
+    for step in (step for group in steps for step in group):
+        scripts = [word for word in step.command if re.match(r"(benchmarks/\w+|setup)\.py$", word)]
+        assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_families_are_those_of_the_cases() -> None:
+    assert tuple(gpu_cases.FAMILIES) == gpu_check.FAMILIES
+    assert set(gpu_cases.REDUCED) <= set(gpu_cases.FAMILIES)
+
+
+def test_the_script_of_the_shell_is_executable() -> None:
+    script = ROOT / "benchmarks" / "gpu_check.sh"
+    assert os.access(script, os.X_OK)
+    assert "gpu_check.py" in script.read_text()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [(["--out"], "--out needs a folder"), ([], "--out is missing")]
+    ("arguments", "said"),
+    [
+        (["first"], "--out"),
+        (["third", "--out", "x"], "invalid choice"),
+        (["first", "--out", "/dev/null/x"], "cannot make"),
+    ],
 )
-def test_wrong_usage(arguments: list[str], said: str) -> None:
-    done = subprocess.run([str(SCRIPT), *arguments], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert said in done.stderr
-    done = subprocess.run([str(SCRIPT), "--fast"], capture_output=True, text=True, check=False)
-    assert "unknown option --fast" in done.stderr
+def test_wrong_usage(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        gpu_check.main(arguments)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
-def test_words_of_the_summary() -> None:
-    assert [gpu_summary.word(rc) for rc in (0, -1, 124, 137, 9)] == [
-        "ok",
-        "skipped",
-        "TIMED OUT",
-        "TIMED OUT",
-        "FAILED (9)",
-    ]
-    assert gpu_summary.read_tests(ROOT / "no" / "such.xml") is None
+def test_the_cases_check_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_cases.main(["--device", "cpu", "sides up to 32", "hook path"]) == 0
+    monkeypatch.setattr(gpu_cases.bsgap, "near_rank", lambda A, **_: torch.tensor(0))
+    with pytest.raises(SystemExit, match="near_rank 1 torch.bfloat16 tall: counted 0, expected 1"):
+        gpu_cases.main(["--device", "cpu", "sides up to 32"])
 
 
-def test_the_sanitizer_script_checks_its_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gpu_sanitize.run(torch.device("cpu"), (5, 17), (33,)) == 2 * (4 * 3 + 8) + 2 + 3
-    monkeypatch.setattr(gpu_sanitize.bsgap, "near_rank", lambda A, **_: torch.tensor(0))
-    with pytest.raises(SystemExit, match="near_rank 5 torch.bfloat16 tall: counted 0, expected 3"):
-        gpu_sanitize.run(torch.device("cpu"), (5,), ())
+# Answers as a worker does: its process number, and what the name of the test asks for.
+STAND_IN = """
+import json, os, sys, time
+for line in sys.stdin:
+    test = line.strip()
+    if "hang" in test: time.sleep(60)
+    if "die" in test: os._exit(11)
+    lost = "sticky" in test
+    said = "CUDA error: an illegal memory access was encountered" if lost else str(os.getpid())
+    found = {"outcome": "failed" if lost else "passed", "message": said, "seconds": 0}
+    print(json.dumps(found), flush=True)
+"""
+
+
+def test_a_worker_whose_context_is_lost_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_tests, "WORK", program(STAND_IN))
+    tests = ["a", "b", "sticky", "c", "die", "d", "hang", "e"]
+    found = gpu_tests.run(tests, tmp_path / "tests.jsonl", workers=1, limit=5)
+    assert found == {"passed": 5, "failed": 3}
+    rows = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
+    assert [row["test"] for row in rows] == tests
+    of = {row["test"]: row["message"] for row in rows}
+    assert of["a"] == of["b"]
+    assert len({of[name] for name in "bcde"}) == 4  # another process after each
+    assert of["die"] == "its process ended"
+    assert of["hang"] == "more than 5 s"
+
+
+def test_the_worker_runs_tests_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BSGAP_GPU_TEST_DEVICE", "cpu")
+    test = "tests/test_gpu.py::test_counts_in_every_regime[5-float16-0.3-tall]"
+    skipped = "tests/test_gpu_runtime.py::test_singular_values_under_capture_are_a_clear_error"
+    found = gpu_tests.run([test, skipped, test], tmp_path / "tests.jsonl", workers=1, limit=120)
+    assert found == {"passed": 2, "skipped": 1}, (tmp_path / "tests.log").read_text()[-3000:]

@@ -101,6 +101,8 @@ def run(
             layers=options.layers,
             every=options.every,
             max_overhead=options.max_overhead,
+            ways=(OURS,) if options.quick else None,
+            check=not options.quick,
             rounds=options.rounds,
             budget_s=options.budget,
             seed=options.seed,
@@ -155,6 +157,7 @@ def _options(arguments: Sequence[str] | None, first: argparse.ArgumentParser) ->
     add("--compile", action="store_true", help="torch.compile the model; a model for every way")
     add("--device", default="cpu", help="cpu or cuda; default %(default)s")
     add("--seed", type=int, default=0, help="default %(default)s")
+    add("--quick", action="store_true", help="no tracking and ours only, without checking counts")
     add("--json", type=Path, metavar="FILE", help="write the result as JSON, the instruction set for {isa}")
     add("--chart", type=Path, metavar="FILE", help="write bars as one HTML file (needs bokeh)")
     options = parser.parse_args(arguments)
