@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from bsgap_kernels import _native
-from bsgap_kernels.tracking import background, reading
+from bsgap_kernels.tracking import background, clock, reading
 from bsgap_kernels.tracking.background import BackgroundWriter
 from bsgap_kernels.tracking.records import Question
 from bsgap_kernels.tracking.rows import Row
@@ -333,7 +333,7 @@ def test_a_wait_for_the_device_leaves_captures_of_other_threads_alone(
     class Event:
         def synchronize(self) -> None:
             calls.append("wait")
-            assert mode == reading.THREAD_LOCAL_CAPTURES
+            assert mode == clock.THREAD_LOCAL_CAPTURES
             if fails:
                 raise RuntimeError("CUDA error")
 

@@ -1,15 +1,38 @@
-"""What a step takes, and what of it tracking takes."""
+"""Step time and tracking overhead."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 
+from bsgap_kernels import _native
+
 Span = tuple[torch.cuda.Event, torch.cuda.Event]
 Beginning = tuple[float, "torch.cuda.Event | None"]
+
+THREAD_LOCAL_CAPTURES = 1
+"""cudaStreamCaptureModeThreadLocal: a thread's calls are refused during captures of its own only."""
+
+
+@contextmanager
+def beside_captures() -> Iterator[None]:
+    """Let this thread wait for events, or ask, while another one captures a CUDA graph in global mode.
+
+    Such a capture is broken by a wait on any thread that does not say so. The CUDA library can say it.
+    """
+    if _native.CUDA_LIBRARY_PATH is None:
+        yield
+        return
+    before = torch.ops.bsgap._cuda_exchange_capture_mode(THREAD_LOCAL_CAPTURES)
+    try:
+        yield
+    finally:
+        torch.ops.bsgap._cuda_exchange_capture_mode(before)
 
 
 @dataclass
@@ -72,10 +95,13 @@ class StepClock:
 
     def finished(self) -> list[tuple[float, float]]:
         """(step, own) seconds of tracked steps that have become known since the last call."""
-        known = []
-        while self._steps and all(end.query() for _, end in self._steps[0].spans):
-            step = self._steps.popleft()
-            device = sum(start.elapsed_time(end) for start, end in step.spans) / 1e3
-            self.latest = (step.seconds, max(step.own, device))
-            known.append(self.latest)
+        known: list[tuple[float, float]] = []
+        if not self._steps:
+            return known
+        with beside_captures() if self._cuda else nullcontext():
+            while self._steps and all(end.query() for _, end in self._steps[0].spans):
+                step = self._steps.popleft()
+                device = sum(start.elapsed_time(end) for start, end in step.spans) / 1e3
+                self.latest = (step.seconds, max(step.own, device))
+                known.append(self.latest)
         return known

@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from bsgap_kernels import _native
+from bsgap_kernels.tracking.clock import beside_captures
 from bsgap_kernels.tracking.records import Numbers, Question, SiteRecord, ask, record_of
 from bsgap_kernels.tracking.rows import Row
 from bsgap_kernels.tracking.sums import Sums
-
-THREAD_LOCAL_CAPTURES = 1
-"""cudaStreamCaptureModeThreadLocal: a thread's calls are refused during captures of its own only."""
-
-
-@contextmanager
-def beside_captures() -> Iterator[None]:
-    """Let this thread wait for the device while another one captures a CUDA graph in global mode.
-
-    Such a capture is broken by a wait on any thread that does not say so. The CUDA library can say it.
-    """
-    if _native.CUDA_LIBRARY_PATH is None:
-        yield
-        return
-    before = torch.ops.bsgap._cuda_exchange_capture_mode(THREAD_LOCAL_CAPTURES)
-    try:
-        yield
-    finally:
-        torch.ops.bsgap._cuda_exchange_capture_mode(before)
 
 
 class SiteHead(NamedTuple):
