@@ -77,13 +77,13 @@ def watch_triton() -> None:
     """Notes every launch of a Triton kernel in this process, which interprets it."""
     from bsgap_kernels.triton import config, gram, probe
 
-    launch, launch_probe = gram._launch, probe._launch
+    run, launch_probe = gram.Prepared.run, probe._launch
     layouts = ("side, 16 bytes", "depth, 16 bytes", "depth", "any")
 
-    def noted(call: gram.Prepared, *args: Any) -> None:
-        launch(call, *args)
+    def noted(call: gram.Prepared, *args: Any, **options: Any) -> None:
+        run(call, *args, **options)
         for one in call.plan.launches:
-            kernel = "gram_kernel, rescue" if one.rescue else "gram_kernel"
+            kernel = one.kernel
             rows = [row for row in call.plan.rows if row["layout"] // config.CODES == one.group]
             for row in rows:
                 code = row["layout"] % config.CODES
@@ -108,7 +108,8 @@ def watch_triton() -> None:
         facts = {name: arguments[name] for name in ("side", "splits", "tiles") if name in arguments}
         note(kernel.__name__, INTERPRETED, blocks=math.prod(grid), **facts)
 
-    gram._launch, probe._launch = noted, noted_probe
+    gram.Prepared.run = noted  # type: ignore[method-assign]
+    probe._launch = noted_probe
 
 
 def begin() -> None:

@@ -146,13 +146,18 @@ def test_fits_and_loads_16_bytes(variant: compiled.Variant | compiled.ProbeVaria
 
 @compiles
 @pytest.mark.parametrize(
-    ("dtype", "code"),
+    ("dtype", "code", "hops"),
     # float32 along side is left out: sm_90's tf32 products want the depth contiguous in shared memory, so
     # these copies are transposed and 4 bytes wide.
-    [(torch.bfloat16, SIDE_128), (torch.bfloat16, DEPTH_128), (torch.float32, 0x200)],
+    [
+        (torch.bfloat16, SIDE_128, 1),
+        (torch.bfloat16, DEPTH_128, 1),
+        (torch.bfloat16, 0x200, 2),
+        (torch.float32, 0x200, 1),
+    ],
 )
-def test_every_copy_of_an_aligned_layout_has_16_bytes(dtype: torch.dtype, code: int) -> None:
-    variant = compiled.Variant("one", dtype, "float32", code, multi=True)
+def test_every_copy_of_an_aligned_layout_has_16_bytes(dtype: torch.dtype, code: int, hops: int) -> None:
+    variant = compiled.Variant("one", dtype, "float32", code, multi=True, hops=hops)
     ptx = compiled.compile_variant(variant, 90).asm["ptx"]
     assert re.search(r"cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", ptx)
     assert not re.findall(

@@ -151,6 +151,29 @@ def test_layouts(name: str, precision: config.Precision) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("splits", [1, 2, 5])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "shape"),
+    [
+        ("float32", torch.bfloat16, (19, 40, 8, 8)),
+        ("float32", torch.float32, (19, 40, 4, 4)),
+        ("float64", torch.bfloat16, (7, 13, 8, 8)),
+        ("float64", torch.float64, (9, 60, 2, 4)),
+    ],
+)
+def test_blocks_of_two_small_images(
+    precision: config.Precision, dtype: torch.dtype, shape: tuple[int, ...], splits: int
+) -> None:
+    A = random(*shape, dtype=dtype)
+    A[3] *= 1e25 if precision == "float32" else 1  # redone in float64, which walks the same depths
+    rows = A.permute(0, 2, 3, 1)
+    result = gram_set([viewed(rows, batch=False)], precision=precision, splits=splits)
+    assert result.plan.launches[0].hops == 2
+    assert layout_of(result, 0) == config.DEPTH_ALIGNED
+    assert_gram(result.gram(0), matrices(rows, batch=False), result, 0, precision)
+
+
+@interpreted
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 @pytest.mark.parametrize("splits", [1, 17, pytest.param(256, marks=pytest.mark.slow)])
 def test_splits_meet_in_two_levels(splits: int, precision: config.Precision) -> None:

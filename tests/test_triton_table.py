@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bsgap_kernels.triton import config
-from bsgap_kernels.triton.gram import device_table, scaling_exponents
+from bsgap_kernels.triton.gram import scaling_exponents
+from bsgap_kernels.triton.memory import device_table
 from bsgap_kernels.triton.plan import gram_plan
-from bsgap_kernels.triton.table import COLUMNS, MatrixView, Orientation, describe, flat, orient
+from bsgap_kernels.triton.table import COLUMNS, MatrixView, Orientation, describe, orient
 
 
 def addresses(view: MatrixView) -> torch.Tensor:
@@ -160,7 +161,7 @@ def test_rows_are_sorted_and_results_keep_the_caller_order() -> None:
         (2, torch.bfloat16, False),
     ]
     assert [row["layout"] // config.CODES for row in plan.rows] == [0, 1, 1, 1, 2]
-    values = flat(plan.rows)
+    values = plan.values
     assert device_table(values, torch.device("cpu")).tolist() == values
 
 

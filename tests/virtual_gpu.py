@@ -45,19 +45,20 @@ def install() -> None:
         _LIBRARY.impl(name, kernel, "CPU")
     from bsgap_kernels.triton import gram, probe
 
-    launch, launch_probe = gram._launch, probe._launch
+    run, launch_probe = gram.Prepared.run, probe._launch
 
-    def counted(call: gram.Prepared, *args: Any) -> None:
+    def counted(call: gram.Prepared, *args: Any, **options: Any) -> None:
         _triton_launches.update(
             f"gram_kernel, sides {'beyond' if x.multi else 'within'} a tile" for x in call.plan.launches
         )
-        launch(call, *args)
+        run(call, *args, **options)
 
     def counted_probe(kernel: Any, *args: Any, **arguments: Any) -> None:
         _triton_launches[kernel.__name__] += 1
         launch_probe(kernel, *args, **arguments)
 
-    gram._launch, probe._launch = counted, counted_probe
+    gram.Prepared.run = counted  # type: ignore[method-assign]
+    probe._launch = counted_probe
 
 
 _triton_launches: Counter[str] = Counter()

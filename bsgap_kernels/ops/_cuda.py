@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ..rounding import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, gamma
 from ..schema import LIBRARY
-from ..triton.config import UNIT_ROUNDOFF, gamma
+from ..triton.memory import device_table
 
 if TYPE_CHECKING:
     from ..triton.gram import GramSet
     from ..triton.table import MatrixView
 
-SMALLEST_SUBNORMAL = 2.0**-1074
 Precision = Literal["float32", "float64"]
 
 
@@ -75,7 +75,7 @@ def intervals(
         from ..triton.probe import probe_error
 
         view = view_of(A)
-        found = gram_set([view], precision="float32", table_of=device_table)
+        found = gram_set([view], precision="float32")
         error = probe_error(view, found, seed)
     else:
         found, error = centred_gram_stage([A], "float64", center)
@@ -167,9 +167,7 @@ def gram_stage(
     from ..triton.gram import gram_set
 
     views = [view_of(A, batch=batch, features_side=features_side) for A in As]
-    return gram_set(
-        views, precision=precision, features_side=features_side, shift=shift, table_of=device_table
-    )
+    return gram_set(views, precision=precision, features_side=features_side, shift=shift)
 
 
 def centred_gram_stage(
@@ -256,15 +254,6 @@ def device_pairs(pairs: Sequence[tuple[float, float]], device: torch.device) -> 
     """(N, 1, 2) thresholds on the device, without a copy from the host: float64 as the bits of int64."""
     bits = [struct.unpack("<q", struct.pack("<d", value))[0] for pair in pairs for value in pair]
     return device_table(bits, device).view(torch.float64).view(-1, 1, 2)
-
-
-def device_table(values: list[int], device: torch.device) -> Tensor:
-    """int64 values on the device, written by a kernel that carries them as parameters: capturable."""
-    if not _native.has_cuda_kernels():
-        return torch.tensor(values, dtype=torch.int64).to(device, non_blocking=True)
-    table = torch.empty(len(values), dtype=torch.int64, device=device)
-    torch.ops.bsgap._cuda_fill(table, values)
-    return table
 
 
 def unscaling(found: GramSet) -> Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +9,15 @@ import torch
 from torch import Tensor
 
 from .. import _native
+from ..rounding import UNDERFLOW, UNIT_ROUNDOFF
 from ..schema import LIBRARY
 from ..strides import features_last
+from ..triton.memory import device_table
 from ._cuda import (
-    Precision,
     centred_gram_stage,
     count_stage,
-    device_table,
-    gram_stage,
     on_host,
+    precision_of,
     rows_of,
     unscaling,
 )
@@ -46,44 +45,39 @@ def accumulate_gram(
     rows, a bound of ‖Δgram‖₂ (infinite after float32 sums) but for the additions, additions. sums (n,):
     column sums, or None. center: with AAᵀ only. fresh: what was there is forgotten. Gradients of A are not
     recorded.
-    Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content.
+    Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content. One
+    launch, but for what triton/site.py names and for AAᵀ about its row means.
     """
-    from ..triton.config import UNDERFLOW, gamma
+    from ..triton.site import add_gram
 
-    if fresh:
-        torch._foreach_zero_([x for x in (gram, totals, sums) if x is not None])
-    A = features_last(A.detach(), first, last)
+    A = A.detach()
     if A.numel() == 0:
-        totals[0] += A.shape[:-1].numel()
+        if fresh:
+            torch._foreach_zero_([x for x in (gram, totals, sums) if x is not None])
+        totals[0] += features_last(A, first, last).shape[:-1].numel()
         return
-    precision: Precision = "float32" if float32_gram and A.dtype != torch.float64 else "float64"
-    error = None
-    if features_side:
-        shift = None if sums is None else torch.zeros(A.shape[-1], dtype=torch.float64, device=A.device)
-        found = gram_stage([A], precision, batch=False, features_side=True, shift=shift)
-    else:
-        found, error = centred_gram_stage([A], precision, center, batch=False)
+    precision = precision_of(float32_gram and A.dtype != torch.float64)
+    if features_side or not center:
+        add_gram(gram, totals, sums, A, first, last, features_side, precision, fresh)
+        return
+    if fresh:
+        torch._foreach_zero_([gram, totals])
+    found, error = centred_gram_stage([features_last(A, first, last)], precision, center, batch=False)
     (row,) = rows_of(found)
     G = row.grams[0]
-    if error is None:
-        factor = gamma(row.roundings) * (1 + 4 * gamma(row.roundings + 2 * row.depth))
-        error = (factor if precision == "float64" else math.inf) * G.diagonal().sum()[None]
-        # Zeros were added without an error, and an infinite factor makes NaN of them.
-        error = torch.where(error > 0, error, 0.0)
+    assert error is not None
+    # Zeros were added without an error, and an infinite factor makes NaN of them.
+    error = torch.where(error > 0, error, 0.0)
     # What scaling back, and later the products with a decay, may push below the smallest normal number.
     underflow = (error > 0).to(error.dtype) * (G.shape[0] * UNDERFLOW)
     back = unscaling(found)
     if back is not None:
         G = G * back * back  # twice: its square may not be representable
         error = error * back * back
-    error = error + underflow
     gram += G
     totals[0] += row.m
-    totals[1:2] += error
+    totals[1:2] += error + underflow
     totals[2] += 1
-    if sums is not None:
-        assert row.sums is not None
-        sums += row.sums[0] if back is None else row.sums[0] * back
 
 
 def gram_counts(
@@ -95,8 +89,6 @@ def gram_counts(
     """
     if not _native.has_cuda_kernels():
         return on_host("_gram_counts", grams, totals, atol, rtol, certify)
-    from ..triton.config import UNIT_ROUNDOFF
-
     rows, errors, additions = torch.stack(list(totals)).unbind(1)
     error = None
     if certify:
@@ -122,16 +114,15 @@ def gram_eigenvalues(grams: Sequence[Tensor]) -> Tensor:
 
 def _as_set(grams: Sequence[Tensor]) -> GramSet:
     """Gram matrices anywhere in a device's memory as one set: rows of a table that point into it."""
-    from ..triton.gram import GramSet, Prepared, prepared
-    from ..triton.plan import GramPlan
-    from ..triton.table import COLUMNS
+    from ..triton.gram import GramSet, on_device, remembered
+    from ..triton.table import COLUMNS, Table
 
     anchor = grams[0]
     places = tuple(
         ((gram.data_ptr() - anchor.data_ptr()) // anchor.element_size(), gram.shape[0]) for gram in grams
     )
 
-    def prepare() -> Prepared:
+    def make() -> tuple[Table, dict[tuple[torch.device, int], Tensor]]:
         order = sorted(range(len(places)), key=lambda i: -places[i][1])
         rows = []
         for matrix, i in enumerate(order):
@@ -139,20 +130,10 @@ def _as_set(grams: Sequence[Tensor]) -> GramSet:
             given = {"first_matrix": matrix, "count": 1, "side": side, "first_gram": first}
             # Observations are not known here, and neither counts nor eigenvalues ask for them.
             rows.append(dict.fromkeys(COLUMNS, 0) | given | {"first_result": i, "m": side, "n": side})
-        plan = GramPlan(
-            rows=rows,
-            launches=[],
-            order=order,
-            gram_elements=0,
-            partial_elements=0,
-            vector_offsets=[],
-            vector_elements=0,
-            stats_stride=0,
-        )
-        return Prepared(plan)
+        return Table(rows, order), {}
 
-    call = prepared(("sums", places), prepare)
-    return GramSet(anchor, call.table(anchor.device, device_table), None, None, call.plan)
+    table, known = remembered(("sums", places), make)
+    return GramSet(anchor, on_device(table, anchor.device, known), None, None, table)
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

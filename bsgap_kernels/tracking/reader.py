@@ -43,6 +43,7 @@ from bsgap_kernels.tracking.sites import (
     select_modules,
 )
 from bsgap_kernels.tracking.sums import ROWS, Sums
+from bsgap_kernels.triton.memory import kept
 
 TRAINING = "batch"
 """The view of passes in training mode."""
@@ -459,4 +460,4 @@ def _projection(n: int, size: int, dtype: torch.dtype, device: torch.device) -> 
     """A Gaussian sketch of n features, the same on every rank."""
     generator = torch.Generator().manual_seed(_SKETCH_SEED + n)
     P = torch.randn(n, size, generator=generator, device="cpu") / size**0.5
-    return P.to(device, dtype)
+    return kept(device, lambda: P.to(device, dtype))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bsgap_kernels.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from bsgap_kernels.strides import features_last
-from bsgap_kernels.triton.config import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from bsgap_kernels.triton.memory import kept
 
 # Without a frame of Python: after a training step all that a call touches is far from the processor.
 _accumulate_gram: Callable[..., None] = torch.ops.bsgap._accumulate_gram_.default._op
@@ -45,12 +46,11 @@ class Sums:
     ) -> Sums:
         """Nothing added yet. rows: the matrix's, if AAᵀ of one matrix is to be held."""
         side = n if rows is None else rows
-        # Out of inference mode, whose tensors nothing may change later.
-        with torch.inference_mode(False):
 
-            def new(*shape: int) -> Tensor:
-                return torch.zeros(shape, dtype=torch.float64, device=device)
+        def new(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
 
+        def make() -> Sums:
             return Sums(
                 n,
                 rows is None,
@@ -59,6 +59,10 @@ class Sums:
                 new(n) if sums and rows is None else None,
                 new(n) if magnitudes else None,
             )
+
+        # Out of inference mode, whose tensors nothing may change later.
+        with torch.inference_mode(False):
+            return kept(device, make)
 
     @property
     def side(self) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from . import config, probe
 from .config import Precision
+from .gram import ARGUMENTS
 from .machine_code import innermost_loops, tool_output
 from .plan import Launch, launch_constants
 
@@ -32,11 +33,14 @@ class Variant:
     multi: bool = False
     shift: int = 0
     rescue: bool = False
+    accumulate: bool = False
+    sums: bool = False  # of columns; a shift brings them
+    hops: int = 1  # images in a block of depth
 
     @property
     def proves(self) -> str:
         """The kernel, as the table of what is proven without a GPU names it."""
-        return "gram_kernel, rescue" if self.rescue else "gram_kernel"
+        return self.launch(90).kernel
 
     def launch(self, capability: int) -> Launch:
         """As `gram_plan` would launch it on a device of this compute capability."""
@@ -47,28 +51,31 @@ class Variant:
         if self.rescue:
             constants = config.rescue_config(constants)
         return Launch(
-            0, self.dtype, 1, self.codes, self.multi, constants, big and not self.rescue, self.rescue
+            group=0,
+            dtype=self.dtype,
+            items=1,
+            codes=self.codes,
+            multi=self.multi,
+            config=constants,
+            stats=big and not self.rescue,
+            rescue=self.rescue,
+            accumulate=self.accumulate,
+            hops=self.hops,
         )
 
     def source(self, capability: int) -> tuple[Any, dict[str, str], dict[str, Any], dict[str, Any]]:
         """The kernel, the types of its arguments, its constants, the compiler's options."""
         from .gram_kernel import gram_kernel
 
-        constants = launch_constants(
-            self.launch(capability), self.precision, self.shift, False, capability // 10
+        constants, options = launch_constants(
+            self.launch(capability),
+            self.precision,
+            self.shift,
+            self.sums or self.shift != 0,
+            False,
+            capability // 10,
         )
-        pointers = {
-            "table_ptr": "*i64",
-            "grams_ptr": "*fp64",
-            "partials_ptr": "*fp64",
-            "counters_ptr": "*i32",
-            "stats_ptr": "*fp64",
-            "shift_ptr": "*fp64",
-            "sums_ptr": "*fp64",
-            "scale_ptr": "*fp64",
-        }
-        types = {"origin": "i64"} | pointers | {"rows": "i32", "stats_stride": "i32"}
-        return gram_kernel, types, *_options(constants)
+        return gram_kernel, ARGUMENTS, {"C": constants}, _set(options)
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,10 @@ class ProbeVariant:
         types |= dict.fromkeys(("side", "outer", "inner", *strides, "tiles", "splits"), "i32")
         constants = probe.product_constants(self.layout, self.dtype, self.transposed, capability // 10)
         return product_kernel, types, *_options(constants)
+
+
+def _set(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _options(constants: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -135,17 +146,26 @@ def variants() -> list[Variant]:
         for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
             found += [
                 Variant(f"{name} float32 {layouts}", dtype, "float32", codes),
+                Variant(f"{name} float32 {layouts}, site", dtype, "float32", codes, accumulate=True),
                 Variant(f"{name} float32 {layouts}, sides to 32", dtype, "float32", codes & 0xFF),
                 Variant(
                     f"{name} float32 {layouts}, tiles of 64", dtype, "float32", codes & 0xF00, multi=True
                 ),
             ]
-        found.append(Variant(f"{name} rescue", dtype, "float32", 0xF00, multi=True, rescue=True))
+        rescue = Variant(f"{name} rescue", dtype, "float32", 0xF00, multi=True, rescue=True)
+        found += [rescue, replace(rescue, name=f"{name} rescue, site", accumulate=True)]
+    images = 1 << config.TILES.index(64) * config.CODE_LAYOUTS + config.DEPTH_ALIGNED
+    found.append(
+        Variant(
+            "bfloat16 float32 small images, site", torch.bfloat16, "float32", images, accumulate=True, hops=2
+        )
+    )
     for layout, where in ((config.SIDE_ALIGNED, "side"), (config.DEPTH_ALIGNED, "depth")):
         codes = 1 << config.TILES.index(128) * config.CODE_LAYOUTS + layout
         name = f"bfloat16 float32 aligned along {where}, tiles of 128"
         found.append(Variant(name, torch.bfloat16, "float32", codes, multi=True))
-        found.append(Variant(name + ", rescue", torch.bfloat16, "float32", codes, multi=True, rescue=True))
+        rescue = Variant(name + ", rescue", torch.bfloat16, "float32", codes, multi=True, rescue=True)
+        found += [rescue, replace(rescue, name=name + ", rescue, site", accumulate=True)]
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         name = str(dtype).removeprefix("torch.")
         for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
@@ -153,6 +173,8 @@ def variants() -> list[Variant]:
             found.append(
                 Variant(f"{name} float64 {layouts}, shift", dtype, "float64", codes, multi=True, shift=1)
             )
+            site = f"{name} float64 {layouts}, site"
+            found.append(Variant(site, dtype, "float64", codes, multi=True, sums=True, accumulate=True))
         found.append(
             Variant(f"{name} float64 any, first row", dtype, "float64", OTHER_CODES, multi=True, shift=2)
         )
@@ -173,10 +195,20 @@ def wanted() -> list[tuple[Variant | ProbeVariant, int]]:
 def checked() -> list[tuple[Variant | ProbeVariant, int]]:
     """One of each tile, precision and kind of probe: few enough for every run of the tests."""
     side_128, depth_128, float32, bfloat16 = 0x1000, 0x2000, torch.float32, torch.bfloat16
+    rescue = Variant("128 rescue", bfloat16, "float32", side_128, multi=True, rescue=True)
+    site = Variant("site of bfloat16, sides to 64", bfloat16, "float32", 0x111, accumulate=True)
     grams = [
         (Variant("128 along side", bfloat16, "float32", side_128, multi=True), (90, 100)),
         (Variant("128 along depth", bfloat16, "float32", depth_128, multi=True), (90,)),
-        (Variant("128 rescue", bfloat16, "float32", side_128, multi=True, rescue=True), (90,)),
+        (rescue, (90,)),
+        (replace(rescue, name="site, 128 rescue", accumulate=True), (90,)),
+        (site, (80, 90)),
+        (replace(site, name="site of bfloat16 any", codes=0x888), (90,)),
+        (replace(site, name="site of small images", codes=0x200, hops=2), (90,)),
+        (
+            replace(site, name="site of float32", dtype=float32, precision="float64", sums=True, multi=True),
+            (90,),
+        ),
         (Variant("bfloat16 tiles", bfloat16, "float32", 0x100, multi=True), (120,)),
         (Variant("bfloat16, sides to 64", bfloat16, "float32", 0x111), (80,)),
         (Variant("float32, sides to 64", float32, "float32", 0x100), (80, 90)),
@@ -244,7 +276,8 @@ def compile_variant(variant: Variant | ProbeVariant, capability: int) -> Any:
     kernel, types, constants, options = variant.source(capability)
     signature = types | dict.fromkeys(constants, "constexpr")
     # x_ptr of an unaligned matrix has no more alignment than its elements.
-    loose = ("shift_ptr", "x_ptr") if constants.get("LAYOUT") == config.ANY else ("shift_ptr",)
+    loose = {p.name for p in kernel.params if p.do_not_specialize_on_alignment}
+    loose |= {"x_ptr"} if constants.get("LAYOUT") == config.ANY else set()
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(types.items())

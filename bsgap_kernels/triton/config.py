@@ -6,8 +6,9 @@ that float32 sums use tiles of 128 and float64 sums tiles of 64.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from .table import Orientation
 
@@ -21,9 +22,13 @@ TILES = (16, 32, 64, 128)
 CODE_CLASSES = len(TILES)
 CODES = CODE_LAYOUTS * CODE_CLASSES
 
-# Partial tiles are added in two levels of at most this many, so there are at most its square of splits.
+# Partial tiles are added in at most two levels of at most this many: its square of splits at most.
 REDUCE_FAN = 16
 MAX_SPLITS = REDUCE_FAN * REDUCE_FAN
+
+# Elements of partial tiles that a warp handles at once: with 16 members 64 registers a thread, and 8 KiB on
+# their way to each warp.
+REDUCE_SLICE = 64
 
 # Elements behind a partial tile that hold its column sums; a multiple of 256, as every slot must be.
 SUM_SLOT = 256
@@ -40,17 +45,6 @@ BLACKWELL_TRITON = (3, 8)
 PROBES = 9
 PROBE_COLUMNS = 16
 """Columns in memory, those past PROBES zero: tl.dot takes no fewer."""
-
-UNIT_ROUNDOFF = 2.0**-53
-
-UNDERFLOW = 2.0**-1020
-"""More than an entry of a sum of Gram matrices loses when a product takes it below the normal numbers."""
-
-
-def gamma(n: int) -> float:
-    """n u / (1 - n u), rounded up: what n roundings of float64 do to a term at most."""
-    nu = n * UNIT_ROUNDOFF
-    return nu / (1 - nu) * (1 + 4 * UNIT_ROUNDOFF) if nu < 0.5 else float("inf")
 
 
 @dataclass(frozen=True)
@@ -70,6 +64,33 @@ class GramConfig:
         return min(self.max_depth, self.elements // tile) // (
             self.elementwise if layout >= ELEMENTWISE else 1
         )
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Everything that the Gram kernel is compiled for: one argument of it."""
+
+    group: int  # the launch's rows of the table
+    codes: int  # bit c: some row has code c
+    dtype: Any  # triton's, of the input
+    precision: int  # of the sums, bits
+    dot: str
+    chunk: int
+    elements: int
+    max_depth: int
+    elementwise: int
+    hops: int  # steps of `outer` in a block
+    multi: bool  # some matrix has several tiles
+    stats: bool  # diagonal tiles leave their squares for a rescue
+    rescue: bool
+    accumulate: bool  # adds to a site's sums
+    shift: int  # 0: none, 1: a vector, 2: the first row
+    sums: bool  # of columns
+    scaled: bool  # by a power of two
+    upcast: bool
+    warpgroup: bool  # products of 64 and more rows are those of a warp group, straight from shared memory
+    slices: int  # of the depths of a block of the narrowest tiles
+    slice: int  # elements of a tile that are handled at once when its splits meet
 
 
 def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, architecture: int) -> GramConfig:
@@ -155,10 +176,17 @@ def choose(
     return tile, layout
 
 
-def block_count(view: Orientation, layout: int, block_depth: int) -> int:
+def hop_count(view: Orientation, layout: int, block_depth: int) -> int:
+    """Steps of `outer` that a block of depth holds: two of images that would leave half of it empty."""
+    return 2 if layout == DEPTH_ALIGNED and view.outer > 1 and 2 * view.inner == block_depth else 1
+
+
+def block_count(view: Orientation, layout: int, block_depth: int, hops: int = 1) -> int:
     """Blocks of depth of one matrix."""
     if layout == ANY:
         return -(-view.depth // block_depth)
+    if hops > 1:
+        return -(-view.outer // hops)
     return view.outer * -(-view.inner // block_depth)
 
 
@@ -191,14 +219,22 @@ def gram_roundings(view: Orientation, layout: int, block_depth: int, blocks: int
     its split, at most 15 in each level of the reduction; two to spare for the shift and the scaling.
     """
     longest = -(-blocks // splits)
-    groups = -(-splits // REDUCE_FAN)
-    levels = min(splits, REDUCE_FAN) - 1 + groups - 1
+    fan = reduce_fan(splits)
+    levels = fan - 1 + -(-splits // fan) - 1
     return min(block_depth, view.depth) + 1 + longest + levels + 2
+
+
+def reduce_fan(splits: int) -> int:
+    """Partial tiles that are added at once: all, or the root of their number, rounded up.
+
+    What one processor reads is then least: 2 sqrt(s) tiles after each other.
+    """
+    return splits if splits <= REDUCE_FAN else math.isqrt(splits - 1) + 1
 
 
 def slots(splits: int, elements: int) -> int:
     """Partial tiles that the splits of one tile leave: their own and one a group."""
-    return 0 if splits == 1 and elements < MEMORY_SLOT else splits + -(-splits // REDUCE_FAN)
+    return 0 if splits == 1 and elements < MEMORY_SLOT else splits + -(-splits // reduce_fan(splits))
 
 
 def slot_elements(tile: int, sums: bool) -> int:

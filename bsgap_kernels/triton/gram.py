@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,12 +12,10 @@ from torch import Tensor
 
 from . import config
 from .config import Precision
+from .launch import Launch
+from .memory import device_table, is_capturing, kept
 from .plan import GramPlan, gram_plan, launch_constants
-from .table import COLUMNS, MatrixView, flat
-
-TableOf = Callable[[list[int], torch.device], Tensor]
-
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+from .table import COLUMNS, MatrixView, Table
 
 # The device assumed where kernels run in the interpreter on the CPU.
 INTERPRETER_PROCESSORS = 4
@@ -32,6 +29,23 @@ MAX_EXPONENT = 1000
 PREPARED_KEPT = 1024
 """Calls whose preparation is remembered."""
 
+ARGUMENTS = {
+    "origin": "i64",
+    "table_ptr": "*i64",
+    "rows": "i32",
+    "grams_ptr": "*fp64",
+    "sums_ptr": "*fp64",
+    "totals_ptr": "*fp64",
+    "shift_ptr": "*fp64",
+    "scale_ptr": "*fp64",
+    "work_ptr": "*fp64",
+    "counters_ptr": "*i32",
+    "stats_stride": "i32",
+    "fresh": "i32",
+}
+"""Types of the Gram kernel's arguments, in its order."""
+_GRAMS = list(ARGUMENTS).index("grams_ptr")
+
 
 @dataclass(frozen=True)
 class GramSet:
@@ -42,7 +56,7 @@ class GramSet:
     exponent: Tensor | None  # int32, caller's order: Gram matrices are those of 2^exponent A (float64 input)
     # float64, caller's order, from plan.vector_offsets on: column sums of 2^exponent (A - shift)
     sums: Tensor | None
-    plan: GramPlan
+    plan: Table
 
     def gram(self, view: int) -> Tensor:
         """The Gram matrices of one view, (count, k, k): a view into grams."""
@@ -67,23 +81,58 @@ def triton_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def device_table(values: list[int], device: torch.device) -> Tensor:
-    """The values as int64 on the device, by a plain copy."""
-    return torch.tensor(values, dtype=torch.int64).to(device)
-
-
 def current_stream(device: torch.device) -> int | None:
     """The device's current stream, or None where nothing may be kept between calls.
 
     What one stream keeps is read and reused in its order. A graph under capture needs memory of its own: it
     is replayed on any stream, at any time.
     """
-    if device.type != "cuda":
+    if device.type != "cuda" or is_capturing(device):
         return None
-    with torch.cuda.device(device):
-        if torch.cuda.is_current_stream_capturing():
-            return None
-        return torch.cuda.current_stream().cuda_stream
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+# Tables on devices, by the first view's place; counters of arrived splits, which kernels leave at zero.
+_Place = tuple[torch.device, int]
+
+
+def on_device(table: Table, device: torch.device, known: dict[_Place, Tensor]) -> Tensor:
+    """The rows on the device; written there once a stream, once a capture."""
+    stream = current_stream(device)
+
+    def write() -> Tensor:
+        return device_table(table.values, device).view(len(table.rows), len(COLUMNS))
+
+    if stream is None:
+        return write()
+    found = known.get((device, stream))
+    if found is None:
+        found = known[device, stream] = kept(device, write)
+    return found
+
+
+_COUNTERS: dict[_Place, Tensor] = {}
+
+
+def zero_counters(number: int, device: torch.device) -> Tensor:
+    """Counters that are zero."""
+    return torch.zeros(number, dtype=torch.int32, device=device)
+
+
+def _counters(number: int, device: torch.device) -> Tensor:
+    stream = current_stream(device)
+    if stream is None:
+        return zero_counters(number, device)
+    counters = _COUNTERS.get((device, stream))
+    if counters is None or counters.numel() < number:
+        counters = kept(device, lambda: zero_counters(max(number, 4096), device))
+        _COUNTERS[device, stream] = counters
+    return counters
+
+
+def counter_number(plan: GramPlan) -> int:
+    """Counters that the launches of a plan use."""
+    return plan.work_elements // 256 + 2
 
 
 @dataclass
@@ -91,46 +140,63 @@ class Prepared:
     """What equal calls share. Addresses count relative to the first, so a call on new memory is equal too."""
 
     plan: GramPlan
-    constants: list[dict[str, Any]] = field(default_factory=list)  # of plan.launches
-    _tables: dict[tuple[torch.device, int], Tensor] = field(default_factory=dict)
+    launches: list[Launch]
+    tables: dict[_Place, Tensor] = field(default_factory=dict)
 
-    def table(self, device: torch.device, table_of: TableOf) -> Tensor:
-        """The plan's rows on the device; written there once a stream, once a capture."""
-        stream = current_stream(device)
-        table = None if stream is None else self._tables.get((device, stream))
-        if table is None:
-            table = table_of(flat(self.plan.rows), device).view(len(self.plan.rows), len(COLUMNS))
-            if stream is not None:
-                self._tables[device, stream] = table
-        return table
+    def run(self, *arguments: Any, formed: Tensor | None = None) -> None:
+        """Launch all. formed: where an earlier launch than the last puts Gram matrices, if elsewhere."""
+        for launch in self.launches:
+            if formed is not None and launch is not self.launches[-1]:
+                launch(*arguments[:_GRAMS], formed, *arguments[_GRAMS + 1 :])
+            else:
+                launch(*arguments)
 
 
-_PREPARED: dict[tuple[Any, ...], Prepared] = {}
+_PREPARED: dict[tuple[Any, ...], Any] = {}
 
 
-def prepared(key: tuple[Any, ...], prepare: Callable[[], Prepared]) -> Prepared:
-    """The preparation under that key, made if it is not known."""
-    found = _PREPARED.pop(key, None) or prepare()  # put back as the newest
+def remembered(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What was made under that key before, or now."""
+    found = _PREPARED.pop(key, None) or make()  # put back as the newest
     _PREPARED[key] = found
     while len(_PREPARED) > PREPARED_KEPT:
         _PREPARED.pop(next(iter(_PREPARED)), None)
     return found
 
 
-# Counters of arrived splits, by device and stream: kernels leave them at zero.
-_COUNTERS: dict[tuple[torch.device, int], Tensor] = {}
+def prepare(
+    views: Sequence[MatrixView],
+    *,
+    precision: Precision,
+    features_side: bool,
+    shift: int = 0,
+    sums: bool = False,
+    splits: int | None = None,
+    accumulate: bool = False,
+) -> Prepared:
+    """Plan and launches of a call; see `gram_set` and `config.Constants`."""
+    from .gram_kernel import gram_kernel
 
-
-def _counters(number: int, device: torch.device) -> Tensor:
-    stream = current_stream(device)
-    if stream is None:
-        return torch.zeros(number, dtype=torch.int32, device=device)
-    counters = _COUNTERS.get((device, stream))
-    if counters is None or counters.numel() < number:
-        counters = _COUNTERS[device, stream] = torch.zeros(
-            max(number, 4096), dtype=torch.int32, device=device
-        )
-    return counters
+    device = views[0].tensor.device
+    processors, architecture = processors_of(device)
+    if device.type == "cuda":
+        config.check_compiler(architecture, triton_version())
+    plan = gram_plan(
+        views,
+        precision=precision,
+        features_side=features_side,
+        sums=sums,
+        processors=processors,
+        architecture=architecture,
+        splits=splits,
+        accumulate=accumulate,
+    )
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    launches = []
+    for launch in plan.launches:
+        constants, options = launch_constants(launch, precision, shift, sums, interpreted, architecture)
+        launches.append(Launch(gram_kernel, launch.items, ARGUMENTS, {"C": constants}, options, device))
+    return Prepared(plan, launches)
 
 
 def scaling_exponents(views: Sequence[MatrixView]) -> Tensor:
@@ -161,7 +227,6 @@ def gram_set(
     precision: Precision,
     features_side: bool = False,
     shift: Literal["first_row"] | Tensor | None = None,
-    table_of: TableOf = device_table,
     splits: int | None = None,
 ) -> GramSet:
     """Gram matrices of every view, on its device's current stream; does not synchronise.
@@ -180,29 +245,20 @@ def gram_set(
         raise ValueError("bsgap: float64 input needs precision 'float64'")
     if shift is not None and precision != "float64":
         raise ValueError("bsgap: a shift needs precision 'float64'")
-    shift_mode = 0 if shift is None else 1 if isinstance(shift, Tensor) else 2
+    mode = 0 if shift is None else 1 if isinstance(shift, Tensor) else 2
 
-    def prepare() -> Prepared:
-        processors, architecture = processors_of(device)
-        if device.type == "cuda":
-            config.check_compiler(architecture, triton_version())
-        plan = gram_plan(
+    geometry = [(view.tensor.data_ptr() - origin, view.tensor.dtype, *view.geometry) for view in views]
+    call: Prepared = remembered(
+        (device, precision, features_side, mode, splits, origin % 16, *geometry),
+        lambda: prepare(
             views,
             precision=precision,
             features_side=features_side,
-            sums=shift is not None,
-            processors=processors,
-            architecture=architecture,
+            shift=mode,
+            sums=mode != 0,
             splits=splits,
-        )
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-        return Prepared(
-            plan,
-            [launch_constants(x, precision, shift_mode, interpreted, architecture) for x in plan.launches],
-        )
-
-    geometry = [(view.tensor.data_ptr() - origin, view.tensor.dtype, *view.geometry) for view in views]
-    call = prepared((device, precision, features_side, shift_mode, splits, origin % 16, *geometry), prepare)
+        ),
+    )
     plan = call.plan
 
     def buffer(elements: int) -> Tensor:
@@ -210,31 +266,20 @@ def gram_set(
 
     grams = buffer(plan.gram_elements)  # stands in for what this call has no use of, too
     exponent = scaling_exponents(views) if scaled else None
-    scale = grams
-    if exponent is not None:
-        scale = power_of_two(exponent)
     sums = buffer(plan.vector_elements) if shift is not None else None
-    table = call.table(device, table_of)
-    buffers = {
-        "origin": origin,
-        "table_ptr": table,
-        "grams_ptr": grams,
-        "partials_ptr": buffer(plan.partial_elements) if plan.partial_elements else grams,
-        "counters_ptr": _counters(plan.partial_elements // 256 + 1, device),
-        "stats_ptr": buffer(plan.matrices * plan.stats_stride) if plan.stats_stride else grams,
-        "shift_ptr": shift if isinstance(shift, Tensor) else grams,
-        "sums_ptr": grams if sums is None else sums,
-        "scale_ptr": scale,
-        "rows": len(plan.rows),
-        "stats_stride": plan.stats_stride,
-    }
-    _launch(call, buffers, device)
+    table = on_device(plan, device, call.tables)
+    call.run(
+        origin,
+        table,
+        len(plan.rows),
+        grams,
+        grams if sums is None else sums,
+        grams,
+        shift if isinstance(shift, Tensor) else grams,
+        grams if exponent is None else power_of_two(exponent),
+        buffer(plan.work_elements) if plan.work_elements else grams,
+        _counters(counter_number(plan), device),
+        plan.stats_stride,
+        0,
+    )
     return GramSet(grams, table, exponent, sums, plan)
-
-
-def _launch(call: Prepared, buffers: dict[str, Any], device: torch.device) -> None:
-    from .gram_kernel import gram_kernel
-
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for launch, constants in zip(call.plan.launches, call.constants, strict=True):
-            gram_kernel[(launch.items,)](**buffers, **constants)

@@ -1,6 +1,7 @@
 """Device functions of the Gram kernel: blocks of depth, how they are read and summed.
 
-Offsets are 64-bit. Except in layout ANY, a block of depth never crosses a step of `outer`.
+Offsets are 64-bit. Except in layout ANY, a block of depth never crosses a step of `outer`. Where that would
+leave half of it empty, it holds HOPS whole steps.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .config import ANY, DEPTH_ALIGNED, SIDE_ALIGNED
+from .config import ANY, DEPTH_ALIGNED, SIDE_ALIGNED, TILES
 from .table import COLUMNS
 
 _SIDE = tl.constexpr(COLUMNS.index("side"))
@@ -21,6 +22,7 @@ _N = tl.constexpr(COLUMNS.index("n"))
 _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
+_SMALLEST = tl.constexpr(TILES[0])
 _REDO_DEPTH = tl.constexpr(16)
 # Triton 3.6 to 3.8 fail to compile float64 products for tensor cores where they see that operands are 16-bit
 # in memory; 3.9 does not. The interpreter knows no assembly, and has no such fault.
@@ -64,12 +66,14 @@ def read_view(entry, VECTOR: tl.constexpr, LAYOUT: tl.constexpr):
 
 
 @triton.jit
-def start_of(view, block, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr):
+def start_of(view, block, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, HOPS: tl.constexpr = 1):
     """Outer step of a block, and its index (layout ANY: its first depth) within that step."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     if LAYOUT == _ANY:
         hop = block * BLOCK_D // inner
         return hop, block * BLOCK_D - hop * inner
+    elif HOPS > 1:
+        return block * HOPS, 0 * block
     else:
         per_outer = (inner + BLOCK_D - 1) // BLOCK_D
         hop = block // per_outer
@@ -77,19 +81,21 @@ def start_of(view, block, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def next_start(view, hop, at, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr):
+def next_start(view, hop, at, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, HOPS: tl.constexpr = 1):
     """start_of the next block."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     if LAYOUT == _ANY:
         more = (at + BLOCK_D) // inner
         return hop + more, at + BLOCK_D - more * inner
+    elif HOPS > 1:
+        return hop + HOPS, at
     else:
         end = (at + 1) * BLOCK_D >= inner
         return tl.where(end, hop + 1, hop), tl.where(end, 0, at + 1)
 
 
 @triton.jit
-def depth_offsets(view, hop, at, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr):
+def depth_offsets(view, hop, at, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, HOPS: tl.constexpr = 1):
     """Element offsets of a block's depths, and which of them exist."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     rel = tl.arange(0, BLOCK_D)
@@ -100,6 +106,10 @@ def depth_offsets(view, hop, at, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr):
         hops = hop + tl.where(past >= 0, past // width + 1, 0)
         within = tl.where(past >= 0, (past % width).to(tl.int64), at + rel)
         return hops * stride_outer + within * stride_inner, hops < outer
+    elif HOPS > 1:
+        WIDTH: tl.constexpr = BLOCK_D // HOPS
+        hops, within = hop + rel // WIDTH, rel % WIDTH
+        return hops * stride_outer + within, (hops < outer) & (within < inner)
     else:
         depth = at * BLOCK_D + rel
         # A literal stride 1, so that 16 bytes become one load.
@@ -133,6 +143,7 @@ def load_words(
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
     VECTOR: tl.constexpr,
+    HOPS: tl.constexpr,
 ):
     """A block of an aligned layout as it lies in memory, in words of 32 bits; zeros unless `more`.
 
@@ -148,11 +159,13 @@ def load_words(
         address = along_depth[:, None] + column[None, :]
         inside = ((depth < inner) & more)[:, None] & (column < side // PAIR)[None, :]
     else:
-        depth = at * (BLOCK_D // PAIR) + tl.arange(0, BLOCK_D // PAIR)
+        WORDS: tl.constexpr = BLOCK_D // PAIR // HOPS
+        rel = tl.arange(0, BLOCK_D // PAIR)
+        hops, depth = hop + rel // WORDS, at * WORDS + rel % WORDS
         column = first + tl.arange(0, TILE)
-        along_depth = hop * (stride_outer // VECTOR * 4) + depth
+        along_depth = hops * (stride_outer // VECTOR * 4) + depth
         address = (column * (stride_side // VECTOR * 4))[None, :] + along_depth[:, None]
-        inside = ((depth < inner // PAIR) & more)[:, None] & (column < side)[None, :]
+        inside = ((depth < inner // PAIR) & (hops < outer) & more)[:, None] & (column < side)[None, :]
     return tl.load(words + address, mask=inside, other=0)
 
 
@@ -191,31 +204,30 @@ def load_wide(
     hop,
     at,
     first,
+    C: tl.constexpr,
     LAYOUT: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """The block in float64: scaled, then less the (scaled) shift of its features, if asked."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
-    offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D)
+    offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D, C.hops)
     x = widened(load_block(base, view, offsets, valid, first, LAYOUT, TILE))
-    if SCALED:
+    if C.scaled:
         x = x * scale
-    if SHIFT != 0:
+    if C.shift != 0:
         column = first + tl.arange(0, TILE)
         # A wide matrix has one level of depth, and the depth is the feature.
         depth = at + tl.arange(0, BLOCK_D) if LAYOUT == _ANY else at * BLOCK_D + tl.arange(0, BLOCK_D)
         along_side = column < tl.where(side == n, side, 0)
         along_depth = depth < tl.where(side == n, 0, inner)
-        if SHIFT == 1:
+        if C.shift == 1:
             by_side = tl.load(shift + column, mask=along_side, other=0.0)
             by_depth = tl.load(shift + depth, mask=along_depth, other=0.0)
         else:
             by_side = widened(tl.load(base + column * stride_side, mask=along_side, other=0.0))
             by_depth = widened(tl.load(base + offsets, mask=along_depth, other=0.0))
-        if SCALED:
+        if C.scaled:
             by_side = by_side * scale
             by_depth = by_depth * scale
         # One of the two is zero. Elements outside the matrix stay zero.
@@ -239,62 +251,60 @@ def sum_float32(
     end,
     row0,
     column0,
+    C: tl.constexpr,
     LAYOUT: tl.constexpr,
-    DIAGONAL: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
-    CHUNK: tl.constexpr,
-    DOT: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PIPELINED: tl.constexpr,
-    SLICES: tl.constexpr,
+    DIAGONAL: tl.constexpr,
 ):
-    """Tile sums in float32, each of CHUNK products at most, which are added up in float64.
+    """Tile sums in float32, each of C.chunk products at most, which are added up in float64.
 
-    PIPELINED: the compiler overlaps reading and multiplying by itself. It does not where both operands come
-    from one load but through registers; there the next block is on its way while one is multiplied
+    With warp groups the compiler overlaps reading and multiplying by itself. It does not where both operands
+    come from one load but through registers; there the next block is on its way while one is multiplied
     (of aligned layouts: single elements have too many addresses for that).
-    SLICES > 1: that many parts of a block's depths are multiplied apart, one a warp. Warps that shared one
-    small tile would each fetch nearly all of the block from shared memory.
+    Of the narrowest tiles C.slices parts of a block's depths are multiplied apart, one a warp. Warps that
+    shared one small tile would each fetch nearly all of the block from shared memory.
     """
+    SLICES: tl.constexpr = C.slices if TILE == _SMALLEST else 1
+    PIPELINED: tl.constexpr = C.warpgroup and TILE >= 64
     total = tl.zeros((TILE, TILE), tl.float64)
     SHAPE: tl.constexpr = (TILE, TILE) if SLICES == 1 else (SLICES, TILE, TILE)
     part = tl.zeros(SHAPE, tl.float32)
-    FLUSH: tl.constexpr = CHUNK * SLICES // BLOCK_D
+    FLUSH: tl.constexpr = C.chunk * SLICES // BLOCK_D
     ALIGNED: tl.constexpr = LAYOUT == _SIDE_ALIGNED or LAYOUT == _DEPTH_ALIGNED
     AHEAD: tl.constexpr = DIAGONAL and ALIGNED and not PIPELINED
-    hop, at = start_of(view, begin, LAYOUT, BLOCK_D)
+    hop, at = start_of(view, begin, LAYOUT, BLOCK_D, C.hops)
     DTYPE: tl.constexpr = base.dtype.element_ty
     VECTOR: tl.constexpr = 128 // DTYPE.primitive_bitwidth
     if AHEAD:
         no = tl.zeros((1,), tl.int64)  # scalar conditions are no masks in the interpreter
-        next_words = load_words(base, view, hop, at, no < 1, row0, LAYOUT, BLOCK_D, TILE, VECTOR)
-        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D)
+        next_words = load_words(base, view, hop, at, no < 1, row0, LAYOUT, BLOCK_D, TILE, VECTOR, C.hops)
+        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D, C.hops)
     for block in range(begin, end):
         if AHEAD:
             words = next_words
             more = block + 1 + no < end
-            next_words = load_words(base, view, hop, at, more, row0, LAYOUT, BLOCK_D, TILE, VECTOR)
+            next_words = load_words(base, view, hop, at, more, row0, LAYOUT, BLOCK_D, TILE, VECTOR, C.hops)
             x = elements_of(words, DTYPE, LAYOUT, BLOCK_D, TILE)
         else:
-            offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D)
+            offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D, C.hops)
             x = load_block(base, view, offsets, valid, row0, LAYOUT, TILE)
-        if UPCAST:
+        if C.upcast:
             x = x.to(tl.float32)
         y = x
         if not DIAGONAL:
             y = load_block(base, view, offsets, valid, column0, LAYOUT, TILE)
-            if UPCAST:
+            if C.upcast:
                 y = y.to(tl.float32)
         if SLICES == 1:
-            part = tl.dot(tl.trans(x), y, part, input_precision=DOT)
+            part = tl.dot(tl.trans(x), y, part, input_precision=C.dot)
         else:
             slices = tl.reshape(x, (SLICES, BLOCK_D // SLICES, TILE))
-            part = tl.dot(tl.permute(slices, (0, 2, 1)), slices, part, input_precision=DOT)
+            part = tl.dot(tl.permute(slices, (0, 2, 1)), slices, part, input_precision=C.dot)
         if (block - begin) % FLUSH == FLUSH - 1:
             total += sum_of_slices(part, SLICES)
             part = tl.zeros_like(part)
-        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D)
+        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D, C.hops)
     return total + sum_of_slices(part, SLICES)
 
 
@@ -308,39 +318,74 @@ def sum_float64(
     end,
     row0,
     column0,
+    C: tl.constexpr,
     LAYOUT: tl.constexpr,
-    DIAGONAL: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SCALED: tl.constexpr,
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
+    DIAGONAL: tl.constexpr,
 ):
     """Tile sums in float64, one block's sum at a time, and the sums of the tile's columns."""
     total = tl.zeros((TILE, TILE), tl.float64)
     sums = tl.zeros((TILE,), tl.float64)
-    hop, at = start_of(view, begin, LAYOUT, BLOCK_D)
+    hop, at = start_of(view, begin, LAYOUT, BLOCK_D, C.hops)
     for _ in range(begin, end):
-        x = load_wide(base, view, shift, scale, hop, at, row0, LAYOUT, SHIFT, SCALED, BLOCK_D, TILE)
+        x = load_wide(base, view, shift, scale, hop, at, row0, C, LAYOUT, BLOCK_D, TILE)
         y = x
         if not DIAGONAL:
-            y = load_wide(base, view, shift, scale, hop, at, column0, LAYOUT, SHIFT, SCALED, BLOCK_D, TILE)
-        if DIAGONAL and SHIFT != 0:
+            y = load_wide(base, view, shift, scale, hop, at, column0, C, LAYOUT, BLOCK_D, TILE)
+        if DIAGONAL and C.sums:
             sums += tl.sum(x, axis=0)
         # Any value but 0 of max_num_imprecise_acc keeps the compiler from folding the addition into the
         # product, which would make one sequential sum of all depths.
         total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=BLOCK_D)
-        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D)
+        hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D, C.hops)
+    return total, sums
+
+
+@triton.jit
+def tile_sums(
+    base,
+    view,
+    shift,
+    scale,
+    begin,
+    end,
+    row0,
+    column0,
+    C: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+    DIAGONAL: tl.constexpr,
+):
+    """A tile's float64 sums over blocks [begin, end), and its columns' sums."""
+    if C.precision == 64:
+        total, sums = sum_float64(
+            base, view, shift, scale, begin, end, row0, column0, C, LAYOUT, BLOCK_D, TILE, DIAGONAL
+        )
+    else:
+        sums = tl.zeros((TILE,), tl.float64)
+        total = sum_float32(base, view, begin, end, row0, column0, C, LAYOUT, BLOCK_D, TILE, DIAGONAL)
     return total, sums
 
 
 @triton.jit
 def redo(
-    base, view, begin, end, row0, column0, LAYOUT: tl.constexpr, BLOCK_D: tl.constexpr, TILE: tl.constexpr
+    base,
+    view,
+    begin,
+    end,
+    row0,
+    column0,
+    LAYOUT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+    HOPS: tl.constexpr,
 ):
     """sum_float64 over the depths of blocks [begin, end), by a plain walk that every layout allows."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
-    hop, at = start_of(view, begin, LAYOUT, BLOCK_D)
-    hop_end, at_end = start_of(view, end, LAYOUT, BLOCK_D)
+    hop, at = start_of(view, begin, LAYOUT, BLOCK_D, HOPS)
+    hop_end, at_end = start_of(view, end, LAYOUT, BLOCK_D, HOPS)
     if LAYOUT != _ANY:
         at *= BLOCK_D
         at_end *= BLOCK_D
@@ -355,66 +400,3 @@ def redo(
         total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=_REDO_DEPTH)
         hop, at = next_start(view, hop, at, _ANY, _REDO_DEPTH)
     return total
-
-
-@triton.jit
-def tile_sums(
-    base,
-    view,
-    shift,
-    scale,
-    begin,
-    end,
-    row0,
-    column0,
-    LAYOUT: tl.constexpr,
-    DIAGONAL: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SCALED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DOT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    TILE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    PIPELINED: tl.constexpr,
-    SLICES: tl.constexpr,
-):
-    """A tile's float64 sums over blocks [begin, end), and its columns' sums."""
-    if PRECISION == 64:
-        total, sums = sum_float64(
-            base,
-            view,
-            shift,
-            scale,
-            begin,
-            end,
-            row0,
-            column0,
-            LAYOUT,
-            DIAGONAL,
-            SHIFT,
-            SCALED,
-            BLOCK_D,
-            TILE,
-        )
-    else:
-        sums = tl.zeros((TILE,), tl.float64)
-        total = sum_float32(
-            base,
-            view,
-            begin,
-            end,
-            row0,
-            column0,
-            LAYOUT,
-            DIAGONAL,
-            BLOCK_D,
-            TILE,
-            CHUNK,
-            DOT,
-            UPCAST,
-            PIPELINED,
-            SLICES,
-        )
-    return total, sums

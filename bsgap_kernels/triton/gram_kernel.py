@@ -8,10 +8,19 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .config import ANY, CODE_CLASSES, CODE_LAYOUTS, CODES, DEPTH_ALIGNED, SIDE_ALIGNED, SUM_SLOT, TILES
-from .config import ELEMENTWISE as ELEMENTWISE_LAYOUTS
+from .config import (
+    ANY,
+    CODE_CLASSES,
+    CODE_LAYOUTS,
+    CODES,
+    DEPTH_ALIGNED,
+    ELEMENTWISE,
+    SIDE_ALIGNED,
+    SUM_SLOT,
+    TILES,
+)
 from .gram_blocks import read_view, redo, tile_sums
-from .gram_reduce import finish, trace_of
+from .gram_reduce import add_formed, finish, trace_of
 from .table import COLUMNS
 
 _FIRST_ITEM = tl.constexpr(COLUMNS.index("first_item"))
@@ -33,7 +42,7 @@ _SEARCH = tl.constexpr(128)  # rows of the table looked at in one step
 _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
-_ELEMENTWISE = tl.constexpr(ELEMENTWISE_LAYOUTS)
+_ELEMENTWISE = tl.constexpr(ELEMENTWISE)
 _REDO_SIDE = tl.constexpr(64)
 
 
@@ -62,268 +71,163 @@ def out_of_range(trace, cells):
 
 
 @triton.jit
-def run_item(
-    origin,
-    entry,
-    local,
-    buffers,
-    shift_ptr,
-    scale_ptr,
-    LAYOUT: tl.constexpr,
-    TILE: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DOT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    MULTI: tl.constexpr,
-    STATS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SCALED: tl.constexpr,
-    RESCUE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    WARPGROUP: tl.constexpr,
-    SLICES: tl.constexpr,
-):
-    """One work item of a row: (matrix, split, tile), the tile fastest so that tiles share what they read."""
-    view = read_view(entry, VECTOR, LAYOUT)
-    side, outer, inner, stride_outer, stride_inner, stride_side, n = view
-    # A grid has less than 2^31 items: 32 bits hold the parts of one. What is multiplied with strides is wide.
+def place_of(entry, local, view, C: tl.constexpr, TILE: tl.constexpr):
+    """(matrix, tile, tiles, split, row0, column0): the tile fastest so that tiles share what they read.
+
+    A grid has less than 2^31 items: 32 bits hold the parts of one. What is multiplied with strides is wide.
+    """
     splits = tl.load(entry + _SPLITS).to(tl.int32)
-    per_side = ((side + TILE - 1) // TILE).to(tl.int32)
+    per_side = ((view[0] + TILE - 1) // TILE).to(tl.int32)
     tiles = per_side * (per_side + 1) // 2
     matrix = local // (tiles * splits)
     rest = local - matrix * (tiles * splits)
     split = rest // tiles
     tile = rest - split * tiles
     i = tl.zeros_like(tile)
-    if MULTI:
+    if C.multi and TILE >= 64:
         # Row of the triangle that holds the tile; float32's root is off by one at most.
         i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) * 0.5).to(tl.int32)
         i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
         i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
-    row0 = i * TILE
-    column0 = (tile - i * (i + 1) // 2) * TILE
+    return matrix, tile, tiles, split, i * TILE, (tile - i * (i + 1) // 2) * TILE
 
+
+@triton.jit
+def base_of(origin, entry, matrix, C: tl.constexpr, LAYOUT: tl.constexpr):
+    """Pointer to a matrix's first element."""
+    VECTOR: tl.constexpr = 128 // C.dtype.primitive_bitwidth
     address = origin + tl.load(entry + _OFFSET)
     stride_batch = tl.load(entry + _STRIDE_BATCH)
     if LAYOUT == _SIDE_ALIGNED or LAYOUT == _DEPTH_ALIGNED:
         address = address // 16 * 16
         stride_batch = stride_batch // VECTOR * VECTOR
-    base = address.to(tl.pointer_type(DTYPE)) + matrix * stride_batch
+    base = address.to(tl.pointer_type(C.dtype)) + matrix * stride_batch
     if LAYOUT == _SIDE_ALIGNED or LAYOUT == _DEPTH_ALIGNED:
         base = tl.multiple_of(base, 16)
+    return base
+
+
+@triton.jit
+def rescue_item(
+    entry,
+    out,
+    base,
+    view,
+    begin,
+    end,
+    place,
+    C: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Redoes an item in float64 if the matrix's squares, which an earlier launch has left, ask for it."""
+    grams_ptr, sums_ptr, totals_ptr, work_ptr, counters_ptr, stats_stride, fresh = out
+    matrix, tile, tiles, split, row0, column0 = place
+    side, outer, inner, stride_outer, stride_inner, stride_side, n = view
+    stats = work_ptr + (tl.load(entry + _FIRST_MATRIX) + matrix) * stats_stride
+    squares = 0.0 * tl.load(stats)
+    for k in range(((side + TILE - 1) // TILE).to(tl.int32)):
+        squares += tl.load(stats + k)
+    if out_of_range(squares, side * outer * inner):
+        SUBS: tl.constexpr = TILE // _REDO_SIDE
+        for sub in range(SUBS * SUBS):
+            row = row0 + (sub // SUBS) * _REDO_SIDE
+            column = column0 + (sub - (sub // SUBS) * SUBS) * _REDO_SIDE
+            if (row >= column) & (row < side):
+                total = redo(base, view, begin, end, row, column, LAYOUT, BLOCK_D, _REDO_SIDE, C.hops)
+                sums = tl.zeros((_REDO_SIDE,), tl.float64)
+                part = (matrix, tile, tiles, split, row, column)
+                at = sub * _REDO_SIDE * _REDO_SIDE
+                finish(entry, out, total, sums, part, at, 1.0, C, _REDO_SIDE, TILE * TILE)
+    elif C.accumulate:
+        if split == 0:
+            add_formed(entry, out, row0, column0, C, TILE)
+
+
+@triton.jit
+def run_item(
+    origin, entry, local, shift_ptr, scale_ptr, out, C: tl.constexpr, LAYOUT: tl.constexpr, TILE: tl.constexpr
+):
+    """One work item of a row."""
+    DEPTH: tl.constexpr = C.max_depth if C.elements // TILE > C.max_depth else C.elements // TILE
+    BLOCK_D: tl.constexpr = DEPTH // C.elementwise if LAYOUT >= _ELEMENTWISE else DEPTH
+    view = read_view(entry, 128 // C.dtype.primitive_bitwidth, LAYOUT)
+    side, outer, inner, stride_outer, stride_inner, stride_side, n = view
+    place = place_of(entry, local, view, C, TILE)
+    matrix, tile, tiles, split, row0, column0 = place
+    base = base_of(origin, entry, matrix, C, LAYOUT)
     scale = 1.0
-    if SCALED:
+    if C.scaled:
         scale = tl.load(scale_ptr + tl.load(entry + _FIRST_RESULT) + matrix)
     shift = shift_ptr
-    if SHIFT == 1:
+    if C.shift == 1:
         shift = shift_ptr + tl.load(entry + _FIRST_VECTOR) + matrix * n
     if LAYOUT == _ANY:
         blocks = (outer * inner + BLOCK_D - 1) // BLOCK_D
+    elif C.hops > 1:
+        blocks = (outer + C.hops - 1) // C.hops
     else:
         blocks = outer * ((inner + BLOCK_D - 1) // BLOCK_D)
+    splits = tl.load(entry + _SPLITS).to(tl.int32)
     begin = split * blocks // splits
     end = (split + 1) * blocks // splits
-    SUMS: tl.constexpr = SHIFT != 0
-    SLOT: tl.constexpr = TILE * TILE + (_SUM_SLOT if SUMS else 0)
-    sums = tl.zeros((TILE,), tl.float64)
-    if RESCUE:
-        grams_ptr, partials_ptr, counters_ptr, stats_ptr, stats_stride, sums_ptr = buffers
-        stat = tl.load(entry + _FIRST_MATRIX) + matrix
-        squares = 0.0 * tl.load(stats_ptr + stat * stats_stride)
-        for k in range(per_side):
-            squares += tl.load(stats_ptr + stat * stats_stride + k)
-        if out_of_range(squares, side * outer * inner):
-            SUBS: tl.constexpr = TILE // _REDO_SIDE
-            for sub in range(SUBS * SUBS):
-                sub_row = row0 + (sub // SUBS) * _REDO_SIDE
-                sub_column = column0 + (sub - (sub // SUBS) * SUBS) * _REDO_SIDE
-                if (sub_row >= sub_column) & (sub_row < side):
-                    total = redo(base, view, begin, end, sub_row, sub_column, LAYOUT, BLOCK_D, _REDO_SIDE)
-                    finish(
-                        entry,
-                        buffers,
-                        total,
-                        tl.zeros((_REDO_SIDE,), tl.float64),
-                        matrix,
-                        tile,
-                        tiles,
-                        split,
-                        sub_row,
-                        sub_column,
-                        SLOT,
-                        sub * _REDO_SIDE * _REDO_SIDE,
-                        False,
-                        False,
-                        _REDO_SIDE,
-                    )
+    if C.rescue:
+        rescue_item(entry, out, base, view, begin, end, place, C, LAYOUT, BLOCK_D, TILE)
     else:
-        if MULTI:
+        sums = tl.zeros((TILE,), tl.float64)
+        if C.multi and TILE >= 64:
             if row0 == column0:
                 total, sums = tile_sums(
-                    base,
-                    view,
-                    shift,
-                    scale,
-                    begin,
-                    end,
-                    row0,
-                    column0,
-                    LAYOUT,
-                    True,
-                    SHIFT,
-                    SCALED,
-                    PRECISION,
-                    DOT,
-                    CHUNK,
-                    BLOCK_D,
-                    TILE,
-                    UPCAST,
-                    WARPGROUP and TILE >= 64,
-                    1,
+                    base, view, shift, scale, begin, end, row0, column0, C, LAYOUT, BLOCK_D, TILE, True
                 )
             else:
                 total, sums = tile_sums(
-                    base,
-                    view,
-                    shift,
-                    scale,
-                    begin,
-                    end,
-                    row0,
-                    column0,
-                    LAYOUT,
-                    False,
-                    SHIFT,
-                    SCALED,
-                    PRECISION,
-                    DOT,
-                    CHUNK,
-                    BLOCK_D,
-                    TILE,
-                    UPCAST,
-                    WARPGROUP and TILE >= 64,
-                    1,
+                    base, view, shift, scale, begin, end, row0, column0, C, LAYOUT, BLOCK_D, TILE, False
                 )
         else:
             total, sums = tile_sums(
-                base,
-                view,
-                shift,
-                scale,
-                begin,
-                end,
-                row0,
-                column0,
-                LAYOUT,
-                True,
-                SHIFT,
-                SCALED,
-                PRECISION,
-                DOT,
-                CHUNK,
-                BLOCK_D,
-                TILE,
-                UPCAST,
-                WARPGROUP and TILE >= 64,
-                SLICES if TILE == _SMALLEST else 1,
+                base, view, shift, scale, begin, end, row0, column0, C, LAYOUT, BLOCK_D, TILE, True
             )
-        if PRECISION == 32 and not STATS:
+        if C.precision == 32 and not C.stats:
             # One tile: the program sees all of its range's squares and can redo its own depths at once.
             if out_of_range(trace_of(total, TILE), side * BLOCK_D * (end - begin)):
-                total = redo(base, view, begin, end, row0, column0, LAYOUT, BLOCK_D, TILE)
-        finish(
-            entry,
-            buffers,
-            total,
-            sums,
-            matrix,
-            tile,
-            tiles,
-            split,
-            row0,
-            column0,
-            SLOT,
-            0,
-            STATS,
-            SUMS,
-            TILE,
-        )
+                total = redo(base, view, begin, end, row0, column0, LAYOUT, BLOCK_D, TILE, C.hops)
+        SLOT: tl.constexpr = TILE * TILE + (_SUM_SLOT if C.sums else 0)
+        finish(entry, out, total, sums, place, 0, 1.0 / scale, C, TILE, SLOT)
 
 
 @triton.jit(
-    do_not_specialize=["origin", "rows", "stats_stride"], do_not_specialize_on_alignment=["shift_ptr"]
+    do_not_specialize=["origin", "rows", "stats_stride", "fresh"],
+    do_not_specialize_on_alignment=["grams_ptr", "sums_ptr", "totals_ptr", "shift_ptr", "scale_ptr"],
 )
 def gram_kernel(
     origin,
     table_ptr,
-    grams_ptr,
-    partials_ptr,
-    counters_ptr,
-    stats_ptr,
-    shift_ptr,
-    sums_ptr,
-    scale_ptr,
     rows,
+    grams_ptr,
+    sums_ptr,
+    totals_ptr,
+    shift_ptr,
+    scale_ptr,
+    work_ptr,
+    counters_ptr,
     stats_stride,
-    GROUP: tl.constexpr,
-    CODES: tl.constexpr,
-    MULTI: tl.constexpr,
-    DTYPE: tl.constexpr,
-    VECTOR: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DOT: tl.constexpr,
-    CHUNK: tl.constexpr,
-    ELEMENTS: tl.constexpr,
-    MAX_DEPTH: tl.constexpr,
-    ELEMENTWISE: tl.constexpr,
-    STATS: tl.constexpr,
-    SHIFT: tl.constexpr,
-    SCALED: tl.constexpr,
-    RESCUE: tl.constexpr,
-    UPCAST: tl.constexpr,
-    WARPGROUP: tl.constexpr,
-    SLICES: tl.constexpr,
+    fresh,
+    C: tl.constexpr,
 ):
-    """Grid: the work items of launch group GROUP. CODES: bit c is set if a row of the group has code c.
+    """Grid: the work items of launch group C.group (C: config.Constants).
 
-    origin: the address that the table's offsets are relative to. WARPGROUP: products of 64 and more rows are
-    those of a warp group, straight from shared memory. SLICES: of the depths of a block of narrow matrices.
+    origin: the address that the table's offsets are relative to. work: what splits and tiles leave for each
+    other. fresh: what was in the sums is forgotten, not added to.
     """
     item = tl.program_id(0).to(tl.int64)
-    entry = find_row(table_ptr, rows, item, GROUP)
+    entry = find_row(table_ptr, rows, item, C.group)
     local = (item - tl.load(entry + _FIRST_ITEM)).to(tl.int32)
     code = tl.load(entry + _LAYOUT) % _CODES
-    buffers = (grams_ptr, partials_ptr, counters_ptr, stats_ptr, stats_stride, sums_ptr)
+    out = (grams_ptr, sums_ptr, totals_ptr, work_ptr, counters_ptr, stats_stride, fresh)
     for size in tl.static_range(0, _CLASSES):
         for layout in tl.static_range(0, _LAYOUTS):
-            if (_ONE << (size * _LAYOUTS + layout)) & CODES:
+            if (_ONE << (size * _LAYOUTS + layout)) & C.codes:
                 if code == size * _LAYOUTS + layout:
-                    TILE: tl.constexpr = _SMALLEST << size
-                    DEPTH: tl.constexpr = MAX_DEPTH if ELEMENTS // TILE > MAX_DEPTH else ELEMENTS // TILE
-                    run_item(
-                        origin,
-                        entry,
-                        local,
-                        buffers,
-                        shift_ptr,
-                        scale_ptr,
-                        layout,
-                        TILE,
-                        DEPTH // ELEMENTWISE if layout >= _ELEMENTWISE else DEPTH,
-                        DTYPE,
-                        VECTOR,
-                        PRECISION,
-                        DOT,
-                        CHUNK,
-                        MULTI and TILE >= 64,
-                        STATS,
-                        SHIFT,
-                        SCALED,
-                        RESCUE,
-                        UPCAST,
-                        WARPGROUP,
-                        SLICES,
-                    )
+                    run_item(origin, entry, local, shift_ptr, scale_ptr, out, C, layout, _SMALLEST << size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import torch
 
 from . import config
-from .config import GramConfig, Precision
-from .table import MatrixView, orient
+from .config import Constants, GramConfig, Precision
+from .table import MatrixView, Table, orient
 
 
 @dataclass(frozen=True)
@@ -26,35 +25,25 @@ class Launch:
     config: GramConfig
     stats: bool  # diagonal tiles store their squares, which a rescue reads
     rescue: bool
+    accumulate: bool = False  # adds to a site's sums
+    hops: int = 1  # steps of `outer` in a block of depth
+
+    @property
+    def kernel(self) -> str:
+        """The kernel, as the table of what is proven without a GPU names it."""
+        return "gram_kernel" + ", rescue" * self.rescue + ", a site's sums" * self.accumulate
 
 
 @dataclass(frozen=True, eq=False)
-class GramPlan:
+class GramPlan(Table):
     """Everything the host knows before it launches: a pure function of views, precision and processors."""
 
-    rows: list[dict[str, int]]  # table order
     launches: list[Launch]
-    order: list[int]  # table row -> index of the view
-    gram_elements: int
-    partial_elements: int
+    gram_elements: int  # 0: they are added to a site's
+    work_elements: int  # what splits and launches leave for each other
     vector_offsets: list[int]  # of views: first element of the per-feature vectors in sums and shift
     vector_elements: int
     stats_stride: int  # tiles along the diagonal of the largest matrix that needs a rescue, 0: none
-
-    @functools.cached_property
-    def sides(self) -> tuple[int, ...]:
-        """Of table rows."""
-        return tuple(row["side"] for row in self.rows)
-
-    @functools.cached_property
-    def batches(self) -> tuple[int, ...]:
-        """Matrices of table rows."""
-        return tuple(row["count"] for row in self.rows)
-
-    @functools.cached_property
-    def matrices(self) -> int:
-        """Matrices in all rows."""
-        return sum(self.batches)
 
 
 def gram_plan(
@@ -66,8 +55,13 @@ def gram_plan(
     processors: int,
     architecture: int,
     splits: int | None = None,
+    accumulate: bool = False,
 ) -> GramPlan:
-    """Rows of the table, their addresses relative to the first view's, and the launches that they need."""
+    """Rows of the table, their addresses relative to the first view's, and the launches that they need.
+
+    accumulate: the one matrix of the one view is added to a site's sums, by the last launch.
+    """
+    assert not accumulate or (len(views) == 1 and views[0].count == 1)
     origin = views[0].tensor.data_ptr()
     oriented = [orient(view, features_side) for view in views]
     itemsizes = [view.tensor.element_size() for view in views]
@@ -103,14 +97,27 @@ def gram_plan(
         k: sum(views[i].count * config.tile_count(oriented[i].side, choices[i][0]) for i in members)
         for k, members in groups.items()
     }
-    matrices = grams = partials = 0
+    # Before the partial tiles stand the squares of a matrix's diagonal tiles, and of a site's their traces.
+    stats = max((-(-oriented[i].side // choices[i][0]) for i in order if key(i)[1]), default=0)
+    partials = stats * sum(view.count for view in views)
+    if accumulate:
+        partials += -(-oriented[0].side // min(choices[0][0], 64))
+    partials = -(-partials // 256) * 256
+    depths = [
+        config.gram_config(precision, size, tile, key(i)[1], architecture).block_depth(tile, layout)
+        for i, (size, (tile, layout)) in enumerate(zip(itemsizes, choices, strict=True))
+    ]
+    # A launch's blocks are alike.
+    hops_of = {
+        k: min(config.hop_count(oriented[i], choices[i][1], depths[i]) for i in members)
+        for k, members in groups.items()
+    }
+    matrices = grams = 0
     for i in order:
         view, o, k = views[i], oriented[i], key(i)
         tile, layout = choices[i]
-        depth = config.gram_config(precision, itemsizes[i], tile, k[1], architecture).block_depth(
-            tile, layout
-        )
-        blocks = config.block_count(o, layout, depth)
+        depth = depths[i]
+        blocks = config.block_count(o, layout, depth, hops_of[k])
         ranges = splits or config.split_count(o, itemsizes[i], tile, wanted, tiles_of[k], processors)
         ranges = min(ranges, blocks, config.MAX_SPLITS)
         code = config.TILES.index(tile) * config.CODE_LAYOUTS + layout
@@ -146,7 +153,6 @@ def gram_plan(
         elements = config.slot_elements(tile, sums)
         partials += view.count * tiles * config.slots(ranges, elements) * elements
     launches = []
-    stats = 0
     for k, members in groups.items():
         dtype, big, _ = k
         largest = max(choices[i][0] for i in members)
@@ -159,18 +165,23 @@ def gram_plan(
             config=config.gram_config(precision, itemsizes[members[0]], largest, big, architecture),
             stats=big,
             rescue=False,
+            accumulate=accumulate and not big,
+            hops=hops_of[k],
         )
         launches.append(launch)
         if big:
-            stats = max(stats, *(-(-oriented[i].side // largest) for i in members), 1)
             rescue = config.rescue_config(launch.config)
-            launches.append(replace(launch, config=rescue, stats=False, rescue=True))
-    return GramPlan(rows, launches, order, grams, partials, vectors[:-1], vectors[-1], stats)
+            launches.append(replace(launch, config=rescue, stats=False, rescue=True, accumulate=accumulate))
+    if accumulate:
+        # What a rescue may have to replace is formed apart first.
+        rows[0]["first_gram"] = partials
+        partials, grams = partials + (grams if stats else 0), 0
+    return GramPlan(rows, order, launches, grams, partials, vectors[:-1], vectors[-1], stats)
 
 
 def launch_constants(
-    launch: Launch, precision: Precision, shift: int, interpreted: bool, architecture: int
-) -> dict[str, Any]:
+    launch: Launch, precision: Precision, shift: int, sums: bool, interpreted: bool, architecture: int
+) -> tuple[Constants, dict[str, Any]]:
     """Compile-time constants of a launch, and the compiler's options."""
     import triton.language as tl
 
@@ -180,29 +191,35 @@ def launch_constants(
         torch.bfloat16: tl.bfloat16,
         torch.float16: tl.float16,
     }[launch.dtype]
-    constants = launch.config
-    return {
-        "GROUP": launch.group,
-        "CODES": launch.codes,
-        "MULTI": launch.multi,
-        "DTYPE": dtype,
-        "VECTOR": config.VECTOR_BYTES // launch.dtype.itemsize,
-        "PRECISION": 64 if precision == "float64" else 32,
-        "DOT": constants.dot,
-        "CHUNK": constants.chunk,
-        "ELEMENTS": constants.elements,
-        "MAX_DEPTH": constants.max_depth,
-        "ELEMENTWISE": constants.elementwise,
-        "STATS": launch.stats,
-        "SHIFT": shift,
-        "SCALED": launch.dtype == torch.float64,
-        "RESCUE": launch.rescue,
+    own, half = launch.config, launch.dtype.itemsize == 2
+    constants = Constants(
+        group=launch.group,
+        codes=launch.codes,
+        dtype=dtype,
+        precision=64 if precision == "float64" else 32,
+        dot=own.dot,
+        chunk=own.chunk,
+        elements=own.elements,
+        max_depth=own.max_depth,
+        elementwise=own.elementwise,
+        hops=launch.hops,
+        multi=launch.multi,
+        stats=launch.stats,
+        rescue=launch.rescue,
+        accumulate=launch.accumulate,
+        shift=shift,
+        sums=sums,
+        scaled=launch.dtype == torch.float64,
         # The interpreter's product of bfloat16 operands is wrong.
-        "UPCAST": interpreted and launch.dtype == torch.bfloat16,
-        "WARPGROUP": launch.dtype.itemsize == 2 and architecture in (9, 10),
-        "SLICES": constants.num_warps if launch.dtype.itemsize == 2 and precision == "float32" else 1,
-        "num_warps": constants.num_warps,
-        "num_stages": constants.num_stages,
+        upcast=interpreted and launch.dtype == torch.bfloat16,
+        warpgroup=half and architecture in (9, 10),
+        slices=own.num_warps if half and precision == "float32" else 1,
+        slice=config.REDUCE_SLICE * own.num_warps,
+    )
+    options = {
+        "num_warps": own.num_warps,
+        "num_stages": own.num_stages,
         "enable_fp_fusion": True,
-        "maxnreg": config.register_limit(constants.num_warps, launch.rescue, architecture),
+        "maxnreg": config.register_limit(own.num_warps, launch.rescue, architecture),
     }
+    return constants, options

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..rounding import UNIT_ROUNDOFF, gamma
 from . import config
-from .config import PROBE_COLUMNS, UNIT_ROUNDOFF, gamma
+from .config import PROBE_COLUMNS
 from .gram import GramSet, processors_of
 from .table import MatrixView, Orientation, describe, orient
 

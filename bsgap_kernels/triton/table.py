@@ -5,7 +5,7 @@ One row of int64 describes equal-shaped matrices. `csrc/cuda/table.cuh` holds th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,6 +34,34 @@ COLUMNS = (
     "n",  # features
     "first_vector",  # element offset of the row's first per-feature vector (shift, sums), caller's order
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Rows of the table, and what the host knows of them."""
+
+    rows: list[dict[str, int]]  # table order
+    order: list[int]  # table row -> index of the view
+
+    @functools.cached_property
+    def sides(self) -> tuple[int, ...]:
+        """Of table rows."""
+        return tuple(row["side"] for row in self.rows)
+
+    @functools.cached_property
+    def batches(self) -> tuple[int, ...]:
+        """Matrices of table rows."""
+        return tuple(row["count"] for row in self.rows)
+
+    @functools.cached_property
+    def matrices(self) -> int:
+        """Matrices in all rows."""
+        return sum(self.batches)
+
+    @property
+    def values(self) -> list[int]:
+        """The rows' values back to back, as the device reads them."""
+        return [row[column] for row in self.rows for column in COLUMNS]
 
 
 @dataclass(frozen=True)
@@ -148,8 +176,3 @@ def orient(view: MatrixView, features_side: bool) -> Orientation:
         stride_inner=view.stride_column,
         stride_side=view.stride_row_inner,
     )
-
-
-def flat(rows: Sequence[dict[str, int]]) -> list[int]:
-    """The rows' values back to back, as the device reads them."""
-    return [row[column] for row in rows for column in COLUMNS]

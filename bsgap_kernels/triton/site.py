@@ -1,0 +1,150 @@
+"""Adds the Gram matrix of an activation to a site's sums on a GPU: one launch, of arguments bound before."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..strides import features_last
+from .config import Precision
+from .gram import (
+    Prepared,
+    counter_number,
+    power_of_two,
+    prepare,
+    remembered,
+    scaling_exponents,
+    zero_counters,
+)
+from .memory import device_table, is_capturing, kept
+from .table import MatrixView, describe
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """Everything of a call that the next one like it shares; the call's own is its activation's address."""
+
+    call: Prepared
+    copies: bool  # of what lies in memory as no row of a table describes
+    table: Tensor
+    counters: Tensor
+    # The kernel's arguments after the origin, up to the shift: addresses, since a site's own tensors must not
+    # be kept alive from here.
+    addresses: tuple[int, ...]
+
+
+_Key = tuple[Any, ...]
+_SITES: dict[int, dict[_Key, _Bound]] = {}
+"""By the identity of a site's Gram matrix, with which they go: its graphs need them as long as it."""
+
+
+def add_gram(
+    gram: Tensor,
+    totals: Tensor,
+    sums: Tensor | None,
+    A: Tensor,
+    first: int,
+    last: int,
+    features_side: bool,
+    precision: Precision,
+    fresh: bool,
+) -> None:
+    """gram += AᵀA (or AAᵀ), totals += (rows, bound of the error, 1), sums += column sums.
+
+    One launch; of float32 sums for sides beyond 64 two, the second of which also redoes what left float32's
+    range; float64 input is looked over for its scaling first. Runs on the current stream, does not
+    synchronise, may be captured.
+    """
+    key = (
+        gram.data_ptr(), totals.data_ptr(), 0 if sums is None else sums.data_ptr(),
+        A.dtype, A.shape, A.stride(), A.data_ptr() % 16, first, last, features_side, precision,
+    )  # fmt: skip
+    known = _SITES.get(id(gram))
+    bound = None if known is None else known.get(key)
+    if bound is None:
+        bound = _bind(gram, totals, sums, A, first, last, features_side, precision)
+        if not is_capturing(A.device):
+            if known is None:
+                known = _SITES[id(gram)] = {}
+                weakref.finalize(gram, _SITES.pop, id(gram), None).atexit = False
+            known[key] = bound
+    if bound.copies:
+        A = features_last(A, first, last).contiguous()
+        first, last = A.ndim - 1, A.ndim
+    plan, launches = bound.call.plan, bound.call.launches
+    work = scale = totals
+    if plan.work_elements:
+        work = torch.empty(plan.work_elements, dtype=torch.float64, device=gram.device)
+    if A.dtype == torch.float64:
+        scale = power_of_two(scaling_exponents([_view(A, first, last, features_side)]))
+    if len(launches) == 1 and launches[0].is_kept:
+        counters = bound.counters.data_ptr()
+        launches[0].at(
+            A.data_ptr(), *bound.addresses, scale.data_ptr(), work.data_ptr(), counters, plan.stats_stride,
+            int(fresh),
+        )  # fmt: skip
+        return
+    bound.call.run(
+        A.data_ptr(),
+        bound.table,
+        1,
+        gram,
+        gram if sums is None else sums,
+        totals,
+        gram,
+        scale,
+        work,
+        bound.counters,
+        plan.stats_stride,
+        int(fresh),
+        formed=work,
+    )
+
+
+def _view(A: Tensor, first: int, last: int, features_side: bool) -> MatrixView:
+    """The one matrix of A, copied only where its strides are none that a row of the table describes."""
+    rows = features_last(A, first, last)
+    view = describe(rows, batch=False, features_side=features_side)
+    view = view or describe(rows.contiguous(), batch=False, features_side=features_side)
+    assert view is not None
+    return view
+
+
+def _bind(
+    gram: Tensor,
+    totals: Tensor,
+    sums: Tensor | None,
+    A: Tensor,
+    first: int,
+    last: int,
+    features_side: bool,
+    precision: Precision,
+) -> _Bound:
+    view, device = _view(A, first, last, features_side), gram.device
+    key = (
+        device,
+        precision,
+        features_side,
+        sums is None,
+        view.tensor.data_ptr() % 16,
+        A.dtype,
+        view.geometry,
+    )
+    call: Prepared = remembered(
+        ("site", *key),
+        lambda: prepare(
+            [view], precision=precision, features_side=features_side, sums=sums is not None, accumulate=True
+        ),
+    )
+    plan = call.plan
+    table, counters = kept(
+        device, lambda: (device_table(plan.values, device), zero_counters(counter_number(plan), device))
+    )
+    place = gram.data_ptr()
+    column_sums = place if sums is None else sums.data_ptr()
+    addresses = (table.data_ptr(), 1, place, column_sums, totals.data_ptr(), place)
+    return _Bound(call, view.tensor.data_ptr() != A.data_ptr(), table, counters, addresses)
