@@ -12,7 +12,7 @@ from . import config, probe
 from .config import Precision
 from .gram import ARGUMENTS
 from .machine_code import innermost_loops, tool_output
-from .plan import Launch, launch_constants
+from .plan import PlannedLaunch, launch_constants
 
 # Shared memory of one block, bytes (CUDA C++ Programming Guide, technical specifications per capability).
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448, 100: 232448, 120: 101376}
@@ -42,7 +42,7 @@ class Variant:
         """The kernel, as the table of what is proven without a GPU names it."""
         return self.launch(90).kernel
 
-    def launch(self, capability: int) -> Launch:
+    def launch(self, capability: int) -> PlannedLaunch:
         """As `gram_plan` would launch it on a device of this compute capability."""
         big = self.multi and self.precision == "float32"
         largest = max(t for i, t in enumerate(config.TILES) if self.codes >> i * config.CODE_LAYOUTS & 15)
@@ -50,7 +50,7 @@ class Variant:
         constants = config.gram_config(self.precision, itemsize, largest, big, capability // 10)
         if self.rescue:
             constants = config.rescue_config(constants)
-        return Launch(
+        return PlannedLaunch(
             group=0,
             dtype=self.dtype,
             items=1,

@@ -14,7 +14,7 @@ from .table import MatrixView, Table, orient
 
 
 @dataclass(frozen=True)
-class Launch:
+class PlannedLaunch:
     """One kernel launch: which rows it serves, and with what constants."""
 
     group: int
@@ -38,7 +38,7 @@ class Launch:
 class GramPlan(Table):
     """Everything the host knows before it launches: a pure function of views, precision and processors."""
 
-    launches: list[Launch]
+    launches: list[PlannedLaunch]
     gram_elements: int  # 0: they are added to a site's
     work_elements: int  # what splits and launches leave for each other
     vector_offsets: list[int]  # of views: first element of the per-feature vectors in sums and shift
@@ -156,7 +156,7 @@ def gram_plan(
     for k, members in groups.items():
         dtype, big, _ = k
         largest = max(choices[i][0] for i in members)
-        launch = Launch(
+        launch = PlannedLaunch(
             group=group_of[k],
             dtype=dtype,
             items=items[k],
@@ -180,7 +180,7 @@ def gram_plan(
 
 
 def launch_constants(
-    launch: Launch, precision: Precision, shift: int, sums: bool, interpreted: bool, architecture: int
+    launch: PlannedLaunch, precision: Precision, shift: int, sums: bool, interpreted: bool, architecture: int
 ) -> tuple[Constants, dict[str, Any]]:
     """Compile-time constants of a launch, and the compiler's options."""
     import triton.language as tl
