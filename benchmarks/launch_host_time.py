@@ -3,7 +3,7 @@
 python benchmarks/launch_host_time.py    # needs gcc and an idle machine, no GPU
 
 Tensors are on the CPU; a GPU's allocator and driver do more. Adds the installed Triton's figures to
-benchmarks/results/launch_host_time.json: microseconds of a call, those of its calls of Triton's own launcher and
+benchmarks/results/launch_host_time.json: microseconds of a call, those of its calls of Triton's launcher and
 the stub alone, kernels launched.
 """
 
