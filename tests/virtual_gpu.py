@@ -43,7 +43,8 @@ def install() -> None:
         ("_cuda_summaries", cuda_host.summaries),
     ):
         _LIBRARY.impl(name, kernel, "CPU")
-    # No graph is captured here, so there is no mode to exchange.
+    # No graph is captured here.
+    torch.cuda.is_current_stream_capturing = lambda: False
     _LIBRARY.impl("_cuda_exchange_capture_mode", lambda mode: mode, "BackendSelect")
     from bsgap_kernels.triton import gram, probe
 
