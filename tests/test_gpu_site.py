@@ -41,7 +41,7 @@ def test_what_is_kept_comes_from_no_pool_that_allocations_are_redirected_to() ->
         return any(tensor.data_ptr() in segment for segment in segments)
 
     assert inside(control)
-    (bound,) = site._SITES[id(sums.gram)].values()
+    (bound,) = site._SITES[id(sums.gram)].bound.values()
     kept = [*sums.tensors(), bound.table, bound.counters]
     kept += [counters for place, counters in gram._COUNTERS.items() if place not in before]
     kept += list(list(gram._PREPARED.values())[-1].tables.values())

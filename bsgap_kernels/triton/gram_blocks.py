@@ -35,10 +35,7 @@ _HIDE_16_BITS = tl.constexpr(
 def aligned(
     side, outer, inner, stride_outer, stride_inner, stride_side, VECTOR: tl.constexpr, LAYOUT: tl.constexpr
 ):
-    """The same numbers, with what the layout promises of 16-byte alignment.
-
-    The compiler believes arithmetic, not a hint on a loaded value.
-    """
+    """The same, with what the layout promises: the compiler believes arithmetic, no hint on a load."""
     if LAYOUT == _SIDE_ALIGNED:
         side = side // VECTOR * VECTOR
         stride_outer = stride_outer // VECTOR * VECTOR
@@ -52,7 +49,7 @@ def aligned(
 
 @triton.jit
 def read_view(entry, VECTOR: tl.constexpr, LAYOUT: tl.constexpr):
-    """How a row's matrices lie in memory, with what the layout promises of 16-byte alignment."""
+    """How a row's matrices lie in memory, `aligned`."""
     side = tl.load(entry + _SIDE)
     outer = tl.load(entry + _OUTER)
     inner = tl.load(entry + _INNER)
@@ -259,11 +256,10 @@ def sum_float32(
 ):
     """Tile sums in float32, each of C.chunk products at most, which are added up in float64.
 
-    With warp groups the compiler overlaps reading and multiplying by itself. It does not where both operands
-    come from one load but through registers; there the next block is on its way while one is multiplied
-    (of aligned layouts: single elements have too many addresses for that).
-    Of the narrowest tiles C.slices parts of a block's depths are multiplied apart, one a warp. Warps that
-    shared one small tile would each fetch nearly all of the block from shared memory.
+    With warp groups the compiler overlaps reading and multiplying. It does not where both operands come from
+    one load but through registers; there the next block is on its way while one is multiplied (of aligned
+    layouts: single elements have too many addresses). Of the narrowest tiles C.slices parts of a block's
+    depths are multiplied apart, one a warp: sharing a tile, each would fetch nearly all of the block.
     """
     SLICES: tl.constexpr = C.slices if TILE == _SMALLEST else 1
     PIPELINED: tl.constexpr = C.warpgroup and TILE >= 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,14 +31,21 @@ class _Bound:
     call: Prepared
     copies: bool  # of what lies in memory as no row of a table describes
     table: Tensor
-    counters: Tensor
+    counters: Tensor  # the site's
     # The kernel's arguments after the origin, up to the shift: addresses, since a site's own tensors must not
     # be kept alive from here.
     addresses: tuple[int, ...]
 
 
-_Key = tuple[Any, ...]
-_SITES: dict[int, dict[_Key, _Bound]] = {}
+@dataclass
+class _Site:
+    """Bound calls of a site, by shapes and addresses, and its newest counters: calls follow each other."""
+
+    bound: dict[tuple[Any, ...], _Bound] = field(default_factory=dict)
+    counters: Tensor | None = None
+
+
+_SITES: dict[int, _Site] = {}
 """By the identity of a site's Gram matrix, with which they go: its graphs need them as long as it."""
 
 
@@ -63,15 +70,15 @@ def add_gram(
         gram.data_ptr(), totals.data_ptr(), 0 if sums is None else sums.data_ptr(),
         A.dtype, A.shape, A.stride(), A.data_ptr() % 16, first, last, features_side, precision,
     )  # fmt: skip
-    known = _SITES.get(id(gram))
-    bound = None if known is None else known.get(key)
+    site = _SITES.get(id(gram))
+    bound = None if site is None else site.bound.get(key)
     if bound is None:
-        bound = _bind(gram, totals, sums, A, first, last, features_side, precision)
-        if not is_capturing(A.device):
-            if known is None:
-                known = _SITES[id(gram)] = {}
-                weakref.finalize(gram, _SITES.pop, id(gram), None).atexit = False
-            known[key] = bound
+        if is_capturing(A.device):
+            site = _Site()  # what is made now is the graph's
+        elif site is None:
+            site = _SITES[id(gram)] = _Site()
+            weakref.finalize(gram, _SITES.pop, id(gram), None).atexit = False
+        bound = site.bound[key] = _bind(site, gram, totals, sums, A, first, last, features_side, precision)
     if bound.copies:
         A = features_last(A, first, last).contiguous()
         first, last = A.ndim - 1, A.ndim
@@ -115,6 +122,7 @@ def _view(A: Tensor, first: int, last: int, features_side: bool) -> MatrixView:
 
 
 def _bind(
+    site: _Site,
     gram: Tensor,
     totals: Tensor,
     sums: Tensor | None,
@@ -141,10 +149,11 @@ def _bind(
         ),
     )
     plan = call.plan
-    table, counters = kept(
-        device, lambda: (device_table(plan.values, device), zero_counters(counter_number(plan), device))
-    )
+    table = kept(device, lambda: device_table(plan.values, device))
+    number = counter_number(plan)
+    if site.counters is None or site.counters.numel() < number:
+        site.counters = kept(device, lambda: zero_counters(number, device))
     place = gram.data_ptr()
     column_sums = place if sums is None else sums.data_ptr()
     addresses = (table.data_ptr(), 1, place, column_sums, totals.data_ptr(), place)
-    return _Bound(call, view.tensor.data_ptr() != A.data_ptr(), table, counters, addresses)
+    return _Bound(call, view.tensor.data_ptr() != A.data_ptr(), table, site.counters, addresses)
