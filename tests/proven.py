@@ -127,10 +127,13 @@ def end() -> list[str]:
     """After the tests: lines of the table, or none in a process that another started."""
     path = Path(os.environ["BSGAP_PROVEN_LOG"])
     if os.environ["BSGAP_PROVEN_OWNER"] != str(os.getpid()):
-        with path.open("a") as file:
-            for (kernel, way), found in _notes.items():
-                facts = {**found.ranges, **found.values}
-                file.write(json.dumps({"kernel": kernel, "way": way, "times": found.times, **facts}) + "\n")
+        lines = [
+            json.dumps({"kernel": kernel, "way": way, "times": found.times, **found.ranges, **found.values})
+            for (kernel, way), found in _notes.items()
+        ]
+        # Unbuffered: workers end at once, and a buffer that is emptied in between would cut a line in two.
+        with path.open("ab", buffering=0) as file:
+            file.write("".join(f"{line}\n" for line in lines).encode())
         return []
     for line in path.read_text().splitlines():
         facts = json.loads(line)
