@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..triton.memory import is_capturing
 
 
 def effective_tolerances(
@@ -67,7 +68,7 @@ def eigenvalue_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor
 
 def svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
     """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast."""
-    if A.is_cuda and torch.cuda.is_current_stream_capturing():
+    if is_capturing(A.device):
         limit = dispatch.float64_gram_min_rtol(A.shape[-2], A.shape[-1], "cuda")
         raise RuntimeError(
             f"bsgap::{op}: rtol lies below what a float64 Gram matrix resolves ({limit:.1e} for this shape), "
