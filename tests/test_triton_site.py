@@ -33,12 +33,19 @@ stubbed = pytest.mark.skipif(HERE != "stub", reason="runs in a process of its ow
 
 @pytest.mark.skipif(HERE != "", reason="is such a process")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.parametrize("where", ["interpreter", "stub"])
-def test_in_a_process_of_its_own(where: str, selection: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("where", "part"),
+    [
+        ("interpreter", "not slow"),
+        pytest.param("interpreter", "slow", marks=pytest.mark.slow),
+        ("stub", "not slow"),
+    ],
+)
+def test_in_a_process_of_its_own(where: str, part: str) -> None:
     environment = os.environ | {"BSGAP_SITE_TESTS": where}
     if where == "interpreter":
         environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *selection, __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", part, __file__]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
     assert "passed" in result.stdout
