@@ -338,6 +338,7 @@ def test_a_wait_for_the_device_leaves_captures_of_other_threads_alone(
                 raise RuntimeError("CUDA error")
 
     monkeypatch.setattr(_native, "CUDA_LIBRARY_PATH", Path("_cuda.so"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.ops.bsgap, "_cuda_exchange_capture_mode", exchange, raising=False)
     question = Question(0.0, 1e-2, False, False, ("near_rank",))
     read = reading.Reading(3, "train", [], [], [], question)

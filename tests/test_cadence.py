@@ -68,7 +68,9 @@ def test_a_replay_tracks_the_same_steps(
     other_times = [(own, seconds) for seconds, own in times]
     for again in (Cadence(replay=cadence.log), Cadence(7, budget, replay=cadence.log)):
         assert run(again, other_times, range(300), delay) == tracked
-        assert again.log == cadence.log
+        assert again.log == [
+            setting for setting in cadence.log if setting[0] < 300
+        ]  # the last may come after
 
 
 @settings(max_examples=60, deadline=None)

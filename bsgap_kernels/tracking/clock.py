@@ -25,7 +25,7 @@ def beside_captures() -> Iterator[None]:
 
     Such a capture is broken by a wait on any thread that does not say so. The CUDA library can say it.
     """
-    if _native.CUDA_LIBRARY_PATH is None:
+    if _native.CUDA_LIBRARY_PATH is None or not torch.cuda.is_initialized():
         yield
         return
     before = torch.ops.bsgap._cuda_exchange_capture_mode(THREAD_LOCAL_CAPTURES)
