@@ -216,6 +216,24 @@ def test_spectral_norm_orthogonal_start_dense(n: int) -> None:
     assert high >= 1.05 * (1 - 1e-13)
 
 
+@pytest.mark.parametrize("n", [3, 70, 128, 300])
+def test_spectral_norm_of_a_dominant_eigenvalue(n: int) -> None:
+    # A diagonal matrix has its eigenvalues to the bit. No factorisation is asked, so the ends are close.
+    values = np.concatenate([[1.0], 0.5 * 0.8 ** np.arange(n - 1)])
+    low, high = _core.certified_count(np.diag(values), rtol=0.1, start=[1e-2] + [1.0] * (n - 1))[
+        "largest_eigenvalue"
+    ]
+    assert 1 - 1e-12 < low <= 1.0 <= high < 1 + 1e-12
+
+
+@pytest.mark.parametrize("gap", [1e-3, 1e-5])
+def test_spectral_norm_of_a_missed_twin(gap: float) -> None:
+    # The vector is an exact eigenvector with residual 0, of the second of two eigenvalues that stand alone.
+    G = np.diag([1 + gap, 1.0] + [0.0] * 68)
+    low, high = _core.certified_count(G, rtol=0.5, start=[0.0] + [1.0] * 69)["largest_eigenvalue"]
+    assert low <= 1 + gap <= high
+
+
 def test_spectral_norm_term_injected() -> None:
     # The top eigenvalue may lie anywhere in its interval: counts for both ends must be in the answer.
     rtol = 0.5

@@ -4,6 +4,9 @@
 // Rayleigh quotient of the vector less its rounding. The upper end is a shift at which LDL^T finds no
 // positive pivot, plus that factorisation's own error: a start vector orthogonal to the top
 // eigenvector costs time (the shift is raised until the factorisation agrees), never truth.
+// Where one eigenvalue outweighs all others, as of activations behind a ReLU, no factorisation is needed:
+// the others are at most mu = sqrt(||G||_F^2 - lower^2), and by Temple's inequality
+// lambda_max <= rho + ||G x - rho x||^2 / (rho - mu), rho the quotient of the unit vector x.
 #pragma once
 
 #include <algorithm>
@@ -171,14 +174,25 @@ inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const
   const double theta = dot(x.data(), gx.data(), n) / length_sq;
   // |computed - exact| <= gamma_{3n+32} ||G||_F: the sums of the product, and those of the quotient's two
   // ends. The underflow term holds for vectors of about unit length, which x is unless Lanczos broke down.
+  const double error = gamma(symmetric_product_roundings(nd) + 2 * nd + 12) * frobenius * (1 + 1e-10) +
+                       (nd + 1) * (nd + 1) * kTiny;
   Bounds b;
-  if (length_sq > 0.5)
-    b.lower =
-        round_down(theta - (gamma(symmetric_product_roundings(nd) + 2 * nd + 12) * frobenius * (1 + 1e-10) +
-                            (nd + 1) * (nd + 1) * kTiny));
+  if (length_sq > 0.5) b.lower = round_down(theta - error);
   if (!terms.spectral_norm) return {theta, theta};
 
   b.upper = round_up(frobenius);  // always true: ||G||_2 <= ||G||_F
+  if (length_sq > 0.5 && b.lower > 0.708 * frobenius) {
+    // Twice the error covers the residual's: that of the product, of the subtraction and of the norm.
+    add_multiple(-theta, x.data(), gx.data(), n);
+    const double residual = std::sqrt(dot(gx.data(), gx.data(), n) / length_sq) + 2 * error;
+    const double others =
+        std::sqrt((frobenius - b.lower) * (frobenius + b.lower)) * (1 + 8 * kUnitRoundoff) + kTiny;
+    const double upper = theta + error + residual * residual / (b.lower - others) * (1 + 1e-10);
+    if (b.lower > others * (1 + 1e-3) && upper <= theta * (1 + 2e-6)) {
+      b.upper = std::min(b.upper, round_up(upper));
+      return b;
+    }
+  }
   double gap = 1e-6;
   for (int attempt = 0; attempt < 8; ++attempt, gap *= 8) {
     const double shift = theta * (1 + gap) + kTiny;
