@@ -11,11 +11,12 @@ import torch
 _PUBLIC = (
     "gram(Tensor A, *, bool center=False) -> Tensor",
     "covariance(Tensor A, *, int correction=1) -> Tensor",
-    # The overloads of tensors first: the others would read a tensor of one number, on whatever device.
-    "near_rank.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
+    # The overloads of floats first: torch tries them in this order, and a miss takes 10 µs. They take a tensor
+    # of one number too, by waiting for its value: name the overload `tensor` where that matters.
     "near_rank(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
-    "near_rank_ratio.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
+    "near_rank.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
     "near_rank_ratio(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
+    "near_rank_ratio.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
     "near_rank_interval(Tensor A, *, float? atol=None, float? rtol=None, bool center=False, "
     'str mode="rigorous", int seed=0) -> (Tensor lower, Tensor upper)',
     "singular_value_counts(Tensor A, Tensor thresholds, *, bool relative=True, bool center=False) -> Tensor",

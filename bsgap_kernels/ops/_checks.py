@@ -39,7 +39,7 @@ def tolerance(value: object, name: str, A: Tensor) -> Problem | None:
 
     NumPy's scalars are numbers. A tensor of one number may be on the CPU, any other is on A's device.
     """
-    if value is None:
+    if value is None or (type(value) is float and value >= 0):  # the common case, before abstract classes
         return None
     if isinstance(value, Tensor):
         if value.dtype.is_complex or value.dtype == torch.bool:
