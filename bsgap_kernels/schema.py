@@ -11,8 +11,8 @@ import torch
 _PUBLIC = (
     "gram(Tensor A, *, bool center=False) -> Tensor",
     "covariance(Tensor A, *, int correction=1) -> Tensor",
-    # The overloads of floats first: torch tries them in this order, and a miss takes 10 µs. They take a tensor
-    # of one number too, by waiting for its value: name the overload `tensor` where that matters.
+    # The overloads of floats first: torch tries them in this order, and a miss takes 10 µs. They take a
+    # tensor of one number too, by waiting for its value: name the overload `tensor` where that matters.
     "near_rank(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
     "near_rank.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
     "near_rank_ratio(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _native
 from ..schema import LIBRARY
-from ._cuda import centred_gram_stage, count_stage, gram_stage, on_host, rows_of, unscaling
+from ._cuda import centred_gram_stage, count_stage, gram_stage, on_host, precision_of, rows_of, unscaling
 
 
 def spectral_summary(A: Tensor, center: bool) -> Tensor:
@@ -36,9 +36,9 @@ def eigenvalues(A: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     return lam, exponent.where(finite, torch.iinfo(torch.int32).min)
 
 
-def feature_gram(A: Tensor, center: bool) -> Tensor:
+def feature_gram(A: Tensor, center: bool, float32_gram: bool = False) -> Tensor:
     """AᵀA (B, n, n) in float64, about the column means if centred; NaN for non-finite input."""
-    found, _ = centred_gram_stage([A], "float64", center, features_side=True)
+    found, _ = centred_gram_stage([A], precision_of(float32_gram), center, features_side=True)
     (row,) = rows_of(found)
     G = row.grams
     # One non-finite entry spoils its row and column only; the result says NaN everywhere, as on a CPU.
