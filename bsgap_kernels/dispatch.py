@@ -113,10 +113,12 @@ def select_backend(
     return plan
 
 
-def plan_of(op: str, A: Tensor, rtol: float | None, center: bool, **options: Any) -> Plan:
-    """`select_backend` for the matrices of A (*, m, n)."""
+def plan_of(
+    op: str, A: Tensor, rtol: float | None, center: bool, rows: int | None = None, **options: Any
+) -> Plan:
+    """`select_backend` for the matrices of A (*, m, n). rows: m, if it is not A.shape[-2]."""
     m, n = A.shape[-2:]
-    return select_backend(op, A.dtype, m, n, rtol, center, device_kind(A), **options)
+    return select_backend(op, A.dtype, rows or m, n, rtol, center, device_kind(A), **options)
 
 
 def device_kind(A: Tensor) -> Device:
@@ -129,14 +131,13 @@ def float32_sums_serve(rtol: float | None) -> bool:
     return rtol is not None and rtol >= FLOAT32_GRAM_MIN_RTOL
 
 
-def resolved(op: str, A: Tensor, smallest_tau: Tensor) -> bool:
+def resolved(op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None) -> bool:
     """Whether a float64 Gram matrix resolved thresholds of at least smallest_tau (*,) of sigma_max.
 
-    Nobody looks on a GPU, which would have to be waited for.
+    Nobody looks on a GPU, which would have to be waited for. rows: m, if it is not A.shape[-2].
     """
-    if device_kind(A) == "cuda" or float(smallest_tau.min()) >= float64_gram_min_rtol(
-        A.shape[-2], A.shape[-1]
-    ):
+    m, n = rows or A.shape[-2], A.shape[-1]
+    if device_kind(A) == "cuda" or float(smallest_tau.min()) >= float64_gram_min_rtol(m, n):
         return True
-    plan_of(op, A, 0.0, False)  # prints what runs instead
+    plan_of(op, A, 0.0, False, rows)  # prints what runs instead
     return False

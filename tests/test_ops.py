@@ -75,30 +75,39 @@ def test_the_plan_is_a_pure_function(
     assert plan == select_backend("near_rank", dtype, side, 1000, rtol=rtol)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "n", "arguments", "ran"),
-    [
-        (torch.float32, 23, {"rtol": 1e-2}, [("float32", "kernels", "bsgap::_near_rank")]),
-        (torch.float32, 23, {"rtol": 1e-4}, [("float64", "kernels", "bsgap::_near_rank")]),
-        (torch.float64, 23, {"rtol": 1e-2}, [("float64", "kernels", "bsgap::_near_rank")]),
-        (torch.float32, 23, {"atol": 1e-2}, [("float64", "kernels", "bsgap::_counts")]),
-        (torch.float64, 23, {"rtol": 1e-9}, [(None, "svdvals", "aten::linalg_svdvals")]),
-        (
-            torch.float64,
-            23,
-            {"atol": 1e-9},
-            [("float64", "kernels", "bsgap::_counts"), (None, "svdvals", "aten::linalg_svdvals")],
-        ),
-        (
-            torch.float32,
-            TRIDIAGONAL_SIDE + 1,
-            {"thresholds": 9},
-            [("float64", "eigvalsh", "bsgap::_eigenvalues")],
-        ),
-        (torch.float32, TRIDIAGONAL_SIDE + 1, {"thresholds": 8}, [("float64", "kernels", "bsgap::_counts")]),
-        (torch.float32, TRIDIAGONAL_SIDE, {"thresholds": 9}, [("float64", "kernels", "bsgap::_counts")]),
-    ],
-)
+PLANNED = [
+    (torch.float32, 23, {"rtol": 1e-2}, [("float32", "kernels", "bsgap::_near_rank")]),
+    (torch.float32, 23, {"rtol": 1e-4}, [("float64", "kernels", "bsgap::_near_rank")]),
+    (torch.float64, 23, {"rtol": 1e-2}, [("float64", "kernels", "bsgap::_near_rank")]),
+    (torch.float32, 23, {"atol": 1e-2}, [("float64", "kernels", "bsgap::_counts")]),
+    (torch.float64, 23, {"rtol": 1e-9}, [(None, "svdvals", "aten::linalg_svdvals")]),
+    (
+        torch.float64,
+        23,
+        {"atol": 1e-9},
+        [("float64", "kernels", "bsgap::_counts"), (None, "svdvals", "aten::linalg_svdvals")],
+    ),
+    (
+        torch.float32,
+        TRIDIAGONAL_SIDE + 1,
+        {"thresholds": 9},
+        [("float64", "eigvalsh", "bsgap::_eigenvalues")],
+    ),
+    (torch.float32, 23, {"rtol": 1e-2, "op": "grouped"}, [("float32", "kernels", "bsgap::_grouped_counts")]),
+    (torch.float64, 23, {"rtol": 1e-9, "op": "grouped"}, [(None, "svdvals", "aten::linalg_svdvals")]),
+    (
+        torch.float64,
+        23,
+        {"atol": 1e-9, "op": "grouped"},
+        [("float64", "kernels", "bsgap::_grouped_counts"), (None, "svdvals", "aten::linalg_svdvals")],
+    ),
+    (torch.float32, 23, {"rtol": 1e-2, "op": "interval"}, [("float64", "kernels", "bsgap::_intervals")]),
+    (torch.float32, TRIDIAGONAL_SIDE + 1, {"thresholds": 8}, [("float64", "kernels", "bsgap::_counts")]),
+    (torch.float32, TRIDIAGONAL_SIDE, {"thresholds": 9}, [("float64", "kernels", "bsgap::_counts")]),
+]
+
+
+@pytest.mark.parametrize(("dtype", "n", "arguments", "ran"), PLANNED)
 def test_what_is_printed_is_what_runs(
     dtype: torch.dtype,
     n: int,
@@ -117,12 +126,16 @@ def test_what_is_printed_is_what_runs(
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         if "thresholds" in arguments:
             bsgap.singular_value_counts(A, torch.linspace(0.1, 0.9, arguments["thresholds"]))
+        elif arguments.get("op") == "grouped":
+            bsgap.near_rank_grouped([A], **{k: v for k, v in arguments.items() if k != "op"})
+        elif arguments.get("op") == "interval":
+            bsgap.near_rank_interval(A, rtol=arguments["rtol"])
         else:
             bsgap.near_rank(A, **arguments)
     select_backend.cache_clear()
     printed = re.findall(r"gram=(\S+), count=(\S+),", capsys.readouterr().err)
     assert printed == [(repr(gram), repr(count)) for gram, count, _ in ran]
-    expensive = {"bsgap::_near_rank", "bsgap::_counts", "bsgap::_eigenvalues", "aten::linalg_svdvals"}
+    expensive = {name for *_, calls in PLANNED for *_, name in calls}
     names = [event.name for event in sorted(profile.events(), key=lambda e: e.time_range.start)]
     assert [name for name in names if name in expensive] == [name for _, _, name in ran]
     if float32:

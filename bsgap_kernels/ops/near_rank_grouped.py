@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import dispatch
 from . import _checks
 from ._register import implement
-from ._tolerances import effective_tolerances
+from ._tolerances import effective_tolerances, scalar_pair, svd_counts
 from .near_rank import argument_problem, checked_tolerances, count
 
 OP = "near_rank_grouped"
@@ -90,15 +90,7 @@ def _counts(As: Sequence[Tensor], atol: float | None, rtol: float | None, center
     tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]
     absolute = tolerances[0][0]
     plans = [
-        dispatch.select_backend(
-            OP,
-            A.dtype,
-            m,
-            A.shape[-1],
-            rtol=relative if absolute == 0 else None,
-            device=dispatch.device_kind(A),
-            center=center,
-        )
+        dispatch.plan_of(OP, A, relative if absolute == 0 else None, center, rows=m)
         for A, m, (_, relative) in zip(As, rows, tolerances, strict=True)
     ]
     together = [i for i, plan in enumerate(plans) if plan.count == "kernels"]
@@ -111,15 +103,14 @@ def _counts(As: Sequence[Tensor], atol: float | None, rtol: float | None, center
             center,
             [plans[i].gram == "float32" for i in together],
         )
-        taus = [] if absolute == 0 else smallest_tau.tolist()
-        low = [
-            i
-            for i, tau in zip(together, taus, strict=False)
-            if tau < dispatch.float64_gram_min_rtol(rows[i], As[i].shape[-1])
-        ]
-        if not low and len(together) == len(As):
+        counts = dict(zip(together, found.split(1), strict=True))
+        if absolute > 0:  # then tau / sigma_max depends on the values
+            for i, tau in zip(together, smallest_tau.split(1), strict=False):
+                if not dispatch.resolved(OP, As[i], tau, rows[i]):
+                    pair = scalar_pair(As[i], *tolerances[i])
+                    counts[i] = svd_counts(OP, As[i].flatten(0, -2), pair, center)
+        elif len(together) == len(As):
             return found
-        counts = {i: x for i, x in zip(together, found.split(1), strict=True) if i not in low}
     for i in set(range(len(As))) - set(counts):
         counts[i] = count(OP, As[i].flatten(0, -2), *tolerances[i], center).view(1)
     return torch.cat([counts[i] for i in range(len(As))])
