@@ -4,8 +4,9 @@
 
 A Gram matrix known to a relative error eta moves a singular value by at most a share
 d = eta / (2 tau_rel^2) around tau (docs/certificates.md). Sums of c roundings with the unit u give
-eta <= gamma_c = c u / (1 - c u) where no entry is negative; the limits below keep d under 1 % then. For
-entries of both signs eta is measured (benchmarks/gram_error.py).
+eta <= gamma_c = c u / (1 - c u) where no entry is negative; the limits below keep d under 1 % then, but for
+what CUDA_FLOAT32_GRAM_MIN_RTOL says of 16-bit input. For entries of both signs eta is measured
+(benchmarks/gram_error.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ Device = Literal["cpu", "cuda"]
 FLOAT32_GRAM_MIN_RTOL = 8.3e-3
 """On a CPU float32 sums err by at most 23 · 2⁻²⁴ of |A|ᵀ|A| (FLOAT32_SUM_ROUNDINGS of the core). Where no
 entry is negative, as after a ReLU, |A|ᵀ|A| = AᵀA, so that eta ≤ 1.4e-6 and d < 1 % from here on."""
+CUDA_FLOAT32_GRAM_MIN_RTOL = 9.95e-3
+"""The same on the tensor cores of Hopper and Blackwell, which truncate: by a published model of them, not yet
+measured here (docs/certificates.md). 64 products of float32 input lose at most 16.6 · 2⁻²³ of |A|ᵀ|A|. 256
+products of 16-bit input lose 16 · 2⁻²³ to 16 truncations, and up to 80 · 2⁻²³ in all (d < 4.9 %) where most
+are far below the sum they are added to."""
 SUMMED_GRAM_MIN_RTOL = 1e-5
 """The least rtol of Gram matrices that were summed up elsewhere: 0.5 % at 9,000 roundings."""
 MAX_FACTORISATIONS = 8
@@ -93,7 +99,7 @@ def select_backend(
     """The plan for one matrix shape. `rtol` is None where a threshold depends on values (atol, tensors)."""
     side = min(m, n)
     # On a GPU the mean is taken off in float64, whose products then stay in float64.
-    cheap = dtype != torch.float64 and float32_sums_serve(rtol) and not (center and device == "cuda")
+    cheap = dtype != torch.float64 and float32_sums_serve(rtol, device) and not (center and device == "cuda")
     plan: Plan
     if mode is not None:
         from_side = CUDA_PROBED_MIN_SIDE if device == "cuda" else PROBED_MIN_SIDE
@@ -126,9 +132,10 @@ def device_kind(A: Tensor) -> Device:
     return "cuda" if A.is_cuda else "cpu"
 
 
-def float32_sums_serve(rtol: float | None) -> bool:
+def float32_sums_serve(rtol: float | None, device: Device) -> bool:
     """Whether a Gram matrix of float32 sums resolves counts at rtol, of input that is not float64."""
-    return rtol is not None and rtol >= FLOAT32_GRAM_MIN_RTOL
+    limit = CUDA_FLOAT32_GRAM_MIN_RTOL if device == "cuda" else FLOAT32_GRAM_MIN_RTOL
+    return rtol is not None and rtol >= limit
 
 
 def resolved(op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None) -> bool:

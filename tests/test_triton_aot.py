@@ -184,6 +184,29 @@ def test_float64_blocks_are_summed_apart(capability: int) -> None:
 
 
 @compiles
+@pytest.mark.parametrize("tile", [0x1, 0x100])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_float32_blocks_are_multiplied_apart_and_added_in_float32(tile: int, capability: int) -> None:
+    # What the limit of float32 sums rests on: the low parts first, from zero, then the high parts on top of
+    # them, and one IEEE addition a block. Operands are rounded to tf32, not cut off.
+    variant = compiled.Variant("float32", torch.float32, "float32", tile)
+    kernel = compiled.compile_variant(variant, capability)
+    ttgir = kernel.asm["ttgir"]
+    dots = re.findall(
+        r"(%[\w#]+) = (?:tt\.dot|ttng\.warp_group_dot) %[\w#]+, %[\w#]+, (%[\w#]+).*xf32, #mma\d*>(?: loc|$)",
+        ttgir,
+        re.MULTILINE,
+    )
+    assert len(dots) == 3, dots
+    assert dots[0][1].startswith("%cst")
+    last = dots[2][0]
+    waited = re.search(rf"(%\w+):\d+ = ttng\.warp_group_dot_wait {last},", ttgir)
+    last = f"{waited[1]}#0" if waited else last
+    assert re.search(rf"arith\.addf {last}, %(?:part|arg)\w* : tensor<\S+xf32,", ttgir)
+    assert "cvt.rna.tf32.f32" in kernel.asm["ptx"]
+
+
+@compiles
 @pytest.mark.parametrize(
     ("variant", "capability"),
     [pair for pair in compiled.checked() if isinstance(pair[0], compiled.ProbeVariant)],

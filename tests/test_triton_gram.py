@@ -71,6 +71,21 @@ def assert_gram(G: Tensor, X: Tensor, result: GramSet, view: int, precision: con
     assert torch.equal(G, G.mT)
 
 
+@interpreted
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_float32_sums_are_added_up_in_float64_every_chunk(dtype: torch.dtype) -> None:
+    chunk = config.gram_config("float32", dtype.itemsize, 64, False, 9).chunk
+    A = torch.full((8 * chunk, 64), 2.0**-8.75).to(dtype)
+    A[:: 4 * chunk] = 2.0**7  # a chunk that starts so loses all its other products
+    result = gram_set([viewed(A)], precision="float32", splits=1)
+    (X,) = matrices(A)
+    exact = X.mT @ X
+    small = exact - 2 * 2.0**14
+    lost = (exact - result.gram(0)[0]) / small
+    assert (lost > 0.2).all()
+    assert (lost <= 0.25).all()
+
+
 def row_of(result: GramSet, view: int) -> dict[str, int]:
     return result.plan.rows[result.plan.order.index(view)]
 

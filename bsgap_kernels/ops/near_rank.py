@@ -28,12 +28,14 @@ def near_rank(
     tolerances broadcast with the batch). `center` subtracts the column means first.
     Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats.
     Accumulation and band: the count is right for every matrix without singular values within a relative
-    distance d of τ. From rtol 8.3e-3 on sums are float32, added in float64 every 128 rows (on a GPU 256),
-    below float64, from 2e-7 … 5e-6 on (by shape: `float64_gram_min_rtol` in dispatch.py), else float64
-    singular values are computed. On a CPU d < 1 % is proven of the sums where no entry is negative. Entries
-    of both signs have d < 1 % where they were measured (benchmarks/results/gram_error.json); proven is
-    ‖A‖_F²/σ_max² times as much, and constructed matrices reach 21 %. `near_rank_interval` proves its
-    counts, this does not.
+    distance d of τ. From rtol 8.3e-3 (on a GPU 9.95e-3) on sums are float32, added in float64 every 128 rows
+    (on a GPU 256, of float32 input 64), below float64, from 2e-7 … 5e-6 on (by shape:
+    `float64_gram_min_rtol` in dispatch.py), else float64 singular values are computed. On a CPU d < 1 % is
+    proven of the sums where no entry is negative. Entries of both signs have d < 1 % where they were measured
+    (benchmarks/results/gram_error.json); proven is ‖A‖_F²/σ_max² times as much, and constructed matrices
+    reach 21 %. On a GPU a published model of Hopper's tensor cores takes the place of the proof, for 16-bit
+    input with d < 4.9 % in the worst case; not yet measured. `near_rank_interval` proves its counts, this
+    does not.
     Non-finite input gives -1; an empty matrix gives 0. Never requires grad.
     Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or an SVD.
     Raises TypeError / ValueError that name the argument; `hermitian`, `out` and `tol` are refused by name.

@@ -39,8 +39,8 @@ def near_rank_interval(
     mode "rigorous" is deterministic: float64 Gram matrix, a-priori bound of its rounding, LDLᵀ whose
     error is computed from its own factors, σ_max bounded on both sides. mode "probed" lets 9 Gaussian
     probes drawn from `seed` bound the error of a cheaper Gram matrix and fails with probability at most
-    1e-9 a matrix, over the seed; where that does not pay (min(m, n) < 288, on a GPU < 424; rtol < 8.3e-3,
-    atol, float64 input; on a GPU, centring) it is "rigorous".
+    1e-9 a matrix, over the seed; where that does not pay (min(m, n) < 288 or rtol < 8.3e-3, on a GPU < 424 or
+    < 9.95e-3; atol, float64 input; on a GPU, centring) it is "rigorous".
     A threshold that cannot be resolved gives a wide interval, at worst [0, min(m, n)]; singular values
     equal to the threshold (ties) lie in it. Resolves rtol ≥ about √(50·γ·‖A‖_F²/σ_max²),
     γ ≈ 1e-16·(256 + max(m, n)/256 + min(m, n)).

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from bsgap_kernels.dispatch import SUMMED_GRAM_MIN_RTOL, float32_sums_serve
+from bsgap_kernels import dispatch
+from bsgap_kernels.dispatch import SUMMED_GRAM_MIN_RTOL
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.distributed import DistributedSpectra
 from bsgap_kernels.tracking.records import METRICS, Question
@@ -86,7 +87,7 @@ def checked_question(
     return Question(0.0 if atol is None else float(atol), float(rtol), center, certify, tuple(names))
 
 
-def float32_serves(question: Question) -> bool:
-    """Whether float32 sums resolve all that is asked: a count from rtol 8.3e-3 on, and no more."""
+def float32_serves(question: Question, activation: Tensor) -> bool:
+    """Whether float32 sums resolve all that is asked: a count, from the device's limit of rtol on."""
     exact = question.certify or question.spectrum or question.sums or question.atol > 0
-    return not exact and float32_sums_serve(question.rtol)
+    return not exact and dispatch.float32_sums_serve(question.rtol, dispatch.device_kind(activation))

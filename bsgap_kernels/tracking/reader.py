@@ -28,6 +28,7 @@ from bsgap_kernels.tracking.hooks import (
     local_rows,
     place_of_mask,
 )
+from bsgap_kernels.tracking.options import float32_serves
 from bsgap_kernels.tracking.reading import SiteHead
 from bsgap_kernels.tracking.records import Question
 from bsgap_kernels.tracking.sites import (
@@ -61,6 +62,7 @@ class Site:
     seconds: float = 0.0
     shape: torch.Size | None = None  # of activations that are read as they stand, if once looked at
     device: torch.device | None = None  # of those
+    float32_gram: bool = False  # what is asked allows float32 sums on that device
     first: int = 0  # features are dimensions [first, last)
     last: int = 0
     captured: bool = False  # read in a CUDA graph: its replays call no hook
@@ -87,7 +89,6 @@ class ReadOptions:
     unfold: str
     question: Question
     adds_up: bool  # several passes or ranks make a step: only AᵀA will do
-    float32_gram: bool
     sample_rows: int
     max_features: int
     sketch: int | None
@@ -302,14 +303,12 @@ class SiteReader:
         if activation.shape != site.shape or activation.device != site.device or site.reads > 0:
             with torch.no_grad():
                 activation = self._fitting(site, activation.detach())
-        options = self.options
         site.sums.add(
             activation,
             site.first,
             site.last,
-            # Sums about which more is asked than a count are kept in float64.
-            float32_gram=options.float32_gram,
-            center=options.question.center,
+            float32_gram=site.float32_gram,
+            center=self.options.question.center,
             fresh=site.reads == 0 and site.shape is not None,
         )
         site.reads += 1
@@ -371,7 +370,9 @@ class SiteReader:
                     "several passes"
                 )
             site.sums = sums = self._zeros(m, n, matrix.device)
-        site.first, site.last, site.device = first, last, matrix.device
+        if matrix.device != site.device:
+            site.device, site.float32_gram = matrix.device, float32_serves(self.options.question, matrix)
+        site.first, site.last = first, last
         site.join()
         on_device = matrix.is_cuda or site.stream is not None
         as_it_stands = matrix is activation and not (self._masks or sketched or on_device)

@@ -107,10 +107,11 @@ def gram_config(precision: Precision, itemsize: int, tile: int, big: bool, archi
             return GramConfig(1024, 128, 0, "ieee", num_warps, stages)
         return GramConfig(2048, 128, 0, "ieee", num_warps, stages, elementwise=2)
     if itemsize == 4:
-        # Operands of older and of consumer devices pass through registers: less of them at a time.
+        # Operands of older and of consumer devices pass through registers: less of them at a time. What
+        # chunks of 64 lose the limit in `dispatch.py` allows for (docs/certificates.md).
         if architecture in (9, 10):
-            return GramConfig(2048, 32, 256, "tf32x3", num_warps, 4)
-        return GramConfig(1024, 32, 256, "tf32x3", num_warps, 2)
+            return GramConfig(2048, 32, 64, "tf32x3", num_warps, 4)
+        return GramConfig(1024, 32, 64, "tf32x3", num_warps, 2)
     if tile == 128:
         return GramConfig(4096, 32, 256, "tf32x3", 8, 4)
     if big:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...dispatch import float32_sums_serve
+from ...dispatch import device_kind, float32_sums_serve
 
 
 def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
@@ -16,7 +16,7 @@ def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
     sides = [activation.shape[1] for activation in activations]
     grams = [torch.zeros(side, side, dtype=torch.float64, device=device) for side in sides]
     totals = [torch.zeros(3, dtype=torch.float64, device=device) for _ in sides]
-    float32_gram = float32_sums_serve(rtol)
+    float32_gram = float32_sums_serve(rtol, device_kind(activations[0]))
     ops = torch.ops.bsgap
 
     def call() -> Tensor:
