@@ -1,10 +1,12 @@
-"""How far the Gram accumulations of the CPU are from exact: the figures behind the limits in `dispatch.py`.
+"""How far the Gram accumulations are from exact: the figures behind the limits in `dispatch.py`.
 
 python benchmarks/gram_error.py     # about three minutes; writes benchmarks/results/gram_error.json
+python benchmarks/gram_error.py --device cuda --json FILE   # float32 sums of a GPU, few shapes, no search
 
 eta = ||G - exact||_2 / lambda_max of float32 input (`float32`: float32 sums, `float64`: float64 sums) and of
-its rounding to bfloat16 (`bfloat16`: float32 sums). The exact Gram matrix is in extended precision: a 64-bit
-significand, so its own error is some 2000 times below that of a float64 sum.
+its rounding to bfloat16 and, on a GPU, float16 (`bfloat16`, `float16`: float32 sums). The exact Gram matrix
+is in extended precision: a 64-bit significand, so its own error is some 2000 times below that of a float64
+sum. On a GPU every row is written as it is measured, so that a run cut short leaves what it had.
 
 The displacement of a singular value is |Δλ| / 2λ, λ its square, with λ at least τ² at the limit of rtol.
 `search` looks for matrices that maximise it: rows of four kinds in the places where chains and chunks of the
@@ -14,8 +16,10 @@ sums begin, each kind one row of `theta`, moved at random as long as that helps.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +29,10 @@ from numpy.typing import NDArray
 
 import bsgap_kernels  # noqa: F401 - registers the ops
 from bsgap_kernels.bench.machine import describe
-from bsgap_kernels.dispatch import FLOAT32_GRAM_MIN_RTOL, float64_gram_min_rtol
+from bsgap_kernels.dispatch import CUDA_FLOAT32_GRAM_MIN_RTOL, FLOAT32_GRAM_MIN_RTOL, float64_gram_min_rtol
 
 RESULT = Path(__file__).resolve().parent / "results" / "gram_error.json"
+CUDA_SHAPES = ((4096, 64), (2048, 256))  # one tile, and those of 128 of 16-bit input
 SHAPES = ((256, 32), (65536, 16), (65536, 64), (8192, 256), (1024, 512), (600, 600), (64, 4096))
 Array = NDArray[np.float32]
 
@@ -78,7 +83,22 @@ FAMILIES: tuple[Callable[[np.random.Generator, int, int], Array], ...] = (
 )
 
 
+def truncated(rng: np.random.Generator, m: int, n: int, lost_from: int) -> Array:
+    """Ones every 256 rows, and products just below 2^-lost_from, which a sum of that many bits less loses."""
+    row = np.arange(m) % 256
+    column = np.where(row == 0, 1, 0.99 * 2.0 ** (-lost_from / 2)).astype(np.float32)
+    return np.repeat(column[:, None], n, axis=1) * rng.choice(np.float32([1, 2, 4]), n)
+
+
+def device_families() -> dict[str, Callable[[np.random.Generator, int, int], Array]]:
+    """FAMILIES, and what tells how many bits below a float32 sum (2^-23) the tensor cores keep."""
+    named: dict[str, Callable[[np.random.Generator, int, int], Array]] = {f.__name__: f for f in FAMILIES}
+    return named | {f"products below 2^-{e}": partial(truncated, lost_from=e) for e in (24, 25, 26, 27)}
+
+
 SUMS = ("float32", "bfloat16", "float64")
+CUDA_SUMS = ("float32", "bfloat16", "float16")
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def exact_gram(X: NDArray[np.longdouble]) -> NDArray[np.longdouble]:
@@ -90,18 +110,42 @@ def exact_gram(X: NDArray[np.longdouble]) -> NDArray[np.longdouble]:
     return result
 
 
-def measure(A: Array) -> dict[str, float]:
+def measure(A: Array, sums: Sequence[str] = SUMS, device: str = "cpu") -> dict[str, float]:
     """Every accumulation of the smaller Gram matrix of A."""
     X = torch.from_numpy(A.T.copy() if A.shape[0] < A.shape[1] else A)
     row = {}
-    for name in SUMS:
-        read = X.bfloat16() if name == "bfloat16" else X
+    for name in sums:
+        read = X.to(DTYPES.get(name, torch.float32))
         wide = read.float().numpy().astype(np.longdouble)
         exact = exact_gram(wide)
         top = np.linalg.eigvalsh(exact.astype(np.float64))[-1]
-        computed = torch.ops.bsgap._feature_gram(read, False, name != "float64")[0].numpy()
+        computed = feature_gram(read.to(device), name != "float64")
         row[name] = float(np.linalg.norm((computed - exact).astype(np.float64), 2) / top)
     return row
+
+
+def feature_gram(X: torch.Tensor, float32: bool) -> NDArray[np.float64]:
+    """XᵀX by the kernels of X's device."""
+    return torch.ops.bsgap._feature_gram(X, False, float32)[0].cpu().numpy()
+
+
+def measure_device(
+    device: str, path: Path | None, shapes: Sequence[tuple[int, int]] = CUDA_SHAPES
+) -> dict[str, Any]:
+    """The float32 sums of a GPU; band: share that a singular value at the limit can move by."""
+    rng = np.random.default_rng(0)
+    result: dict[str, Any] = {"schema": 2, "device": device, "rows": [], **describe()}
+    if device == "cuda":
+        result["gpu"] = torch.cuda.get_device_name()
+    for m, n in shapes:
+        for family, make in device_families().items():
+            row = {"m": m, "n": n, "family": family, **measure(make(rng, m, n), CUDA_SUMS, device)}
+            row["band"] = {name: row[name] / (2 * CUDA_FLOAT32_GRAM_MIN_RTOL**2) for name in CUDA_SUMS}
+            result["rows"].append(row)
+            print(f"{m}x{n} {family}: {', '.join(f'{s} {row[s]:.1e}' for s in CUDA_SUMS)}", flush=True)
+            if path is not None:
+                path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
 
 
 def limit_of(name: str, m: int, n: int) -> float:
@@ -144,7 +188,7 @@ def displacement(theta: NDArray[np.float64], name: str, m: int, non_negative: bo
     X = X if name == "float64" else X.bfloat16() if name == "bfloat16" else X.float()
     wide = X.double().numpy().astype(np.longdouble)
     exact = exact_gram(wide)
-    computed = torch.ops.bsgap._feature_gram(X, False, name != "float64")[0].numpy()
+    computed = feature_gram(X, name != "float64")
     lam, V = np.linalg.eigh(exact.astype(np.float64))
     floor = limit_of(name, *X.shape) ** 2 * lam[-1]
     if name == "float64":  # to the first order: the solver's own error is of this size
@@ -196,7 +240,16 @@ SEARCHES = (("float32", 1025), ("bfloat16", 1025), ("float64", 65537))
 
 
 def main() -> None:
-    """Measures every shape and family, searches, prints and writes the result."""
+    """Measures every shape and family, on a CPU searches, prints and writes the result."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help=f"default: {RESULT.name} beside the others, of a CPU")
+    arguments = parser.parse_args()
+    if arguments.device == "cuda":
+        measure_device("cuda", arguments.json)
+        return
     rng = np.random.default_rng(0)
     rows: list[dict[str, Any]] = []
     for m, n in SHAPES:
@@ -222,7 +275,7 @@ def main() -> None:
         "searches": searches,
         **describe(),
     }
-    RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (arguments.json or RESULT).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""The limit of float32 sums on CUDA: its formula, and a model of the tensor cores."""
+"""The limit of float32 sums on CUDA: its formula, a model of the tensor cores, and how it is measured."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
+from runpy import run_path
 
 import numpy as np
 import pytest
@@ -137,3 +141,19 @@ def test_a_sum_of_float32_products_loses_no_more_than_stated() -> None:
     products = [v * v for v in x]
     lost = lost_of(cores.sum_of_float32(x, x, block, own.chunk), products)
     assert 7 < lost <= stated
+
+
+@pytest.mark.skipif(os.environ.get("BSGAP_VIRTUAL_GPU") != "1", reason="runs in test_virtual_gpu.py")
+def test_the_error_of_device_sums_is_measured(tmp_path: Path) -> None:
+    bench = run_path(str(Path(__file__).resolve().parents[1] / "benchmarks" / "gram_error.py"))
+    path = tmp_path / "gram_error-cuda.json"
+    result = bench["measure_device"]("cpu", path, shapes=((600, 16),))
+    assert json.loads(path.read_text(encoding="utf-8")) == result
+    assert len(result["rows"]) == 10
+    for row in result["rows"]:
+        for name in ("float32", "bfloat16", "float16"):
+            # The interpreter rounds to nearest: half a unit a product, of which a warp adds 128 in a chain.
+            assert row[name] < 128 * 2.0**-24
+            assert row["band"][name] == row[name] / (2 * CUDA_FLOAT32_GRAM_MIN_RTOL**2)
+    lost = {row["family"]: row["float32"] for row in result["rows"]}
+    assert lost["products below 2^-24"] > 10 * lost["gaussian"] > 0

@@ -68,9 +68,19 @@ PROBED = {"omega_kernel", "product_kernel"}
             {"count_small_kernel", "gram_kernel, sides within a tile"},
             marks=pytest.mark.slow,
         ),
+        ("test_device_sums.py", "measured", 1, {"gram_kernel, sides within a tile"}),
         ("test_without_nvcc.py", "", 3, {"gram_kernel, sides within a tile"}),
     ],
-    ids=["ops", "tracker", "accumulator", "modes", "numbers", "hook path of the benchmark", "without nvcc"],
+    ids=[
+        "ops",
+        "tracker",
+        "accumulator",
+        "modes",
+        "numbers",
+        "hook path of the benchmark",
+        "device sums",
+        "without nvcc",
+    ],
 )
 def test_the_private_ops_of_cuda(file: str, selection: str, tests: int, kernels: set[str]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / file)]
