@@ -241,16 +241,15 @@ def test_unfolding(unfold: str, shape: tuple[int, ...], expected: tuple[int, int
 def test_1d_convolutions_make_three_dimensions_ambiguous() -> None:
     model = nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU(), nn.Conv1d(5, 4, 3), nn.Tanh())
     x = torch.randn(9, 2, 16)
+    said = r"1, of three dimensions, is read as tokens .* features_dim=1"
     with watch(model) as tracker:
-        with pytest.warns(
-            UserWarning, match=r"1, of three dimensions, is read as tokens .* unfold='channel'"
-        ) as said:
-            model(x)
-        assert len(said) == 1
-        assert tracker.collect()["1#0"].shape == (45, 14)
+        with pytest.warns(UserWarning, match=said) as warned, tracker.view("probe"), torch.no_grad():
+            model(x)  # without a graph, which would say that a convolution made it
+        assert len(warned) == 1
+        assert tracker.collect("probe")["1#0"].shape == (45, 14)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for unfold, shape in (("channel", (126, 5)), ("token", (45, 14))):
+        for unfold, shape in (("auto", (126, 5)), ("channel", (126, 5)), ("token", (45, 14))):
             with watch(model, unfold=unfold) as tracker:
                 model(x)
                 assert tracker.collect()["1#0"].shape == shape

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.strides import features_last
+from bsgap_kernels.tracking import axis
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.discovery import Discovery, run_example
 from bsgap_kernels.tracking.hooks import (
@@ -63,6 +64,7 @@ class Site:
     shape: torch.Size | None = None  # of activations that are read as they stand, if once looked at
     device: torch.device | None = None  # of those
     float32_gram: bool = False  # what is asked allows float32 sums on that device
+    features_dim: int | None = None  # counted from the end; None: as the unfolding has it
     first: int = 0  # features are dimensions [first, last)
     last: int = 0
     captured: bool = False  # read in a CUDA graph: its replays call no hook
@@ -87,6 +89,7 @@ class ReadOptions:
     """How activations become sums."""
 
     unfold: str
+    features_dim: int | None
     question: Question
     adds_up: bool  # several passes or ranks make a step: only AᵀA will do
     sample_rows: int
@@ -124,6 +127,7 @@ class SiteReader:
         self._checked = False  # every site was looked for in compiled code
         self._observed: set[int] = set()
         self._names: list[str] = []
+        self._of_consumer: dict[int, int | None] = {}  # dimension of features of inputs
         modules = select_modules(model, layers)
         if not modules and not any(isinstance(module, CONSUMERS) for module in model.modules()):
             raise ValueError(
@@ -167,6 +171,8 @@ class SiteReader:
 
     def _attach(self, name: str, module: nn.Module, *, of_input: bool) -> None:
         number = self._number_of(f"{name}:input" if of_input else name)
+        if of_input:
+            self._of_consumer[number] = axis.of_consumer(module)
         kind = InputHook if of_input else OutputHook
         hook = kind(self, self._number, self._token, number, self._names[number])
         self._hook(module.register_forward_pre_hook if of_input else module.register_forward_hook, hook)
@@ -193,6 +199,7 @@ class SiteReader:
 
     def _looked(self, name: str, activation: Tensor, found: bool) -> None:
         number = self._number_of(f"{name}:input")
+        self._of_consumer[number] = axis.of_consumer(self._model.get_submodule(name))
         if found:
             self.observe(number, activation)
         else:  # so that a call is named as its hook will name it
@@ -299,7 +306,7 @@ class SiteReader:
         sites = self._sites[self.view or TRAINING]
         site = sites.get((module, call))
         if site is None:
-            site = sites[module, call] = self._new_site(f"{self._names[module]}#{call}", activation)
+            site = sites[module, call] = self._new_site(module, call, activation)
         if activation.shape != site.shape or activation.device != site.device or site.reads > 0:
             with torch.no_grad():
                 activation = self._fitting(site, activation.detach())
@@ -316,23 +323,36 @@ class SiteReader:
             clock.end(beginning)
         site.seconds += time.perf_counter() - started
 
-    def _matrix(self, activation: Tensor) -> tuple[Tensor, int, int]:
+    def _matrix(self, activation: Tensor, features_dim: int | None) -> tuple[Tensor, int, int]:
         if self.options.sample_rows > 1:
             activation = activation[:: self.options.sample_rows]
-        return matrix_of(activation, self.options.unfold)
+        return matrix_of(activation, self.options.unfold, features_dim)
+
+    def _features_dim(self, module: int, activation: Tensor) -> int | None:
+        given = self.options.features_dim
+        if given is not None and not -activation.ndim <= given < activation.ndim:
+            raise ValueError(
+                f"{self._names[module]}: features_dim is {given}, and an activation has {activation.ndim} "
+                "dimensions"
+            )
+        if given is not None or self.options.unfold in ("flatten", "token"):
+            return given
+        found = self._of_consumer.get(module)
+        return axis.of_producer(activation) if found is None else found
 
     def _zeros(self, m: int, n: int, device: torch.device) -> Sums:
         question = self.options.question
         rows = m if m < n and not (self.options.adds_up or self._masks) else None
         return Sums.zeros(n, device, rows=rows, sums=question.sums, magnitudes=question.magnitudes)
 
-    def _new_site(self, name: str, activation: Tensor) -> Site:
-        options = self.options
-        if self._ambiguous and activation.ndim == 3:
+    def _new_site(self, module: int, call: int, activation: Tensor) -> Site:
+        options, name = self.options, f"{self._names[module]}#{call}"
+        features_dim = self._features_dim(module, activation)
+        if self._ambiguous and activation.ndim == 3 and features_dim is None:
             self._ambiguous = False
             warnings.warn(ambiguous_sequence(name.rpartition("#")[0]), stacklevel=3)
         with torch.no_grad():
-            m, n = _shape(*self._matrix(activation.detach()))
+            m, n = _shape(*self._matrix(activation.detach(), features_dim))
         notes = [f"rows 1/{options.sample_rows}"] if options.sample_rows > 1 else []
         if (options.adds_up or self._masks) and n > options.max_features:
             if options.sketch is None:
@@ -343,12 +363,13 @@ class SiteReader:
                 )
             notes.append(f"sketch {options.sketch} of {n}")
             n = options.sketch
-        return Site(SiteHead(name, n, ", ".join(notes)), self._zeros(m, n, activation.device))
+        sums = self._zeros(m, n, activation.device)
+        return Site(SiteHead(name, n, ", ".join(notes)), sums, features_dim=features_dim)
 
     def _fitting(self, site: Site, activation: Tensor) -> Tensor:
         """What of an activation the sums of its site are to be given, once it is known that it fits them."""
         name, sums, sketched = site.head.name, site.sums, "sketch" in site.head.note
-        matrix, first, last = self._matrix(activation)
+        matrix, first, last = self._matrix(activation, site.features_dim)
         m, n = _shape(matrix, first, last)
         if not sketched and n != sums.n:
             raise ValueError(

@@ -172,7 +172,7 @@ def ambiguous_sequence(name: str) -> str:
     """What is said where `auto` has to guess."""
     return (
         f"bsgap_kernels: {name}, of three dimensions, is read as tokens (B, T, D), but the model has 1-d "
-        "convolutions, whose activations are (B, C, T); say unfold='channel' or unfold='token'"
+        "convolutions, whose activations are (B, C, T); say features_dim=-1 or features_dim=1"
     )
 
 
@@ -189,15 +189,16 @@ def no_site(searching: bool) -> str:
     )
 
 
-def unfold_activation(activation: Tensor, unfold: str = "flatten") -> Tensor:
+def unfold_activation(activation: Tensor, unfold: str = "flatten", features_dim: int | None = None) -> Tensor:
     """Unfold an activation (B, ...) to a matrix: observations in rows, features in columns.
 
     `flatten` gives (B, C·H·W), `channel` (B·H·W, C), `pool` (B, C), the mean over positions, and `token` of
     (B, T, D) gives (B·T, D). `auto` is `token` for three dimensions and `channel` for more.
+    features_dim: the dimension of C or D; default: the last of `token`, else the second.
     `flatten` of a contiguous activation and `channel` of a channels_last one are views; `channel` of a
     contiguous NCHW activation cannot be one and copies.
     """
-    return features_last(*matrix_of(activation, unfold)).flatten(0, -2)
+    return features_last(*matrix_of(activation, unfold, features_dim)).flatten(0, -2)
 
 
 def resolve_unfold(ndim: int, unfold: str) -> str:
@@ -207,7 +208,9 @@ def resolve_unfold(ndim: int, unfold: str) -> str:
     return "flatten" if ndim <= 2 else "token" if ndim == 3 else "channel"
 
 
-def matrix_of(activation: Tensor, unfold: str = "flatten") -> tuple[Tensor, int, int]:
+def matrix_of(
+    activation: Tensor, unfold: str = "flatten", features_dim: int | None = None
+) -> tuple[Tensor, int, int]:
     """An activation, pooled if `unfold` asks for it, and the range [first, last) of its feature dimensions.
 
     All other dimensions, in order, are observations. Nothing is copied.
@@ -217,10 +220,12 @@ def matrix_of(activation: Tensor, unfold: str = "flatten") -> tuple[Tensor, int,
     unfold = resolve_unfold(activation.ndim, unfold)
     if unfold == "flatten" or activation.ndim == 2:
         return activation, 1, activation.ndim
-    if unfold == "token":
-        return activation, activation.ndim - 1, activation.ndim
-    if unfold == "channel":
-        return activation, 1, 2
+    if features_dim is None:
+        features_dim = activation.ndim - 1 if unfold == "token" else 1
+    features_dim %= activation.ndim
+    if unfold in ("token", "channel"):
+        return activation, features_dim, features_dim + 1
     # Halves are averaged in float32: a mean of a few hundred values loses bits in their own format.
     dtype = torch.float32 if activation.dtype in (torch.float16, torch.bfloat16) else None
-    return activation.flatten(2).mean(2, dtype=dtype), 1, 2
+    positions = tuple(d for d in range(1, activation.ndim) if d != features_dim)
+    return activation.mean(positions, dtype=dtype), 1, 2

@@ -58,6 +58,10 @@ class RankTracker:
         layers: glob patterns over module names, regular expressions, or a function of name and module; None
             reads the outputs of all nonlinearities.
         unfold: `auto`, `flatten`, `channel`, `pool` or `token` (see `unfold_activation`).
+        features_dim: the dimension of activations that holds their features (C or D of `unfold_activation`),
+            at every site. Default: as the layer says that made the activation, or takes it: last of Linear,
+            LayerNorm and embeddings, before the spatial dimensions of convolutions, second of batch and
+            group norms. Where none is found, as without a graph of autograd, as `unfold_activation` has it.
         every: track every so many steps.
         rtol, atol: the threshold is max(atol, rtol·σ_max).
         center: subtract the column means first.
@@ -104,6 +108,7 @@ class RankTracker:
         *,
         layers: Layers | None = None,
         unfold: str = "auto",
+        features_dim: int | None = None,
         every: int = 1,
         rtol: float = 1e-2,
         atol: float | None = None,
@@ -134,6 +139,10 @@ class RankTracker:
         )  # fmt: skip
         if unfold not in UNFOLDS:
             raise ValueError(f"unfold: got {unfold!r}, expected one of {', '.join(UNFOLDS)}")
+        if features_dim is not None and (isinstance(features_dim, bool) or not isinstance(features_dim, int)):
+            raise TypeError(f"features_dim: got {features_dim!r}, expected an int or None")
+        if features_dim is not None and unfold in ("flatten", "token"):
+            raise ValueError(f"features_dim: got {features_dim}, which unfold={unfold!r} has no use of")
         if max_overhead is not None and not 0 < max_overhead < math.inf:
             raise ValueError(f"max_overhead: got {max_overhead!r}, expected a positive share such as 0.01")
         question = checked_question(rtol, atol, center, certify, metrics)
@@ -142,6 +151,7 @@ class RankTracker:
         self._spectra = spectra_of(process_group, comm_budget)
         options = ReadOptions(
             unfold=unfold,
+            features_dim=features_dim,
             question=question,
             adds_up=micro_batches > 1 or self._spectra is not None,
             sample_rows=sample_rows,
