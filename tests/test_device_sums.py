@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensor_cores as cores
 import torch
+from gpu_support import DEVICE, ON_GPU, random
 from torch import nn
 
 from bsgap_kernels import dispatch
@@ -141,6 +142,25 @@ def test_a_sum_of_float32_products_loses_no_more_than_stated() -> None:
     products = [v * v for v in x]
     lost = lost_of(cores.sum_of_float32(x, x, block, own.chunk), products)
     assert 7 < lost <= stated
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("n", [64, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_sums_of_a_gpu_lose_no_more_than_stated(dtype: torch.dtype, n: int) -> None:
+    stated = float(units_of_float32(32, 64) if dtype == torch.float32 else 16 * LOST[16])
+    if ON_GPU and torch.cuda.get_device_capability()[0] == 8:
+        stated *= 2  # half of the products a step, one bit less
+    inputs = [random(2048, n, dtype=dtype).relu()]
+    for lost_from in (24, 25, 26, 27):
+        A = torch.full((2048, n), 0.99 * 2.0 ** (-lost_from / 2), dtype=dtype, device=DEVICE)
+        A[::256] = 1
+        inputs.append(A)
+    for A in inputs:
+        X = A.double().cpu()
+        exact = X.mT @ X
+        G = torch.ops.bsgap._feature_gram(A, False, True)[0].cpu()
+        assert float(((G - exact).abs() / exact).max()) <= stated * float(UNIT)
 
 
 @pytest.mark.skipif(os.environ.get("BSGAP_VIRTUAL_GPU") != "1", reason="runs in test_virtual_gpu.py")
