@@ -156,6 +156,20 @@ def test_hooks_go_when_the_block_raises() -> None:
     assert not model.act._forward_hooks
 
 
+def test_a_step_that_ends_paused_takes_its_reads_with_it() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+    first, second = (torch.randn(rows, 6, generator=torch.Generator().manual_seed(rows)) for rows in (30, 40))
+    with RankTracker(model, rtol=RTOL, verbose=False) as tracker:
+        for _ in range(2):
+            model(first)
+            with tracker.paused():
+                tracker.step()
+            A = model(second)
+            (record,) = tracker.collect().values()
+            assert record.shape == (40, 5)
+            assert record.near_rank == int(torch.linalg.matrix_rank(A.detach().double(), rtol=RTOL))
+
+
 def test_views_are_kept_apart_and_paused_passes_leave_nothing() -> None:
     model = Reused()
     with RankTracker(model, unfold="flatten") as tracker:

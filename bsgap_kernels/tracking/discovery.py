@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bsgap_kernels.tracking.hooks import Hook, elsewhere, recomputing
+from bsgap_kernels.tracking.hooks import Hook, elsewhere, first_input, recomputing
 from bsgap_kernels.tracking.sites import CONSUMERS
 
 _DEPTH = 12
 _NONLINEAR = re.compile(
     r"^(Relu|LeakyRelu|Prelu|Rrelu|Elu|Selu|Celu|Gelu|Silu|Mish|Sigmoid|LogSigmoid|Hardsigmoid|Tanh|Hardtanh|"
-    r"Hardswish|Softplus|Softshrink|Hardshrink|Threshold|Glu|Clamp)"
+    r"Hardswish|Softplus|Softshrink|Hardshrink|Threshold|Glu|Clamp|Pow|Maximum|Minimum)"
 )
 _TRANSPARENT = re.compile(
     r"^(View|UnsafeView|Reshape|Alias|Permute|Transpose|TBackward|Squeeze|Unsqueeze|Expand|Clone|Contiguous|ToCopy|"
-    r"Slice|Select|Split|Chunk|Cat|Mul|Div|NativeDropout|FusedDropout|MaxPool|AvgPool|Adaptive|MkldnnMaxPool|"
+    r"Slice|Select|Split|Chunk|Cat|Mul|Div|Sub|NativeDropout|FusedDropout|MaxPool|AvgPool|Adaptive|MkldnnMaxPool|"
     r"MkldnnAvgPool|Mean|ConstantPadNd|ReflectionPad|ReplicationPad|UpsampleN|UpsampleB)"
 )
 
@@ -44,12 +44,26 @@ def nonlinear_sources(activation: Tensor) -> list[Any]:
             if node in met:
                 continue
             met.add(node)
-            if _NONLINEAR.match(node.name()):
+            if _is_nonlinear(node):
                 sources.append(node)
             elif _TRANSPARENT.match(node.name()):
                 parents += [parent for parent, _ in node.next_functions]
         level = parents
     return sources
+
+
+def _is_nonlinear(node: Any) -> bool:
+    """Whether a node of autograd is a nonlinearity of an activation, not of a parameter."""
+    name = node.name()
+    parents = [parent for parent, _ in node.next_functions]
+    if name.startswith("Where"):  # between two functions of an activation; else a mask
+        return len(parents) == 2 and None not in parents
+    if name.startswith("Div") and len(parents) == 2 and parents[1] is not None:  # softsign, x / (|x| + 1)
+        inner = [p.name() for p, _ in parents[1].next_functions if p is not None]
+        return parents[1].name().startswith("Add") and any(x.startswith("Abs") for x in inner)
+    if not _NONLINEAR.match(name):
+        return False
+    return not all(isinstance(getattr(parent, "variable", None), nn.Parameter) for parent in parents)
 
 
 class Discovery:
@@ -67,7 +81,7 @@ class Discovery:
         # Nodes, kept alive for the pass so that no other takes their place in memory.
         self._sources: dict[int, Any] = {}
         self._handles = [
-            module.register_forward_pre_hook(_Look(self, name))
+            module.register_forward_pre_hook(_Look(self, name), with_kwargs=True)
             for name, module in model.named_modules()
             if isinstance(module, CONSUMERS)
         ]
@@ -110,12 +124,13 @@ class _Look(Hook):
         self.discovery = discovery
         self.name = name
 
-    def __call__(self, module: nn.Module, args: Any) -> None:
+    def __call__(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         # Autograd's graph is not to be seen from compiled code.
         if torch.compiler.is_compiling() or elsewhere():
             return
-        if args and isinstance(args[0], Tensor) and not recomputing():
-            self.discovery.look(self.name, module, args[0])
+        activation = first_input(args, kwargs)
+        if isinstance(activation, Tensor) and not recomputing():
+            self.discovery.look(self.name, module, activation)
 
 
 def run_example(model: nn.Module, example: Any) -> None:

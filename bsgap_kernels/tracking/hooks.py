@@ -145,9 +145,15 @@ class InputHook(OutputHook):
     """Reads a module's first input before its forward."""
 
     def __call__(self, module: nn.Module, args: Any, output: Any = None) -> None:
-        """Called by torch before the module's forward."""
-        if args:
-            super().__call__(module, args, args[0])
+        """Called by torch before the module's forward; output: its keyword arguments."""
+        activation = first_input(args, output)
+        if activation is not None:
+            super().__call__(module, args, activation)
+
+
+def first_input(args: Any, kwargs: dict[str, Any]) -> Any:
+    """The first argument of a layer, by place or, where there is none, by name; None of a call without."""
+    return args[0] if args else next(iter(kwargs.values()), None)
 
 
 class BeginHook(ReaderHook):

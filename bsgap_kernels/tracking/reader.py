@@ -175,7 +175,8 @@ class SiteReader:
             self._of_consumer[number] = axis.of_consumer(module)
         kind = InputHook if of_input else OutputHook
         hook = kind(self, self._number, self._token, number, self._names[number])
-        self._hook(module.register_forward_pre_hook if of_input else module.register_forward_hook, hook)
+        before = partial(module.register_forward_pre_hook, with_kwargs=True)
+        self._hook(before if of_input else module.register_forward_hook, hook)
 
     def _hook(self, register: Callable[[Any], Any], hook: Hook) -> None:
         self._hooks.append((register, hook))
@@ -436,6 +437,12 @@ class SiteReader:
             if site.stream is not None:
                 site.join()
         return sites
+
+    def forget(self, view: str) -> None:
+        """Drop what sites have read since `release`."""
+        read = [site for site in self._sites[view].values() if site.reads > 0]
+        if read:
+            self.release(read)
 
     def release(self, sites: list[Site]) -> None:
         """Forget what sites have added up: the next step begins.

@@ -316,6 +316,7 @@ class RankTracker:
             reading = self._finish(TRAINING)
         else:
             reading = None
+            self._reader.forget(TRAINING)  # read before a pause in which the step ends: of no tracked step
             self._land()  # of an earlier step: its rows are written, they are no numbers of this one
         if not self._reader.settled:
             self._reader.end_step()
