@@ -6,6 +6,8 @@ import errno
 import json
 import math
 import os
+import posixpath
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from bsgap_kernels.tracking.sinks import (
     jsonl,
     open_sinks,
 )
+from bsgap_kernels.tracking.sinks.services import mlflow_name
 
 SITES = ("relu1#0", "layers.2.8.act2#0")
 
@@ -194,6 +197,7 @@ def test_parquet_resumes_with_every_step_once(tmp_path: Path, first_step: int | 
     # A killed attempt leaves a file without an end; what it was to replace is whole.
     killed = ParquetSink(path, attempt=1, first_step=4, row_group_rows=1)
     killed.write(rows_of(range(4, 9)))
+    killed._file._file.close()  # as the system does for a process that is gone
     assert parquet.read_table(path).num_rows == 20
     write(ParquetSink(path, attempt=2, first_step=first_step), rows_of(range(4, 10), scale=2))
     found = parquet.read_table(path).to_pylist()
@@ -454,3 +458,54 @@ def test_parquet_and_tensorboard_are_opened_by_name(tmp_path: Path) -> None:
         write(sink, rows_of(range(1)))
     assert (tmp_path / "run.parquet").is_file()
     assert tensorboard_scalars(tmp_path / "logs" / "r")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_one_writer_a_file(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"run.{suffix}"
+    (first,) = open_sinks(path, run="a")
+    first.write([Row(0, "relu#0", "train.ratio", 0.5)])
+    for attempt in (0, 1):
+        with pytest.raises(
+            (BlockingIOError, FileExistsError), match=r"is being written to|already holds rows"
+        ):
+            open_sinks(path, run="a", attempt=attempt, first_step=None if attempt == 0 else 0)
+    first.close()
+    assert path.stat().st_size > 0
+    (later,) = open_sinks(path, run="a", attempt=1, first_step=1)
+    later.write([Row(1, "relu#0", "train.ratio", 0.25)])
+    later.close()
+    if suffix == "jsonl":
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "uri", ["gs://b/run.jsonl", "s3://b/run.parquet", "file:run.jsonl", "file:///run.jsonl"]
+)
+def test_uris_are_no_folders(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="got the URI"):
+        open_sinks(uri)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for sink in open_sinks(["~/run.jsonl", "~/run.parquet"]):
+        sink.close()
+    assert (tmp_path / "run.jsonl").exists()
+
+
+def test_series_of_mlflow_stay_apart() -> None:
+    tags = [
+        "train.ratio/relu#0", "train.ratio/a+b", "train.ratio/a_b", "train.ratio/a*b", "x//b", "x/./b",
+        "x/_/b", "/x",
+        "y" * 300, "y" * 299 + "z",
+    ]  # fmt: skip
+    names = [mlflow_name(tag) for tag in tags]
+    assert names[:1] + names[2:3] == ["train.ratio/relu:0", "train.ratio/a_b"]
+    assert len(set(names)) == len(tags)
+    for name in names:  # MLflow's own rules
+        assert re.fullmatch(r"[\w\-./ :]{1,250}", name, re.ASCII)
+        assert posixpath.normpath(name) == name
+        assert not name.startswith(("/", ".."))

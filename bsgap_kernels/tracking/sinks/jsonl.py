@@ -7,11 +7,13 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from bsgap_kernels.tracking.rows import LineFormatter, Row, check_attempt
+from bsgap_kernels.tracking.sinks._files import local_path, lock
 
 ROWS_CUT = "resume.rows_cut"
 # A killed run loses no more than this; at full batch a step may take seconds.
@@ -43,7 +45,8 @@ class JsonlSink:
 
     Raises:
         FileExistsError: attempt 0, and the file holds something.
-        ValueError: a negative attempt or first_step.
+        ValueError: a negative attempt or first_step, or a URI for a path.
+        BlockingIOError: another sink, of any process, has the file open.
         OSError: the file cannot be opened or written. After an OSError of `write` or `flush` no row is lost:
             what was not written is tried again at the next call, up to 64 MiB; `lost` counts rows beyond.
     """
@@ -60,7 +63,7 @@ class JsonlSink:
         buffer_rows: int = 4096,
     ) -> None:
         check_attempt(attempt, first_step)
-        self.path = Path(path)
+        self.path = local_path(path)
         self.run = run
         self.attempt = attempt
         self.lost = 0
@@ -73,7 +76,7 @@ class JsonlSink:
         refuse_existing(self.path, attempt)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         # Unbuffered: a buffer of Python's would be written a second time by a process forked meanwhile.
-        self._file = self.path.open("ab", buffering=0)
+        self._file = self._open()
         self._resumed = attempt == 0
         if first_step is not None:
             self._resume(first_step)
@@ -128,13 +131,22 @@ class JsonlSink:
             self._closed = True
             self._file.close()
 
+    def _open(self) -> FileIO:
+        file = self.path.open("ab", buffering=0)
+        try:
+            lock(file, self.path)
+        except BlockingIOError:
+            file.close()
+            raise
+        return file
+
     def _resume(self, first_step: int) -> None:
         self._resumed = True
         if self.attempt == 0:
             return
         self._file.close()
         cut = cut_back(self.path, self.run, first_step)
-        self._file = self.path.open("ab", buffering=0)
+        self._file = self._open()
         if cut:
             self._lines.append(self._line(first_step, "", ROWS_CUT, cut))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bsgap_kernels.tracking.rows import Row, check_attempt
+from bsgap_kernels.tracking.sinks._files import local_path, lock
 from bsgap_kernels.tracking.sinks._optional import require
 from bsgap_kernels.tracking.sinks.jsonl import refuse_existing
 
@@ -34,7 +35,8 @@ class ParquetSink:
     Raises:
         ImportError: pyarrow is not installed.
         FileExistsError: attempt 0, and the file holds something.
-        ValueError: a negative attempt or first_step, or row groups of less than one row.
+        ValueError: a negative attempt or first_step, a URI for a path, or row groups of less than one row.
+        BlockingIOError: another sink, of any process, writes to the file.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class ParquetSink:
         check_attempt(attempt, first_step)
         if row_group_rows < 1:
             raise ValueError(f"row_group_rows: got {row_group_rows!r}, expected at least 1")
-        self.path = Path(path)
+        self.path = local_path(path)
         self.run = run
         self.attempt = attempt
         self._row_group_rows = row_group_rows
@@ -145,7 +147,13 @@ class _OwnFile(io.RawIOBase):
     """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("wb", buffering=0)
+        self._file = path.open("ab", buffering=0)
+        try:
+            lock(self._file, path)
+        except BlockingIOError:
+            self._file.close()
+            raise
+        self._file.truncate(0)  # what an earlier process left
         self._process = os.getpid()
 
     def writable(self) -> bool:

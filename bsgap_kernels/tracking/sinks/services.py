@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from bsgap_kernels.tracking.sinks.tensorboard import tag_of
 WANDB_STEP = "bsgap_step"
 # MLflow takes no more metrics in one call.
 _MLFLOW_BATCH = 1000
+MLFLOW_NAME_LENGTH = 250
 
 
 class WandbSink:
@@ -97,12 +99,27 @@ class WandbSink:
                 self._run.define_metric(series, step_metric=WANDB_STEP)
 
 
+def mlflow_name(tag: str) -> str:
+    """The name of a series in MLflow: `relu:0` for `relu#0`, otherwise the tag where MLflow takes it.
+
+    MLflow's names have few signs, no empty or dotted parts and at most 250 characters. What has to be changed
+    gets a checksum behind it, so that two series stay two.
+    """
+    wanted = tag.replace("#", ":")
+    name = re.sub(r"[^\w\-./ :]", "_", wanted, flags=re.ASCII)
+    name = "/".join(part if part.strip(".") else "_" for part in name.split("/"))
+    if name == wanted and len(name) <= MLFLOW_NAME_LENGTH:
+        return name
+    checksum = hashlib.blake2s(tag.encode(), digest_size=4).hexdigest()
+    return f"{name[: MLFLOW_NAME_LENGTH - 1 - len(checksum)]}_{checksum}"
+
+
 class MlflowSink:
     """Log rows to MLflow as `metric/site`, up to 1000 in one call.
 
     Into the active MLflow run if there is one, which is left open at the end, otherwise into a run of our own
     with the tags `bsgap.run` and `bsgap.attempt`: each attempt is one, and what an earlier one logged stays
-    with it. MLflow's names know few signs: `relu#0` becomes `relu:0`, any other is replaced by `_`.
+    with it. Names: `mlflow_name`.
 
     Args:
         experiment: name of the experiment, which is made if there is none.
@@ -150,7 +167,7 @@ class MlflowSink:
             tag = tag_of(row)
             name = self._names.get(tag)
             if name is None:
-                name = self._names[tag] = re.sub(r"[^\w\-./ :]", "_", tag.replace("#", ":"), flags=re.ASCII)
+                name = self._names[tag] = mlflow_name(tag)
             self._batch.append(self._metric(name, float(row.value), now, row.step))
         while len(self._batch) >= _MLFLOW_BATCH:
             self._send()

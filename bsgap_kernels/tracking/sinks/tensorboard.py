@@ -43,7 +43,10 @@ class TensorBoardSink:
         self._summary = require("tensorboard.compat.proto.summary_pb2", name, "tensorboard").Summary
         self._event = require("tensorboard.compat.proto.event_pb2", name, "tensorboard")
         check_attempt(attempt, first_step)
-        self._writer = writer.FileWriter(str(Path(directory) / run))
+        # TensorBoard writes to gs:// and the like by itself.
+        remote = "://" in str(directory)
+        folder = f"{str(directory).rstrip('/')}/{run}" if remote else str(Path(directory).expanduser() / run)
+        self._writer = writer.FileWriter(folder)
         self._closed = False
         self._resumed = attempt == 0
         if first_step is not None and not self._resumed:
