@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -69,6 +70,58 @@ def test_padding_does_not_count(dtype: torch.dtype, way: str, options: dict[str,
     assert records["head.1#0"].shape == (6, 5)
 
 
+FORMS: dict[str, tuple[Callable[[Tensor], Tensor], dict[str, Any]]] = {
+    "true for padding": (lambda valid: ~valid, {"mask_true": "padding"}),
+    "1 for padding": (lambda valid: (~valid).long(), {"mask_true": "padding"}),
+    "1.0 for padding": (lambda valid: (~valid).float(), {"mask_true": "padding"}),
+    "-inf added": (lambda valid: torch.zeros(valid.shape).masked_fill(~valid, -torch.inf), {}),
+    "far below 0 added": (
+        lambda valid: torch.zeros(valid.shape).masked_fill(~valid, torch.finfo(torch.float32).min),
+        {"mask_true": "padding"},
+    ),
+}
+
+
+@pytest.mark.parametrize("all_valid", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_masks(form: str, all_valid: bool) -> None:
+    make, options = FORMS[form]
+    valid = torch.ones_like(VALID) if all_valid else VALID
+    model, x = Sequence(), torch.randn(6, 7, 6)
+    with watch(model, mask="attention_mask", **options) as tracker:
+        model(x, attention_mask=make(valid))
+        record = tracker.collect()["act#0"]
+    assert record.shape == (int(valid.sum()), 20)
+    assert record.near_rank == svd_count(F.gelu(model.up(x[valid])).detach())
+
+
+class SequenceFirst(nn.Module):
+    """Tokens (T, B, D) inside, a mask (B, T) with true for padding outside, as nn.Transformer has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(6, 2, 20, activation=nn.ReLU(), dropout=0.0)
+
+    def forward(self, x: Tensor, src_key_padding_mask: Tensor) -> Tensor:
+        return self.layer(x, src_key_padding_mask=src_key_padding_mask)
+
+
+def test_a_mask_of_sequences_that_come_second() -> None:
+    torch.manual_seed(0)
+    model, x = SequenceFirst(), torch.randn(7, 6, 6)
+    saved: list[Tensor] = []
+    model.layer.activation.register_forward_hook(lambda module, args, output: saved.append(output.detach()))
+    with watch(
+        model, mask="src_key_padding_mask", mask_true="padding", layers=["layer.activation"]
+    ) as tracker:
+        model(x, src_key_padding_mask=~VALID)
+        (record,) = tracker.collect().values()
+        assert record.shape == (int(LENGTHS.sum()), 20)
+        assert record.near_rank == svd_count(saved[0][VALID.T])
+        with pytest.raises(ValueError, match="6 sequences of as many tokens, .* could be"):
+            model(x[:6], src_key_padding_mask=~VALID[:, :6])
+
+
 def test_masks_of_other_passes_are_forgotten() -> None:
     model = Sequence()
     x = torch.randn(6, 7, 6)
@@ -84,6 +137,8 @@ def test_bad_masks() -> None:
     model = Sequence()
     with pytest.raises(ValueError, match="mask: got 'padding', .* forward, which has x, attention_mask"):
         watch(model, mask="padding")
+    with pytest.raises(ValueError, match="mask_true: got 'pad', expected one of valid, padding"):
+        watch(model, mask="attention_mask", mask_true="pad")
     assert not model._forward_pre_hooks
     with watch(model, mask="attention_mask") as tracker:
         with pytest.raises(

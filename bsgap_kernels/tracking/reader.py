@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from bsgap_kernels.strides import features_last
-from bsgap_kernels.tracking import axis
+from bsgap_kernels.tracking import axis, padding
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.discovery import Discovery, run_example
 from bsgap_kernels.tracking.hooks import (
@@ -90,6 +90,7 @@ class ReadOptions:
 
     unfold: str
     features_dim: int | None
+    mask_true: padding.MaskTrue
     question: Question
     adds_up: bool  # several passes or ranks make a step: only AᵀA will do
     sample_rows: int
@@ -119,6 +120,7 @@ class SiteReader:
         self._calls: dict[int, int] = {}
         self._mask: Tensor | None = None
         self._masks = mask is not None
+        self._sequence_first = self._masks and padding.is_sequence_first(model)
         self._masked = False  # some site had rows for the mask
         self._training = True  # the pass under way could be one of a training step
         self._compiled = False  # a pass came from compiled code
@@ -267,7 +269,7 @@ class SiteReader:
         if graph_task() != -1 or torch._C._is_tracing():
             return
         self._calls.clear()
-        self._mask = mask
+        self._mask = None if mask is None else padding.valid_tokens(mask, self.options.mask_true)
         self._training = training
         self._compiled = self._compiled or compiled
         if self._discovery is not None:
@@ -405,14 +407,17 @@ class SiteReader:
             site.captured = site.captured or torch.cuda.is_current_stream_capturing()
         elif site.reads == 0:
             torch._foreach_zero_(sums.tensors())
+        rows = activation.shape[:first] + activation.shape[last:]  # before sampling
         if self._mask is not None or sketched:
             matrix = features_last(matrix, first, last)
             site.first, site.last = matrix.ndim - 1, matrix.ndim
-        mask = None if self._mask is None else self._mask[:: self.options.sample_rows]
-        if mask is not None and matrix.shape[:-1] == mask.shape:
+        valid = None
+        if self._mask is not None:
+            valid = padding.fitted(self._mask, rows, self._sequence_first, name)
+        if valid is not None:
+            valid = valid[:: self.options.sample_rows]
             # Rows of zeros add nothing to a Gram matrix; they only must not count as rows.
             self._masked = True
-            valid = mask.to(torch.bool)
             matrix = torch.where(valid[..., None], matrix, 0)
             sums.totals[ROWS] += valid.sum() - m
         if sketched:

@@ -25,6 +25,7 @@ from bsgap_kernels.tracking.options import (
     checked_question,
     spectra_of,
 )
+from bsgap_kernels.tracking.padding import MASK_TRUE, MaskTrue
 from bsgap_kernels.tracking.reader import TRAINING, ReadOptions, SiteReader
 from bsgap_kernels.tracking.reading import Reading, SiteHead
 from bsgap_kernels.tracking.records import SiteRecord
@@ -68,8 +69,10 @@ class RankTracker:
         certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and float32 and 16-bit
             activations are summed in float32 with float64 promotion if rtol ≥ 8.3e-3, on a GPU 9.95e-3.
         metrics: names of `METRICS`, or "all" for near-rank and the columns of `spectral_summary`.
-        mask: name of the model's keyword argument that holds the padding mask (B, T), true or 1 where a token
-            counts: rows of `token` sites that are padding do not.
+        mask: name of the model's keyword argument that holds the padding mask (B, T): rows of `token` sites
+            that are padding do not count. Masks that are added to scores, of 0 and −inf or far below 0, are
+            known as such.
+        mask_true: what true or 1 stands for in any other mask, `valid` tokens or `padding`.
         micro_batches: forward passes in a step. Above 1, or with a process group, a site with fewer rows than
             features holds its n × n Gram matrix, because only that adds up (see `max_features`).
         sample_rows: read only every so many examples of the batch. It shifts what is counted; rows say so.
@@ -116,6 +119,7 @@ class RankTracker:
         certify: bool = False,
         metrics: Sequence[str] | str = ("near_rank",),
         mask: str | None = None,
+        mask_true: MaskTrue = "valid",
         micro_batches: int = 1,
         sample_rows: int = 1,
         max_features: int = 4096,
@@ -143,6 +147,8 @@ class RankTracker:
             raise TypeError(f"features_dim: got {features_dim!r}, expected an int or None")
         if features_dim is not None and unfold in ("flatten", "token"):
             raise ValueError(f"features_dim: got {features_dim}, which unfold={unfold!r} has no use of")
+        if mask_true not in MASK_TRUE:
+            raise ValueError(f"mask_true: got {mask_true!r}, expected one of {', '.join(MASK_TRUE)}")
         if max_overhead is not None and not 0 < max_overhead < math.inf:
             raise ValueError(f"max_overhead: got {max_overhead!r}, expected a positive share such as 0.01")
         question = checked_question(rtol, atol, center, certify, metrics)
@@ -152,6 +158,7 @@ class RankTracker:
         options = ReadOptions(
             unfold=unfold,
             features_dim=features_dim,
+            mask_true=mask_true,
             question=question,
             adds_up=micro_batches > 1 or self._spectra is not None,
             sample_rows=sample_rows,
