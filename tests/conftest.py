@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import proven
 import pytest
@@ -47,19 +49,30 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest tests first, and skips those marked ``gpu`` on a machine without a CUDA device.
+    """Puts tests that fork first, then the longest, and skips those marked ``gpu`` without a CUDA device.
 
-    A long test that starts last keeps one core busy while the others have nothing left to run.
+    A forked process cannot run backward where autograd has had threads before the fork, as it has after some
+    compiled models. A long test that starts last keeps one core busy while the others have nothing to run.
     BSGAP_GPU_TEST_DEVICE=cpu runs what of the ``gpu`` tests a CPU can.
     """
-    items.sort(
-        key=lambda item: not (item.get_closest_marker("slow") or "test_in_the_interpreter" in item.name)
-    )
+
+    def place(item: pytest.Item) -> int:
+        if _forks(item.path):
+            return 0
+        return 1 if item.get_closest_marker("slow") or "test_in_the_interpreter" in item.name else 2
+
+    items.sort(key=place)
     if torch.cuda.is_available() or os.environ.get("BSGAP_GPU_TEST_DEVICE") == "cpu":
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@functools.cache
+def _forks(file: Path) -> bool:
+    text = file.read_text(encoding="utf-8")
+    return any(sign in text for sign in ("on_two_ranks(", 'get_context("fork")', "ddp_fork"))
 
 
 @pytest.fixture
