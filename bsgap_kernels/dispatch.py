@@ -127,6 +127,23 @@ def plan_of(
     return select_backend(op, A.dtype, rows or m, n, rtol, center, device_kind(A), **options)
 
 
+@functools.lru_cache(maxsize=4096)
+def plan_of_sums(
+    op: str, dtype: torch.dtype, rtol: float, device: Device, *, exact: bool = False, certify: bool = False
+) -> Plan:
+    """The plan for Gram matrices that are added up as activations appear, and then counted at rtol.
+
+    exact: more is asked than a count at rtol, such as bounds, eigenvalues, column sums or an absolute
+    threshold. Then sums are float64.
+    """
+    cheap = dtype != torch.float64 and float32_sums_serve(rtol, device) and not (exact or certify)
+    gram: Literal["float32", "float64"] = "float32" if cheap else "float64"
+    plan = Plan(op, device, gram, "kernels", "rigorous" if certify else "none")
+    if os.environ.get("BSGAP_PRINT_CONFIG") == "1":
+        print(f"bsgap: {plan} for {dtype} added up, rtol={rtol}", file=sys.stderr)
+    return plan
+
+
 def device_kind(A: Tensor) -> Device:
     """Whose kernels serve the tensor. Tests run those of CUDA on the CPU."""
     return "cuda" if A.is_cuda else "cpu"

@@ -13,8 +13,8 @@ from tolerances import metric_rtol
 from torch import Tensor, nn
 from tracker_models import RTOL, assert_equal_to_svd, svd_count
 
-from bsgap_kernels import RankTracker, reference
-from bsgap_kernels.tracking import METRICS
+from bsgap_kernels import RankTracker, dispatch, reference
+from bsgap_kernels.tracking import METRICS, sums
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +197,35 @@ def test_certified_bounds_hold(rtol: float, micro_batches: int) -> None:
     assert record.lower <= count <= record.upper
     assert record.upper - record.lower <= (0 if rtol > 1e-4 else 3)
     assert record.lower <= record.near_rank <= record.upper
+
+
+@pytest.mark.parametrize(
+    ("options", "gram", "certificate"),
+    [
+        ({}, "float32", "none"),
+        ({"rtol": 1e-3}, "float64", "none"),
+        ({"center": True}, "float64", "none"),
+        ({"metrics": ["stable_rank"]}, "float64", "none"),
+        ({"certify": True}, "float64", "rigorous"),
+    ],
+)
+def test_the_plan_that_is_printed_is_what_a_site_adds_up(
+    options: dict[str, Any],
+    gram: str,
+    certificate: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BSGAP_PRINT_CONFIG", "1")
+    dispatch.plan_of_sums.cache_clear()
+    added: list[bool] = []
+    op = sums._accumulate_gram
+    monkeypatch.setattr(sums, "_accumulate_gram", lambda *args: added.append(args[-2]) or op(*args))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU())
+    with RankTracker(model, verbose=False, **{"rtol": RTOL, **options}) as tracker:
+        model(torch.randn(30, 6))
+        tracker.collect()
+    dispatch.plan_of_sums.cache_clear()
+    assert added == [gram == "float32"]
+    said = capsys.readouterr().err
+    assert f"gram='{gram}', count='kernels', certificate='{certificate}'" in said

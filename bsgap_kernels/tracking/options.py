@@ -88,6 +88,13 @@ def checked_question(
 
 
 def float32_serves(question: Question, activation: Tensor) -> bool:
-    """Whether float32 sums resolve all that is asked: a count, from the device's limit of rtol on."""
-    exact = question.certify or question.spectrum or question.sums or question.atol > 0
-    return not exact and dispatch.float32_sums_serve(question.rtol, dispatch.device_kind(activation))
+    """Whether float32 sums of such activations resolve all that is asked of them."""
+    plan = dispatch.plan_of_sums(
+        "RankTracker",
+        activation.dtype,
+        question.rtol,
+        dispatch.device_kind(activation),
+        exact=question.spectrum or question.sums or question.atol > 0,
+        certify=question.certify,
+    )
+    return plan.gram == "float32"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ...dispatch import device_kind, float32_sums_serve
+from ...dispatch import device_kind, plan_of_sums
 
 
 def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
@@ -16,7 +16,8 @@ def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
     sides = [activation.shape[1] for activation in activations]
     grams = [torch.zeros(side, side, dtype=torch.float64, device=device) for side in sides]
     totals = [torch.zeros(3, dtype=torch.float64, device=device) for _ in sides]
-    float32_gram = float32_sums_serve(rtol, device_kind(activations[0]))
+    plan = plan_of_sums("hook path", activations[0].dtype, rtol, device_kind(activations[0]))
+    float32_gram = plan.gram == "float32"
     ops = torch.ops.bsgap
 
     def call() -> Tensor:
