@@ -158,7 +158,8 @@ def float32_sums_serve(rtol: float | None, device: Device) -> bool:
 def resolved(op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None) -> bool:
     """Whether a float64 Gram matrix resolved thresholds of at least smallest_tau (*,) of sigma_max.
 
-    Nobody looks on a GPU, which would have to be waited for. rows: m, if it is not A.shape[-2].
+    On a GPU always true, unread: looking would wait for the device. Prints what runs instead if false.
+    rows: m, if it is not A.shape[-2].
     """
     m, n = rows or A.shape[-2], A.shape[-1]
     if device_kind(A) == "cuda" or float(smallest_tau.min()) >= float64_gram_min_rtol(m, n):

@@ -26,10 +26,10 @@ _PUBLIC = (
 )
 
 _PRIVATE = (
-    # Of the B matrices of A. exponent: int32, its least value marks a matrix that is not finite.
+    # Counts (*,) at one rtol > 0 that the Gram matrix resolves.
     "_near_rank(Tensor A, float rtol, bool center, bool float32_gram) -> Tensor",
     # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
-    # counts (B, t). smallest_tau (B,): at most tau / sigma_max; empty on CUDA, where nobody looks.
+    # counts (B, t). smallest_tau (B,): a lower bound of tau / sigma_max; empty on CUDA, where it is not read.
     "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
     " -> (Tensor counts, Tensor smallest_tau)",
     # Matrices (*, n) of a list, leading dimensions rows, with one rtol and one kind of sums each.
@@ -37,6 +37,7 @@ _PRIVATE = (
     " -> (Tensor counts, Tensor smallest_tau)",
     "_intervals(Tensor A, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
+    # Of the B matrices of A. exponent: int32, its least value marks a matrix that is not finite.
     "_eigenvalues(Tensor A, bool center) -> (Tensor eigenvalues, Tensor exponent)",
     "_spectral_summary(Tensor A, bool center) -> Tensor",
     "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",

@@ -226,6 +226,17 @@ def test_spectral_norm_of_a_dominant_eigenvalue(n: int) -> None:
     assert 1 - 1e-12 < low <= 1.0 <= high < 1 + 1e-12
 
 
+@pytest.mark.parametrize("exponent", [-300, -170, -160, -155, -100, 0, 100, 150])
+def test_spectral_norm_of_a_dominant_eigenvalue_at_any_scale(exponent: int) -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(40):
+        n = int(rng.integers(2, 200))
+        values = np.concatenate([[1.0], rng.uniform(0, 0.6 / np.sqrt(n), n - 1)]) * 10.0**exponent
+        found = _core.certified_count(np.diag(values), rtol=0.1, start=list(rng.standard_normal(n)))
+        low, high = found["largest_eigenvalue"]
+        assert low <= values.max() <= high, (n, low, high)
+
+
 @pytest.mark.parametrize("gap", [1e-3, 1e-5])
 def test_spectral_norm_of_a_missed_twin(gap: float) -> None:
     # The vector is an exact eigenvector with residual 0, of the second of two eigenvalues that stand alone.

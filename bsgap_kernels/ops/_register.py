@@ -15,8 +15,9 @@ def implement(
 ) -> None:
     """Register an op's implementation for CPU and CUDA, and its shape function.
 
-    differentiable: false if outputs never require grad; autograd is then passed over and the kernel runs
-    below it. A backward that raises would fail under tracing, one in Python costs a second entry a call.
+    differentiable: false if outputs never require grad. By the fallthrough the op then records nothing, by
+    the guard nor do ops inside it. A raising backward would break tracing, one in Python would enter the
+    dispatcher twice a call.
     """
     run = kernel if differentiable else _below_autograd(kernel)
     for key in ("CPU", "CUDA"):

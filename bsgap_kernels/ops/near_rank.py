@@ -29,8 +29,10 @@ def near_rank(
     Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats.
     Accumulation and band: the count is right for every matrix without singular values within a relative
     distance d of τ. From rtol 8.3e-3 (on a GPU 9.95e-3) on sums are float32, added in float64 every 128 rows
-    (on a GPU 256, of float32 input 64), below float64, from 2e-7 … 5e-6 on (by shape:
-    `float64_gram_min_rtol` in dispatch.py), else float64 singular values are computed. On a CPU d < 1 % is
+    (on a GPU 256, of float32 input 64), below float64. Below 2e-7 of a few rows to 7e-6 of a
+    million (on a GPU 4e-5; `float64_gram_min_rtol` in dispatch.py) float64 singular values are computed; on a
+    GPU only for a plain rtol: with atol or tensor tolerances nothing is read back, and a count below that
+    limit may be wrong without notice. On a CPU d < 1 % is
     proven of the sums where no entry is negative. Entries of both signs have d < 1 % where they were measured
     (benchmarks/results/gram_error.json); proven is ‖A‖_F²/σ_max² times as much, and constructed matrices
     reach 21 %. On a GPU a published model of Hopper's tensor cores takes the place of the proof, for 16-bit

@@ -19,12 +19,14 @@ def singular_value_counts(
 
     Shapes: A (*, m, n) as `near_rank`; thresholds (t,) or (*, t), any real dtype, on A's device;
     result (*, t), int64. One Gram matrix and one σ_max serve all thresholds; the float64 Gram resolves
-    thresholds from 2e-7 … 5e-6·‖A‖_F on (`float64_gram_min_rtol` in dispatch.py), a smaller one takes float64
-    singular values. Right outside a 1 % band, as `near_rank`.
+    thresholds from 2e-7 (a few rows) to 7e-6 (a million; on a GPU 4e-5) of σ_max on (`float64_gram_min_rtol`
+    in dispatch.py). A smaller one takes float64 singular values on a CPU; on a GPU nothing is read back, and
+    such a count may be wrong without notice. Right outside a 1 % band, as `near_rank`.
     Whatever A holds, also σ_max = 0, and however many thresholds there are: a NaN threshold gives -1, a
     negative one (-inf too) min(m, n), 1 and more with `relative` and inf give 0. Non-finite input gives -1,
     an empty matrix 0.
-    Never requires grad. Cost: a Gram matrix, then one LDLᵀ a threshold (up to 4; beyond, all eigenvalues).
+    Never requires grad. Cost: a Gram matrix, then one LDLᵀ a threshold (on a CPU up to 8
+    beyond side 64, on a GPU up to 4 beyond side 128; more take all eigenvalues).
     Raises TypeError / ValueError that name the argument.
     """
     _checks.refuse("singular_value_counts", refused)

@@ -92,8 +92,7 @@ def current_stream(device: torch.device) -> int | None:
     return torch.cuda.current_stream(device).cuda_stream
 
 
-# Tables on devices, by the first view's place; counters of arrived splits, which kernels leave at zero.
-_Place = tuple[torch.device, int]
+_Place = tuple[torch.device, int]  # device and stream
 
 
 def on_device(table: Table, device: torch.device, known: dict[_Place, Tensor]) -> Tensor:
@@ -232,8 +231,8 @@ def gram_set(
     """Gram matrices of every view, on its device's current stream; does not synchronise.
 
     Each is of the smaller side, or of the features if `features_side`. precision "float32" sums products in
-    float32 and adds 256 of them at a time in float64 (float64 input: float64 throughout); over- and underflow
-    of float32 is redone in float64.
+    float32 and adds them in float64 every `GramConfig.chunk` depths (float64 input: float64 throughout);
+    over- and underflow of float32 is redone in float64.
     shift (precision "float64"): a float64 vector over features that is subtracted from every observation, one
     for each matrix, back to back in the caller's order; "first_row" takes each matrix's first observation.
     Then `sums` holds the column sums of what is left, for matrices whose side is their features.

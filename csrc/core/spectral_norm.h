@@ -181,7 +181,9 @@ inline Bounds largest_eigenvalue(const double* g, int64_t n, double* work, const
   if (!terms.spectral_norm) return {theta, theta};
 
   b.upper = round_up(frobenius);  // always true: ||G||_2 <= ||G||_F
-  if (length_sq > 0.5 && b.lower > 0.708 * frobenius) {
+  // Squares of what is far below 1 would underflow, and with them what the bound stands on.
+  const bool in_range = frobenius > 0x1p-400 && frobenius < 0x1p400;
+  if (in_range && length_sq > 0.5 && b.lower > 0.708 * frobenius) {
     // Twice the error covers the residual's: that of the product, of the subtraction and of the norm.
     add_multiple(-theta, x.data(), gx.data(), n);
     const double residual = std::sqrt(dot(gx.data(), gx.data(), n) / length_sq) + 2 * error;
