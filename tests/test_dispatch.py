@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from fractions import Fraction
 from pathlib import Path
@@ -82,20 +83,39 @@ def test_the_limit_of_float32_sums_leaves_one_percent() -> None:
     assert _core.FLOAT32_SUM_ROUNDINGS == 23
 
 
-def test_the_limit_on_a_gpu_covers_every_plan_of_its_sums() -> None:
+def laid(layout: str, outer: int, inner: int, side: int, dtype: torch.dtype) -> torch.Tensor:
+    """outer x inner rows of `side` features, without memory: a plan looks at strides only."""
+    size = (outer, inner, side)
+    strides = {
+        "rows": (inner * side, side, 1),
+        "columns": (inner, 1, outer * inner),
+        "two levels": (2 * inner * side, side, 1),
+        "images": (inner * side, 1, inner),
+        "elements": (4 * inner * side, 3 * side, 3),
+    }[layout]
+    return torch.empty_strided(size, strides, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize("layout", ["rows", "columns", "two levels", "images", "elements"])
+def test_the_limit_on_a_gpu_covers_every_plan_of_its_sums(layout: str) -> None:
     from bsgap_kernels.triton.plan import gram_plan
     from bsgap_kernels.triton.table import describe
 
-    for side, depth in ((1, 2), (3, 40), (16, 130), (64, 5000), (200, 10**5), (64, 10**7), (2000, 2001)):
-        shape = describe(torch.empty(1, dtype=torch.float64).expand(depth, side), batch=True)
-        assert shape is not None
+    shapes = ((1, 2), (3, 40), (16, 130), (64, 5000), (200, 10**5), (64, 10**7), (2000, 2001))
+    dtypes = (torch.float64, torch.float32, torch.bfloat16)
+    for (side, depth), dtype, inner in itertools.product(
+        shapes, dtypes, (1, 2, 3, 7, 8, 16, 31, 33, 64, 100)
+    ):
+        outer = -(-depth // inner)
+        view = describe(laid(layout, outer, inner, side, dtype), batch=False)
+        assert view is not None
         for processors in (1, 20, 132):
             plan = gram_plan(
-                [shape], precision="float64", features_side=False, sums=False, processors=processors,
+                [view], precision="float64", features_side=False, sums=False, processors=processors,
                 architecture=9,
             )  # fmt: skip
             unit = Fraction(plan.rows[0]["roundings"], 2**53)
-            limit = Fraction(float64_gram_min_rtol(depth, side, "cuda"))
+            limit = Fraction(float64_gram_min_rtol(view.m, view.n, "cuda"))
             assert unit / (1 - unit) / (2 * limit**2) <= Fraction(501, 100000)
 
 

@@ -137,7 +137,8 @@ LAYOUTS: dict[str, tuple[Callable[[torch.dtype], Tensor], bool, int]] = {
     ),
     "sliced": (lambda d: random(900, 90, dtype=d)[::2, 1::3], True, config.ANY),
     "sliced, several tiles": (lambda d: random(300, 2 * several(d), dtype=d)[:, ::2], True, config.ANY),
-    "sliced tokens": (lambda d: random(6, 50, 32, dtype=d)[:, :37], False, config.SIDE_ALIGNED),
+    "sliced tokens": (lambda d: random(5, 150, 32, dtype=d)[:, :137], False, config.SIDE_ALIGNED),
+    "sliced, few tokens": (lambda d: random(60, 8, 32, dtype=d)[:, :7], False, config.ANY),
     "batch": (lambda d: random(3, 2, 770, 32, dtype=d), True, config.SIDE_ALIGNED),
     "expanded batch": (lambda d: random(1, 601, 9, dtype=d).expand(3, 601, 9), True, config.ANY),
 }

@@ -93,6 +93,9 @@ def test_layouts_promise_only_what_holds(itemsize: int) -> None:
     assert config.layout_of(side, 4096, 0, itemsize, 64) == config.SIDE_ALIGNED
     assert config.layout_of(side, 4096 + itemsize, 0, itemsize, 64) == config.ANY
     assert config.layout_of(side, 4096, 1, itemsize, 64) == config.ANY
+    for inner, layout in ((32, config.SIDE_ALIGNED), (31, config.ANY)):
+        levels = Orientation(8 * vector, 5, inner, 8 * vector * inner * 2, 8 * vector, 1)
+        assert config.layout_of(levels, 4096, 0, itemsize, 64) == layout
     depth = Orientation(9, 7, 16 * vector, 9 * 16 * vector, 1, 16 * vector)
     assert config.layout_of(depth, 4096, 0, itemsize, 16) == config.DEPTH_ALIGNED
     assert config.layout_of(depth, 4096 + itemsize, 0, itemsize, 16) == config.DEPTH_CONTIGUOUS
