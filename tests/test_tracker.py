@@ -230,7 +230,7 @@ def test_a_plain_step_is_one_op_a_site_and_one_for_all() -> None:
 @pytest.mark.parametrize("shape", [(0, 5, 3, 3), (2, 5, 0, 3), (2, 5, 3, 0), (2, 0, 3, 3)])
 def test_an_activation_without_values_adds_nothing(shape: tuple[int, ...]) -> None:
     model = nn.Sequential(nn.ReLU())
-    with RankTracker(model, unfold="channel", verbose=False) as tracker:
+    with RankTracker(model, unfold="channel", features_dim=1, verbose=False) as tracker:
         if shape[1] > 0:
             model(torch.randn(2, 5, 3, 4))
             tracker.step()

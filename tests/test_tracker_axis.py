@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from tracker_models import RTOL
 
 import bsgap_kernels as bsgap
+from bsgap_kernels.tracking import axis
 
 
 def watch(model: nn.Module, **options: Any) -> bsgap.RankTracker:
@@ -67,6 +69,72 @@ def test_the_layer_before_decides(name: str, unfold: str) -> None:
     A = rows(activation, features_dim)
     assert record.shape == A.shape
     assert record.near_rank == int(torch.linalg.matrix_rank(A.double(), rtol=RTOL))
+
+
+WITHOUT_A_GRAPH = {
+    "convolution", "one image", "1-d convolution", "3-d convolution", "batch norm", "linear on channels last",
+    "linear on tokens", "layer norm", "embedding", "residual",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["frozen", "view", "compiled"])
+@pytest.mark.parametrize("name", sorted(WITHOUT_A_GRAPH))
+def test_layers_of_one_kind_decide_without_a_graph(name: str, way: str) -> None:
+    torch._dynamo.reset()
+    before, shape, features_dim = CASES[name]
+    model = nn.Sequential(copy.deepcopy(before), nn.ReLU())
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    if way == "frozen":
+        model.requires_grad_(False)
+    with watch(model) as tracker:
+        run = torch.compile(model, backend="eager") if way == "compiled" else model
+        if way == "view":
+            with tracker.view("probe"), torch.no_grad():
+                activation = run(x)
+        else:
+            activation = run(x)
+        (record,) = (tracker.collect("probe") if way == "view" else tracker.collect()).values()
+    assert record.shape == rows(activation, features_dim).shape
+
+
+def test_layers_that_disagree_are_refused_without_a_graph() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), permuted(0, 2, 3, 1), nn.LayerNorm(5), nn.GELU())
+    x = torch.randn(4, 3, 8, 9)
+    with (
+        watch(model) as tracker,
+        tracker.view("probe"),
+        torch.no_grad(),
+        pytest.raises(ValueError, match=r"3#0: nothing says .* \(4, 6, 7, 5\) .* give features_dim="),
+    ):
+        model(x)
+    with watch(model, features_dim=-1) as tracker, tracker.view("probe"), torch.no_grad():
+        model(x)
+        assert tracker.collect("probe")["3#0"].shape == (168, 5)
+
+
+def test_a_view_takes_what_training_has_seen() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), permuted(0, 2, 3, 1), nn.LayerNorm(5), nn.GELU())
+    x = torch.randn(4, 3, 8, 9)
+    with watch(model) as tracker:
+        model(x)
+        tracker.step()
+        with tracker.view("probe"), torch.no_grad():
+            model(x)
+        assert tracker.collect("probe")["3#0"].shape == (168, 5)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        nn.Sequential(nn.Linear(7, 5), permuted(0, 3, 1, 2), nn.Flatten(2)),
+        nn.Sequential(nn.Conv2d(7, 5, 1), nn.Flatten(2)),
+        nn.Sequential(nn.Linear(7, 5), Apply(lambda x: x.mean(-1))),
+        nn.Sequential(nn.Linear(7, 5), Apply(lambda x: x.unsqueeze(-1))),
+    ],
+)
+def test_the_graph_says_nothing_behind_what_moves_features(before: nn.Module) -> None:
+    activation = before(torch.randn(4, 7, 7, 7, generator=torch.Generator().manual_seed(1)))
+    assert axis.of_producer(torch.relu(activation)) is None
 
 
 class Functional(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -231,28 +230,25 @@ def test_a_vision_transformer() -> None:
 def test_unfolding(unfold: str, shape: tuple[int, ...], expected: tuple[int, int]) -> None:
     model = nn.Sequential(nn.Softshrink(0.3))
     x = torch.randn(shape)
-    with watch(model, unfold=unfold) as tracker:
+    # No layer says where the features are.
+    said = {} if unfold in ("flatten", "token") else {"features_dim": -1 if shape[-1] == expected[1] else 1}
+    with watch(model, unfold=unfold, **said) as tracker:
         saved = {"0#0": model(x)}
         records = tracker.collect()
     assert records["0#0"].shape == expected
     assert_equal_to_svd(records, saved, unfold=unfold)
 
 
-def test_1d_convolutions_make_three_dimensions_ambiguous() -> None:
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize(
+    ("unfold", "expected"), [("auto", (126, 5)), ("channel", (126, 5)), ("token", (45, 14))]
+)
+def test_1d_convolutions(unfold: str, expected: tuple[int, int], recorded: bool) -> None:
     model = nn.Sequential(nn.Conv1d(2, 5, 3), nn.ReLU(), nn.Conv1d(5, 4, 3), nn.Tanh())
-    x = torch.randn(9, 2, 16)
-    said = r"1, of three dimensions, is read as tokens .* features_dim=1"
-    with watch(model) as tracker:
-        with pytest.warns(UserWarning, match=said) as warned, tracker.view("probe"), torch.no_grad():
-            model(x)  # without a graph, which would say that a convolution made it
-        assert len(warned) == 1
-        assert tracker.collect("probe")["1#0"].shape == (45, 14)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        for unfold, shape in (("auto", (126, 5)), ("channel", (126, 5)), ("token", (45, 14))):
-            with watch(model, unfold=unfold) as tracker:
-                model(x)
-                assert tracker.collect()["1#0"].shape == shape
+    with watch(model, unfold=unfold) as tracker:
+        with tracker.view("probe"), torch.set_grad_enabled(recorded):
+            model(torch.randn(9, 2, 16))
+        assert tracker.collect("probe")["1#0"].shape == expected
 
 
 def test_layers_by_regular_expression_and_function() -> None:
@@ -310,7 +306,7 @@ def test_features_that_vary_are_refused_by_name() -> None:
             ValueError, match=r"0#0: an activation with 32 features came after one with 18; .*channel"
         ):
             model(torch.randn(60, 2, 4, 4))
-    with watch(model, unfold="channel") as tracker:
+    with watch(model, unfold="channel", features_dim=1) as tracker:
         for side in (3, 4):
             model(torch.randn(6, 2, side, side))
             assert tracker.collect()["0#0"].shape == (6 * side * side, 2)

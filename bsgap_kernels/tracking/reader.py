@@ -36,7 +36,6 @@ from bsgap_kernels.tracking.sites import (
     CONSUMERS,
     Layers,
     activation_of,
-    ambiguous_sequence,
     compiled_regions,
     has_values,
     listing,
@@ -124,8 +123,7 @@ class SiteReader:
         self._masked = False  # some site had rows for the mask
         self._training = True  # the pass under way could be one of a training step
         self._compiled = False  # a pass came from compiled code
-        convolves = any(isinstance(module, nn.Conv1d) for module in model.modules())
-        self._ambiguous = convolves and options.unfold == "auto"
+        self._layers = axis.Layers(model)
         self._checked = False  # every site was looked for in compiled code
         self._observed: set[int] = set()
         self._names: list[str] = []
@@ -331,7 +329,7 @@ class SiteReader:
             activation = activation[:: self.options.sample_rows]
         return matrix_of(activation, self.options.unfold, features_dim)
 
-    def _features_dim(self, module: int, activation: Tensor) -> int | None:
+    def _features_dim(self, module: int, call: int, activation: Tensor) -> int | None:
         given = self.options.features_dim
         if given is not None and not -activation.ndim <= given < activation.ndim:
             raise ValueError(
@@ -341,7 +339,17 @@ class SiteReader:
         if given is not None or self.options.unfold in ("flatten", "token"):
             return given
         found = self._of_consumer.get(module)
-        return axis.of_producer(activation) if found is None else found
+        found = axis.of_producer(activation) if found is None else found
+        if found is None:  # a view may have been read with a graph
+            seen = (
+                sites[module, call].features_dim for sites in self._sites.values() if (module, call) in sites
+            )
+            found = next(seen, None)
+        if found is None and activation.ndim > 2:
+            found = self._layers.place(activation.ndim)
+            if found is None:
+                raise ValueError(axis.undecided(f"{self._names[module]}#{call}", tuple(activation.shape)))
+        return found
 
     def _zeros(self, m: int, n: int, device: torch.device) -> Sums:
         question = self.options.question
@@ -350,10 +358,7 @@ class SiteReader:
 
     def _new_site(self, module: int, call: int, activation: Tensor) -> Site:
         options, name = self.options, f"{self._names[module]}#{call}"
-        features_dim = self._features_dim(module, activation)
-        if self._ambiguous and activation.ndim == 3 and features_dim is None:
-            self._ambiguous = False
-            warnings.warn(ambiguous_sequence(name.rpartition("#")[0]), stacklevel=3)
+        features_dim = self._features_dim(module, call, activation)
         with torch.no_grad():
             m, n = _shape(*self._matrix(activation.detach(), features_dim))
         notes = [f"rows 1/{options.sample_rows}"] if options.sample_rows > 1 else []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
 
 from bsgap_kernels.strides import features_last
+from bsgap_kernels.tracking import axis
 
 UNFOLDS = ("auto", "flatten", "channel", "pool", "token")
 
@@ -168,14 +169,6 @@ def compiled_regions(model: nn.Module) -> list[str]:
     ]
 
 
-def ambiguous_sequence(name: str) -> str:
-    """What is said where `auto` has to guess."""
-    return (
-        f"bsgap_kernels: {name}, of three dimensions, is read as tokens (B, T, D), but the model has 1-d "
-        "convolutions, whose activations are (B, C, T); say features_dim=-1 or features_dim=1"
-    )
-
-
 def no_site(searching: bool) -> str:
     """What is said where a step has read nothing; searching: functions were not looked for."""
     if searching:
@@ -194,10 +187,13 @@ def unfold_activation(activation: Tensor, unfold: str = "flatten", features_dim:
 
     `flatten` gives (B, C·H·W), `channel` (B·H·W, C), `pool` (B, C), the mean over positions, and `token` of
     (B, T, D) gives (B·T, D). `auto` is `token` for three dimensions and `channel` for more.
-    features_dim: the dimension of C or D; default: the last of `token`, else the second.
+    features_dim: the dimension of C or D; default: the last of `token`, else that of the layer which made the
+    activation, by the graph of autograd, and without one the last of three dimensions, the second of more.
     `flatten` of a contiguous activation and `channel` of a channels_last one are views; `channel` of a
     contiguous NCHW activation cannot be one and copies.
     """
+    if features_dim is None and unfold not in ("flatten", "token"):
+        features_dim = axis.of_producer(activation)
     return features_last(*matrix_of(activation, unfold, features_dim)).flatten(0, -2)
 
 
@@ -215,8 +211,8 @@ def matrix_of(
 
     All other dimensions, in order, are observations. Nothing is copied.
     """
-    if activation.ndim == 1:
-        return activation.unsqueeze(1), 1, 2
+    if activation.ndim == 1:  # of numbers, one a row; of features, one row
+        return activation.unsqueeze(1 if features_dim is None else 0), 1, 2
     unfold = resolve_unfold(activation.ndim, unfold)
     if unfold == "flatten" or activation.ndim == 2:
         return activation, 1, activation.ndim

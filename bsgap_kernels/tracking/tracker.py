@@ -62,7 +62,7 @@ class RankTracker:
         features_dim: the dimension of activations that holds their features (C or D of `unfold_activation`),
             at every site. Default: as the layer says that made the activation, or takes it: last of Linear,
             LayerNorm and embeddings, before the spatial dimensions of convolutions, second of batch and
-            group norms. Where none is found, as without a graph of autograd, as `unfold_activation` has it.
+            group norms. Without a graph of autograd the kinds of layers in the model decide.
         every: track every so many steps.
         rtol, atol: the threshold is max(atol, rtol·σ_max).
         center: subtract the column means first.
