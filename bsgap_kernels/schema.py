@@ -13,8 +13,14 @@ _PUBLIC = (
     "covariance(Tensor A, *, int correction=1) -> Tensor",
     # The overloads of floats first: torch tries them in this order, and a miss takes 10 µs. They take a
     # tensor of one number too, by waiting for its value: name the overload `tensor` where that matters.
-    "near_rank(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
-    "near_rank.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
+    "near_rank(Tensor A, float? tol=None, *, float? atol=None, float? rtol=None, bool center=False)"
+    " -> Tensor",
+    "near_rank.tensor(Tensor A, Tensor? tol=None, *, Tensor? atol=None, Tensor? rtol=None, bool center=False)"
+    " -> Tensor",
+    "near_rank.out(Tensor A, float? tol=None, *, float? atol=None, float? rtol=None, bool center=False,"
+    " Tensor(a!) out) -> Tensor(a!)",
+    "near_rank.tensor_out(Tensor A, Tensor? tol=None, *, Tensor? atol=None, Tensor? rtol=None,"
+    " bool center=False, Tensor(a!) out) -> Tensor(a!)",
     "near_rank_ratio(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
     "near_rank_ratio.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
     "near_rank_interval(Tensor A, *, float? atol=None, float? rtol=None, bool center=False, "

@@ -53,12 +53,33 @@ def test_tolerances(op: Callable[..., Any], name: str) -> None:
         op(A, center=1)
 
 
-def test_keywords_of_matrix_rank_are_refused_by_name() -> None:
-    for name, value in (("hermitian", True), ("out", torch.empty(())), ("tol", 0.1)):
+@pytest.mark.parametrize("op", TOLERANCE_OPS)
+def test_keywords_of_matrix_rank_are_refused_by_name(op: Callable[..., Any]) -> None:
+    refused = {"hermitian": True, "out": torch.empty(()), "tol": 0.1}
+    for name in ["hermitian"] if op is bsgap.near_rank else refused:
         with pytest.raises(TypeError, match=name):
-            bsgap.near_rank(A, **{name: value})
+            op(A, **{name: refused[name]})
     with pytest.raises(TypeError, match="unexpected keyword argument 'rtoll'"):
-        bsgap.near_rank(A, rtoll=0.1)
+        op(A, rtoll=0.1)
+
+
+def test_tol_and_out() -> None:
+    for more in ({"atol": 0.1}, {"rtol": 0.1}, {"rtol": torch.tensor(0.1)}):
+        with pytest.raises(TypeError, match="tol is another name of atol with rtol = 0: pass it alone"):
+            bsgap.near_rank(A, 0.1, **more)
+    with pytest.raises(ValueError, match="tol must be a non-negative number, got -0.1"):
+        bsgap.near_rank(A, -0.1)
+    with pytest.raises(ValueError, match=r"tol of shape \(3,\) does not broadcast"):
+        bsgap.near_rank(A.expand(2, 4, 4), torch.ones(3))
+    with pytest.raises(RuntimeError, match="tol is another name of atol"):
+        torch.ops.bsgap.near_rank(A, 0.1, rtol=0.1)
+    for op, kind in ((bsgap.near_rank, TypeError), (torch.ops.bsgap.near_rank, RuntimeError)):
+        with pytest.raises(kind, match="but got result with dtype Bool"):
+            op(A, out=torch.empty((), dtype=torch.bool))
+    with pytest.raises(TypeError, match="out must be a torch.Tensor or None, got int"):
+        bsgap.near_rank(A, out=3)
+    with pytest.raises(ValueError, match="to be on the same device, A is on cpu, out on meta"):
+        bsgap.near_rank(A, out=torch.empty((), device="meta"))
 
 
 def test_options() -> None:

@@ -157,6 +157,11 @@ def test_vmap_of_every_op() -> None:
     assert ratios(As, tolerances[:, None][0, 0]).shape == (5, 3)
     own = vmap(lambda r: bsgap.near_rank(As[0], rtol=r))(tolerances)
     assert own.tolist() == [bsgap.near_rank(As[0], rtol=float(r)).tolist() for r in tolerances]
+    for call in (lambda A, t: bsgap.near_rank(A, t), lambda A, t: torch.ops.bsgap.near_rank.tensor(A, t)):
+        found = vmap(call)(As[:, 0], 9 * tolerances)
+        assert found.tolist() == torch.linalg.matrix_rank(As[:, 0], 9 * tolerances).tolist()
+    found = vmap(lambda A: torch.ops.bsgap.near_rank(A, 3.0))(As)
+    assert found.tolist() == torch.linalg.matrix_rank(As, 3.0).tolist()
     wide = vmap(lambda A, r: bsgap.near_rank(A, rtol=r))(As[:, 0], tolerances[:, None].expand(3, 4))
     assert wide.tolist() == [
         [int(bsgap.near_rank(As[i, 0], rtol=float(tolerances[i])))] * 4 for i in range(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import spectra
@@ -111,3 +112,33 @@ def test_graded_spectra_at_the_default_tolerance(dtype: torch.dtype) -> None:
 def test_half_formats_take_float32_defaults(dtype: torch.dtype) -> None:
     A = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert bsgap.near_rank(A).item() == torch.linalg.matrix_rank(A.float()).item() == 40
+
+
+@pytest.mark.parametrize("call", [bsgap.near_rank, torch.ops.bsgap.near_rank], ids=["wrapper", "op"])
+def test_tol_is_an_absolute_threshold(call: Callable[..., Tensor]) -> None:
+    A = 3 * torch.randn(3, 2, 6, 4, generator=torch.Generator().manual_seed(4))
+    tensors = [torch.tensor(2.0), torch.tensor([1, 9]), torch.rand(3, 1) * 9, torch.rand(2, 3, 2) * 9]
+    for tol in (0.5, 7.0, 2, *tensors):
+        right = torch.linalg.matrix_rank(A, tol)
+        assert torch.equal(call(A, tol), right)
+        assert torch.equal(call(A, tol=tol), right)
+
+
+@pytest.mark.parametrize("call", [bsgap.near_rank, torch.ops.bsgap.near_rank], ids=["wrapper", "op"])
+def test_out_is_filled_and_returned(call: Callable[..., Tensor]) -> None:
+    A = low_rank((3, 6, 4), torch.float32, 0)
+    limits = torch.rand(2, 3, generator=torch.Generator().manual_seed(1)) * 4
+    for options in ({}, {"rtol": 0.3}, {"tol": 1.5}, {"tol": limits}, {"atol": limits}):
+        right = torch.linalg.matrix_rank(A, **options)
+        for dtype in (torch.int64, torch.int8, torch.float32, torch.complex64):
+            out = torch.empty(right.shape, dtype=dtype)
+            assert call(A, **options, out=out) is out
+            assert torch.equal(out, right.to(dtype))
+        strided = torch.full((*right.shape, 2), 77)
+        call(A, **options, out=strided[..., 0])
+        assert torch.equal(strided[..., 0], right)
+        assert (strided[..., 1] == 77).all()
+        empty = torch.empty(0, dtype=torch.int64)
+        assert torch.equal(call(A, **options, out=empty), right)
+        with pytest.warns(UserWarning, match="An output with one or more elements was resized"):
+            assert call(A, **options, out=torch.empty(5, dtype=torch.int64)).shape == right.shape

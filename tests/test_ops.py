@@ -438,6 +438,11 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "covariance": ((random(9, 5),), {"correction": 0}),
     "near_rank": ((random(2, 9, 5),), {"rtol": 0.1}),
     "near_rank.tensor": ((random(2, 9, 5),), {"atol": torch.tensor([0.1, 2.0])}),
+    "near_rank.out": ((random(2, 9, 5), 0.5), {"out": torch.empty(2, dtype=torch.int64)}),
+    "near_rank.tensor_out": (
+        (random(2, 9, 5), torch.tensor([0.1, 2.0], dtype=torch.float64)),
+        {"out": torch.empty(2, dtype=torch.int64)},
+    ),
     "near_rank_ratio": ((random(2, 9, 5),), {"rtol": 0.1}),
     "near_rank_ratio.tensor": ((random(9, 5),), {"rtol": torch.tensor(0.1)}),
     "near_rank_interval": ((random(90, 80),), {"rtol": 0.1, "mode": "probed", "seed": 3}),

@@ -44,13 +44,17 @@ def in_front(x: Tensor, dim: int | None) -> Tensor:
     return x.unsqueeze(0) if dim is None else x.movedim(dim, 0)
 
 
-def _matrix(size: int, op: Any, dims: tuple[int], A: Tensor, **options: Any) -> Any:
-    return op(in_front(A, dims[0]), **options)
+def _matrix(size: int, op: Any, dims: tuple[int, ...], A: Tensor, *args: Any, **options: Any) -> Any:
+    return op(in_front(A, dims[0]), *args, **options)
 
 
-def _tensor_tolerances(size: int, op: Any, dims: tuple[int | None], A: Tensor, **options: Any) -> Tensor:
+def _tensor_tolerances(
+    size: int, op: Any, dims: tuple[int | None, ...], A: Tensor, tol: Tensor | None = None, **options: Any
+) -> Tensor:
     """Batches broadcast from their end: ones are put between their dimensions and the new first one."""
     A = in_front(A, dims[0])
+    if isinstance(tol, Tensor):
+        options["tol"] = (tol, dims[1])
     given = {key: in_front(*value) for key, value in options.items() if isinstance(value, tuple)}
     most = max(A.dim() - 3, *(value.dim() - 1 for value in given.values()))
     for key, value in given.items():

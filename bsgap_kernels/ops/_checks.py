@@ -97,7 +97,7 @@ def refuse(op: str, unknown: dict[str, Any]) -> None:
     reasons = {
         "hermitian": "hermitian input is not supported: pass the matrix itself, singular values are the same",
         "out": "out= is not supported: use the returned tensor",
-        "tol": "tol is deprecated in torch.linalg.matrix_rank: use atol (absolute) or rtol (relative)",
+        "tol": "tol is not supported: use atol (absolute) or rtol (relative)",
     }
     for name in unknown:
         if name in reasons:

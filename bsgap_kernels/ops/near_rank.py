@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..schema import LIBRARY
 from . import _checks
 from ._register import implement
 from ._tolerances import effective_tolerances, eigenvalue_counts, scalar_pair, svd_counts, threshold_pairs
@@ -20,13 +21,22 @@ _COUNTS: Callable[..., tuple[Tensor, Tensor]] = torch.ops.bsgap._counts.default
 
 
 def near_rank(
-    A: Tensor, *, atol: Tolerance = None, rtol: Tolerance = None, center: bool = False, **refused: Any
+    A: Tensor,
+    tol: Tolerance = None,
+    *,
+    atol: Tolerance = None,
+    rtol: Tolerance = None,
+    center: bool = False,
+    out: Tensor | None = None,
+    **refused: Any,
 ) -> Tensor:
     """Number of singular values above τ = max(atol, rtol·σ_max), as torch.linalg.matrix_rank counts them.
 
     Shapes: A (*, m, n), any strides, float64 / float32 / bfloat16 / float16; result (*), int64 (tensor
     tolerances broadcast with the batch). `center` subtracts the column means first.
-    Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats.
+    Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats. `tol`,
+    NumPy's name that torch documents as deprecated, stands for atol with rtol = 0. `out` receives the counts
+    and is returned.
     Accumulation and band: the count is right for every matrix without singular values within a relative
     distance d of τ. From rtol 8.3e-3 (on a GPU 9.95e-3) on sums are float32, added in float64 every 128 rows
     (on a GPU 256, of float32 input 64), below float64. Below 2e-7 of a few rows to 7e-6 of a
@@ -40,14 +50,41 @@ def near_rank(
     does not.
     Non-finite input gives -1; an empty matrix gives 0. Never requires grad.
     Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or an SVD.
-    Raises TypeError / ValueError that name the argument; `hermitian`, `out` and `tol` are refused by name.
+    Raises TypeError / ValueError that name the argument; `hermitian` is refused by name.
     Source: torch.linalg.matrix_rank for the rules; docs/certificates.md for the numerics.
     """
     _checks.refuse("near_rank", refused)
+    if tol is not None:
+        _checks.raise_public(
+            _checks.matrix(A) or _checks.tolerance(tol, "tol", A) or _tol_problem(tol, atol, rtol)
+        )
+        atol, rtol = tol, 0.0
     atol, rtol = checked_tolerances(A, atol, rtol, center)
-    if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
+    of_tensors = isinstance(atol, Tensor) or isinstance(rtol, Tensor)
+    if out is not None:
+        _checks.raise_public(_out_problem(A, out))
+        op = torch.ops.bsgap.near_rank.tensor_out if of_tensors else torch.ops.bsgap.near_rank.out
+        return op(A, atol=atol, rtol=rtol, center=center, out=out)
+    if of_tensors:
         return torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center)
     return torch.ops.bsgap.near_rank.default(A, atol=atol, rtol=rtol, center=center)
+
+
+def _tol_problem(tol: Tolerance, atol: Tolerance, rtol: Tolerance) -> _checks.Problem | None:
+    if tol is not None and (atol is not None or rtol is not None):
+        return TypeError, "tol is another name of atol with rtol = 0: pass it alone, or atol and rtol"
+    return None
+
+
+def _out_problem(A: Tensor, out: object) -> _checks.Problem | None:
+    if not isinstance(out, Tensor):
+        return TypeError, f"out must be a torch.Tensor or None, got {type(out).__name__}"
+    if out.dtype == torch.bool:  # the one dtype that int64 is not cast to; the words are torch's
+        return TypeError, "out: expected a dtype that holds counts, but got result with dtype Bool"
+    if out.device != A.device:
+        text = f"out: expected all tensors to be on the same device, A is on {A.device}, out on {out.device}"
+        return ValueError, text
+    return None
 
 
 def checked_tolerances(
@@ -86,9 +123,17 @@ def as_tensor(value: Tolerance, A: Tensor) -> Tensor | None:
     return torch.full((), float(value), dtype=torch.float64, device=A.device)
 
 
-def argument_problem(A: Tensor, atol: Tolerance, rtol: Tolerance) -> _checks.Problem | None:
+def argument_problem(
+    A: Tensor, atol: Tolerance, rtol: Tolerance, tol: Tolerance = None
+) -> _checks.Problem | None:
     """What is wrong with the arguments of a raw op."""
-    return _checks.matrix(A) or _checks.tolerance(atol, "atol", A) or _checks.tolerance(rtol, "rtol", A)
+    return (
+        _checks.matrix(A)
+        or _checks.tolerance(atol, "atol", A)
+        or _checks.tolerance(rtol, "rtol", A)
+        or _checks.tolerance(tol, "tol", A)
+        or _tol_problem(tol, atol, rtol)
+    )
 
 
 def tensor_batch(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> torch.Size:
@@ -100,11 +145,18 @@ def tensor_batch(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> torch.S
 
 
 def _kernel(
-    A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
+    A: Tensor,
+    tol: float | None = None,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
+    if tol is not None:
+        atol, rtol = tol, 0.0
     return count("near_rank", A, *effective_tolerances(A, atol, rtol), center)
 
 
@@ -130,9 +182,16 @@ def _count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor
 
 
 def _tensor_kernel(
-    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
+    A: Tensor,
+    tol: Tensor | None = None,
+    *,
+    atol: Tensor | None = None,
+    rtol: Tensor | None = None,
+    center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
+    if tol is not None:
+        atol, rtol = tol, torch.zeros((), dtype=torch.float64, device=A.device)
     if atol is None and rtol is None:  # torch takes this overload where neither is given
         return _kernel(A, center=center)
     if A.numel() == 0:
@@ -167,17 +226,46 @@ def _count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
     return svd_counts(op, A, pairs, center)
 
 
-def _fake(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
+def _fake(
+    A: Tensor,
+    tol: float | None = None,
+    *,
+    atol: float | None = None,
+    rtol: float | None = None,
+    center: bool = False,
+) -> Tensor:
+    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
     return A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 
 def _fake_tensor(
-    A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
+    A: Tensor,
+    tol: Tensor | None = None,
+    *,
+    atol: Tensor | None = None,
+    rtol: Tensor | None = None,
+    center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol))
-    return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.int64)
+    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
+    return A.new_empty(tensor_batch(A, atol if tol is None else tol, rtol), dtype=torch.int64)
+
+
+def _into(out: Tensor, A: Tensor, op: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """Counts by op, put into out as torch does: resized with a warning if need be, cast."""
+    _checks.raise_raw("near_rank", _checks.matrix(A) or _out_problem(A, out))
+    return torch.add(op(A, *args, **options), 0, out=out)
+
+
+def _out_kernel(A: Tensor, *args: Any, out: Tensor, **options: Any) -> Tensor:
+    return _into(out, A, torch.ops.bsgap.near_rank.default, *args, **options)
+
+
+def _tensor_out_kernel(A: Tensor, *args: Any, out: Tensor, **options: Any) -> Tensor:
+    return _into(out, A, torch.ops.bsgap.near_rank.tensor, *args, **options)
 
 
 implement("near_rank", _kernel, _fake, differentiable=False)
 implement("near_rank.tensor", _tensor_kernel, _fake_tensor, differentiable=False)
+# Composite: torch.compile has no way for an op of ours that returns what it was given, but takes this apart.
+LIBRARY.impl("near_rank.out", _out_kernel, "CompositeImplicitAutograd")
+LIBRARY.impl("near_rank.tensor_out", _tensor_out_kernel, "CompositeImplicitAutograd")
