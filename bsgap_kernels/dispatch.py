@@ -79,7 +79,7 @@ def largest_rank(m: int, n: int, center: bool = False) -> int:
 
 def default_rtol(dtype: torch.dtype, m: int, n: int) -> float:
     """torch.linalg.matrix_rank's default, eps * max(m, n); the 16-bit formats take float32's eps."""
-    eps = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    eps = torch.finfo(torch.float64 if dtype in (torch.float64, torch.complex128) else torch.float32).eps
     return eps * max(m, n)
 
 

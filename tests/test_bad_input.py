@@ -30,14 +30,35 @@ TOLERANCE_OPS: list[Callable[..., Any]] = [bsgap.near_rank, bsgap.near_rank_rati
 def test_matrices(op: Callable[..., Any]) -> None:
     with pytest.raises(ValueError, match=r"at least 2 dimensions .* got shape \(3,\)"):
         op(torch.ones(3))
-    with pytest.raises(TypeError, match=r"complex input \(torch.complex64\) is not supported"):
-        op(torch.ones(3, 3, dtype=torch.complex64))
     with pytest.raises(TypeError, match=r"got torch.int64"):
         op(torch.ones(3, 3, dtype=torch.int64))
     with pytest.raises(TypeError, match="got layout torch.sparse_coo"):
         op(torch.eye(3).to_sparse())
     with pytest.raises(TypeError, match=r"must be a torch.Tensor, got ndarray"):
         op(np.eye(3))
+
+
+@pytest.mark.parametrize("op", [bsgap.gram, bsgap.covariance, bsgap.spectral_summary])
+def test_complex_matrices_are_only_counted(op: Callable[..., Any]) -> None:
+    with pytest.raises(TypeError, match=r"complex input \(torch.complex64\) is not supported"):
+        op(torch.ones(3, 3, dtype=torch.complex64))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        *TOLERANCE_OPS,
+        lambda x, **o: bsgap.singular_value_counts(x, torch.tensor([0.1]), **o),
+        lambda x, **o: bsgap.near_rank_grouped([x], **o),
+    ],
+)
+def test_complex_matrices_are_not_centred(op: Callable[..., Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"center=True of complex input \(torch.complex64\) is not supported"
+    ):
+        op(torch.ones(3, 3, dtype=torch.complex64), center=True)
+    with pytest.raises(RuntimeError, match="center=True of complex input"):
+        torch.ops.bsgap.near_rank(torch.ones(3, 3, dtype=torch.complex64), center=True)
 
 
 @pytest.mark.parametrize("op", TOLERANCE_OPS)

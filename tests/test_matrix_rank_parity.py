@@ -14,7 +14,7 @@ import bsgap_kernels as bsgap
 
 SHAPES = [(1, 1), (3, 3), (7, 4), (4, 7), (65, 65), (2, 5, 3), (3, 2, 6, 6), (2, 1, 4, 9)]
 EMPTY = [(0, 3), (3, 0), (0, 0), (0, 3, 3), (2, 0, 4), (2, 4, 0), (2, 0, 3, 3)]
-DTYPES = [torch.float32, torch.float64]
+DTYPES = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
 
 def low_rank(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
@@ -102,7 +102,7 @@ def test_graded_spectra_at_the_default_tolerance(dtype: torch.dtype) -> None:
     for m, n in [(40, 30), (30, 40), (200, 100)]:
         default = torch.finfo(dtype).eps * max(m, n)
         k = min(m, n)
-        sigma = spectra.geometric(k, default**2).to(dtype)  # half of them below the tolerance
+        sigma = spectra.geometric(k, default**2).to(dtype.to_real())  # half of them below the tolerance
         A = spectra.signed_permutation_spectrum(sigma.double(), m, n, dtype=dtype, seed=m)
         assert_same(A)
         assert bsgap.near_rank(A).item() == (sigma > default).sum()

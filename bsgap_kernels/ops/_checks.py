@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+COUNTED_DTYPES = DTYPES | {torch.complex128, torch.complex64}
 Problem = tuple[type[Exception], str]
 
 
-def matrix(A: object, name: str = "A") -> Problem | None:
-    """A real floating tensor (*, m, n)."""
+def counted_matrix(A: object) -> Problem | None:
+    """A tensor (*, m, n) whose singular values can be counted: real or complex."""
+    return matrix(A, dtypes=COUNTED_DTYPES)
+
+
+def matrix(A: object, name: str = "A", dtypes: frozenset[torch.dtype] = DTYPES) -> Problem | None:
+    """A floating tensor (*, m, n) of one of `dtypes`."""
     if not isinstance(A, Tensor):
         return TypeError, f"{name} must be a torch.Tensor, got {type(A).__name__}"
     if A.layout != torch.strided:
         return TypeError, f"{name} must be a dense (strided) tensor, got layout {A.layout}"
-    if A.dtype not in DTYPES:
+    if A.dtype not in dtypes:
         if A.dtype.is_complex:
             return (
                 TypeError,
@@ -62,6 +68,14 @@ def broadcasts(shape: torch.Size, batch: torch.Size, name: str) -> Problem | Non
                 f"{name} of shape {tuple(shape)} does not broadcast with the batch shape {tuple(batch)} of A"
             )
             return ValueError, text
+    return None
+
+
+def centred(A: Tensor, center: object) -> Problem | None:
+    """No complex matrix about its column means: those of its real form are others."""
+    if center is True and A.dtype.is_complex:
+        text = f"center=True of complex input ({A.dtype}) is not supported: subtract the column means first"
+        return ValueError, text
     return None
 
 

@@ -75,14 +75,15 @@ def svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
             "so singular values would be computed, which waits for the device: not possible while a CUDA "
             f"graph is captured (dtype {A.dtype}, shape {tuple(A.shape)}); pass a larger rtol"
         )
-    wide = A.double()
-    largest = wide.abs().amax((-2, -1))
+    wide = A.to(torch.complex128) if A.is_complex() else A.double()
+    # Of the parts of a complex number: its own absolute value may overflow.
+    largest = (torch.view_as_real(wide).flatten(-2) if A.is_complex() else wide).abs().amax((-2, -1))
     finite = torch.isfinite(largest)
     if A.device.type != "cpu" or not bool(finite.all()):
         wide = torch.where(finite[..., None, None], wide, torch.zeros((), dtype=torch.float64))
         largest = largest.where(finite, 0.0)
     exponent: Tensor | None = None
-    if A.dtype == torch.float64:  # σ_max, or a difference of rows, may exceed the largest double
+    if A.dtype == wide.dtype:  # σ_max, or a difference of rows, may exceed the largest double
         exponent = 1 - torch.frexp(largest).exponent
         wide = _scaled(wide, exponent[..., None, None])
     if center:

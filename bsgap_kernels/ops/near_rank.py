@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import dispatch
 from ..schema import LIBRARY
 from . import _checks
+from ._real_form import halved, real_form
 from ._register import implement
 from ._tolerances import effective_tolerances, eigenvalue_counts, scalar_pair, svd_counts, threshold_pairs
 
@@ -32,8 +33,9 @@ def near_rank(
 ) -> Tensor:
     """Number of singular values above τ = max(atol, rtol·σ_max), as torch.linalg.matrix_rank counts them.
 
-    Shapes: A (*, m, n), any strides, float64 / float32 / bfloat16 / float16; result (*), int64 (tensor
-    tolerances broadcast with the batch). `center` subtracts the column means first.
+    Shapes: A (*, m, n), any strides, float64 / float32 / bfloat16 / float16 / complex128 / complex64; result
+    (*), int64 (tensor tolerances broadcast with the batch). `center` subtracts the column means of a real
+    matrix first. A complex one is counted as the real [[Re, -Im], [Im, Re]], four times its arithmetic.
     Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats. `tol`,
     NumPy's name that torch documents as deprecated, stands for atol with rtol = 0. `out` receives the counts
     and is returned.
@@ -56,7 +58,7 @@ def near_rank(
     _checks.refuse("near_rank", refused)
     if tol is not None:
         _checks.raise_public(
-            _checks.matrix(A) or _checks.tolerance(tol, "tol", A) or _tol_problem(tol, atol, rtol)
+            _checks.counted_matrix(A) or _checks.tolerance(tol, "tol", A) or _tol_problem(tol, atol, rtol)
         )
         atol, rtol = tol, 0.0
     atol, rtol = checked_tolerances(A, atol, rtol, center)
@@ -94,12 +96,13 @@ def checked_tolerances(
 
     m: the number of rows, if it is not A.shape[-2].
     """
-    _checks.raise_public(_checks.matrix(A))
+    _checks.raise_public(_checks.counted_matrix(A))
     _checks.raise_public(
         _checks.first(
             _checks.tolerance(atol, "atol", A),
             _checks.tolerance(rtol, "rtol", A),
             _checks.flag(center, "center"),
+            _checks.centred(A, center),
         )
     )
     if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
@@ -124,11 +127,12 @@ def as_tensor(value: Tolerance, A: Tensor) -> Tensor | None:
 
 
 def argument_problem(
-    A: Tensor, atol: Tolerance, rtol: Tolerance, tol: Tolerance = None
+    A: Tensor, center: bool, atol: Tolerance, rtol: Tolerance, tol: Tolerance = None
 ) -> _checks.Problem | None:
     """What is wrong with the arguments of a raw op."""
     return (
-        _checks.matrix(A)
+        _checks.counted_matrix(A)
+        or _checks.centred(A, center)
         or _checks.tolerance(atol, "atol", A)
         or _checks.tolerance(rtol, "rtol", A)
         or _checks.tolerance(tol, "tol", A)
@@ -152,7 +156,7 @@ def _kernel(
     rtol: float | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
     if tol is not None:
@@ -168,16 +172,17 @@ def count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
 
 def _count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
     static = atol == 0  # then sigma_max does not matter: tau_rel is rtol
-    plan = dispatch.plan_of(op, A, rtol if static else None, center)
+    B = real_form(A)
+    plan = dispatch.plan_of(op, B, rtol if static else None, center)
     if plan.count == "kernels":
         if static:
-            return _NEAR_RANK(A, rtol, center, plan.gram == "float32")
-        counts, smallest_tau = _COUNTS(A, None, atol, rtol, center, False)
-        if dispatch.resolved(op, A, smallest_tau):
-            return counts.view(A.shape[:-2])
+            return halved(_NEAR_RANK(B, rtol, center, plan.gram == "float32"), A)
+        counts, smallest_tau = _COUNTS(B, None, atol, rtol, center, False)
+        if dispatch.resolved(op, B, smallest_tau):
+            return halved(counts.view(A.shape[:-2]), A)
     pair = scalar_pair(A, atol, rtol)
     if plan.count == "eigvalsh":
-        return eigenvalue_counts(op, A, pair, center)[..., 0]
+        return halved(eigenvalue_counts(op, B, pair, center)[..., 0], A)
     return svd_counts(op, A, pair, center)[..., 0]
 
 
@@ -189,7 +194,7 @@ def _tensor_kernel(
     rtol: Tensor | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
     if tol is not None:
         atol, rtol = tol, torch.zeros((), dtype=torch.float64, device=A.device)
     if atol is None and rtol is None:  # torch takes this overload where neither is given
@@ -214,15 +219,15 @@ def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
 
 def _count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
     batch, t = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2]), pairs.shape[-2]
-    A = A.expand(*batch, *A.shape[-2:])
-    plan = dispatch.plan_of(op, A, None, center, thresholds=t)
+    B = real_form(A).expand(*batch, -1, -1)
+    plan = dispatch.plan_of(op, B, None, center, thresholds=t)
     if plan.count == "eigvalsh":
-        return eigenvalue_counts(op, A, pairs, center)
+        return halved(eigenvalue_counts(op, B, pairs, center), A)
     shared = pairs.numel() == 2 * t
     flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
-    counts, smallest_tau = _COUNTS(A, flat.contiguous(), 0.0, 0.0, center, False)
-    if dispatch.resolved(op, A, smallest_tau):
-        return counts.view(*batch, t)
+    counts, smallest_tau = _COUNTS(B, flat.contiguous(), 0.0, 0.0, center, False)
+    if dispatch.resolved(op, B, smallest_tau):
+        return halved(counts.view(*batch, t), A)
     return svd_counts(op, A, pairs, center)
 
 
@@ -234,7 +239,7 @@ def _fake(
     rtol: float | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
     return A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 
@@ -246,13 +251,13 @@ def _fake_tensor(
     rtol: Tensor | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
     return A.new_empty(tensor_batch(A, atol if tol is None else tol, rtol), dtype=torch.int64)
 
 
 def _into(out: Tensor, A: Tensor, op: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
     """Counts by op, put into out as torch does: resized with a warning if need be, cast."""
-    _checks.raise_raw("near_rank", _checks.matrix(A) or _out_problem(A, out))
+    _checks.raise_raw("near_rank", _checks.counted_matrix(A) or _out_problem(A, out))
     return torch.add(op(A, *args, **options), 0, out=out)
 
 

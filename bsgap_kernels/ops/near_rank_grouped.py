@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import dispatch
 from . import _checks
+from ._real_form import halved, real_form
 from ._register import implement
 from ._tolerances import effective_tolerances, scalar_pair, svd_counts
 from .near_rank import argument_problem, checked_tolerances, count
@@ -44,16 +45,18 @@ def near_rank_grouped(
     for name, value in (("atol", atol), ("rtol", rtol)):
         if isinstance(value, Tensor):
             raise TypeError(f"{name} must be a number or None for near_rank_grouped, got a tensor")
-    _checks.raise_public(_problem(As, atol, rtol))
+    _checks.raise_public(_problem(As, center, atol, rtol))
     atol, rtol = (None if value is None else float(value) for value in (atol, rtol))
     if not As:  # a call with no tensor has no device to be dispatched by
         return torch.zeros(0, dtype=torch.int64)
     return torch.ops.bsgap.near_rank_grouped(list(As), atol=atol, rtol=rtol, center=center)
 
 
-def _problem(As: Sequence[Tensor], atol: float | None, rtol: float | None) -> _checks.Problem | None:
+def _problem(
+    As: Sequence[Tensor], center: bool, atol: float | None, rtol: float | None
+) -> _checks.Problem | None:
     for i, A in enumerate(As):
-        wrong = argument_problem(A, atol, rtol)
+        wrong = argument_problem(A, center, atol, rtol)
         if wrong is not None:
             return wrong[0], f"As[{i}]: {wrong[1]}"
         if A.device != As[0].device:
@@ -68,7 +71,7 @@ def _kernel(
     rtol: float | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank_grouped", _problem(As, atol, rtol))
+    _checks.raise_raw("near_rank_grouped", _problem(As, center, atol, rtol))
     filled = [A for A in As if A.numel() > 0]
     if not filled:
         return As[0].new_zeros(len(As), dtype=torch.int64)
@@ -89,27 +92,28 @@ def _counts(As: Sequence[Tensor], atol: float | None, rtol: float | None, center
     rows = [A.shape[:-1].numel() for A in As]
     tolerances = [effective_tolerances(A, atol, rtol, m) for A, m in zip(As, rows, strict=True)]
     absolute = tolerances[0][0]
+    Bs = [real_form(A, 0) for A in As]
     plans = [
-        dispatch.plan_of(OP, A, relative if absolute == 0 else None, center, rows=m)
-        for A, m, (_, relative) in zip(As, rows, tolerances, strict=True)
+        dispatch.plan_of(OP, B, relative if absolute == 0 else None, center, rows=B.shape[:-1].numel())
+        for B, (_, relative) in zip(Bs, tolerances, strict=True)
     ]
     together = [i for i, plan in enumerate(plans) if plan.count == "kernels"]
     counts: dict[int, Tensor] = {}
     if together:
         found, smallest_tau = torch.ops.bsgap._grouped_counts(
-            [As[i] for i in together],
+            [Bs[i] for i in together],
             absolute,
             [tolerances[i][1] for i in together],
             center,
             [plans[i].gram == "float32" for i in together],
         )
-        counts = dict(zip(together, found.split(1), strict=True))
+        counts = {i: halved(own, As[i]) for i, own in zip(together, found.split(1), strict=True)}
         if absolute > 0:  # then tau / sigma_max depends on the values
             for i, tau in zip(together, smallest_tau.split(1), strict=False):
-                if not dispatch.resolved(OP, As[i], tau, rows[i]):
+                if not dispatch.resolved(OP, Bs[i], tau, Bs[i].shape[:-1].numel()):
                     pair = scalar_pair(As[i], *tolerances[i])
                     counts[i] = svd_counts(OP, As[i].flatten(0, -2), pair, center)
-        elif len(together) == len(As):
+        elif len(together) == len(As) and not any(A.is_complex() for A in As):
             return found
     for i in set(range(len(As))) - set(counts):
         counts[i] = count(OP, As[i].flatten(0, -2), *tolerances[i], center).view(1)
@@ -119,7 +123,7 @@ def _counts(As: Sequence[Tensor], atol: float | None, rtol: float | None, center
 def _fake(
     As: Sequence[Tensor], *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> Tensor:
-    _checks.raise_raw("near_rank_grouped", _problem(As, atol, rtol))
+    _checks.raise_raw("near_rank_grouped", _problem(As, center, atol, rtol))
     return As[0].new_empty((len(As),), dtype=torch.int64)
 
 

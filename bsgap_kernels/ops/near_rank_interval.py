@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..dispatch import largest_rank, plan_of
 from . import _checks
+from ._real_form import halved_interval, real_form
 from ._register import implement
 from ._tolerances import effective_tolerances
 from .near_rank import argument_problem, checked_tolerances
@@ -41,6 +42,7 @@ def near_rank_interval(
     probes drawn from `seed` bound the error of a cheaper Gram matrix and fails with probability at most
     1e-9 a matrix, over the seed; where that does not pay (min(m, n) < 288 or rtol < 8.3e-3, on a GPU < 424 or
     < 9.95e-3; atol, float64 input; on a GPU, centring) it is "rigorous".
+    A complex matrix is counted as the real [[Re, -Im], [Im, Re]], which has each singular value twice.
     A threshold that cannot be resolved gives a wide interval, at worst [0, min(m, n)]; singular values
     equal to the threshold (ties) lie in it. Resolves rtol ≥ about √(50·γ·‖A‖_F²/σ_max²),
     γ ≈ 1e-16·(256 + max(m, n)/256 + min(m, n)).
@@ -82,14 +84,18 @@ def _kernel(
     mode: str = "rigorous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _checks.raise_raw("near_rank_interval", argument_problem(A, atol, rtol) or _option_problem(mode, seed))
+    _checks.raise_raw(
+        "near_rank_interval", argument_problem(A, center, atol, rtol) or _option_problem(mode, seed)
+    )
     batch = A.shape[:-2]
     if A.numel() == 0:
         return A.new_zeros(batch, dtype=torch.int64), A.new_zeros(batch, dtype=torch.int64)
     absolute, relative = effective_tolerances(A, atol, rtol)
-    plan = plan_of("near_rank_interval", A, relative if absolute == 0 else None, center, mode=mode)
+    B = real_form(A)
+    plan = plan_of("near_rank_interval", B, relative if absolute == 0 else None, center, mode=mode)
     probed = plan.certificate == "probed"
-    lower, upper = torch.ops.bsgap._intervals(A, absolute, relative, center, probed, seed)
+    lower, upper = torch.ops.bsgap._intervals(B, absolute, relative, center, probed, seed)
+    lower, upper = halved_interval(lower, upper, A)
     return lower, upper.clamp_(max=largest_rank(A.shape[-2], A.shape[-1], center)) if center else upper
 
 
@@ -102,7 +108,9 @@ def _fake(
     mode: str = "rigorous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _checks.raise_raw("near_rank_interval", argument_problem(A, atol, rtol) or _option_problem(mode, seed))
+    _checks.raise_raw(
+        "near_rank_interval", argument_problem(A, center, atol, rtol) or _option_problem(mode, seed)
+    )
     return A.new_empty(A.shape[:-2], dtype=torch.int64), A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 

@@ -37,7 +37,7 @@ def ratio(counts: Tensor, A: Tensor, center: bool) -> Tensor:
 def _kernel(
     A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False
 ) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, center, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank.default(A, atol=atol, rtol=rtol, center=center), A, center)
 
 
@@ -48,19 +48,19 @@ def _tensor_kernel(
     rtol: Tensor | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, center, atol, rtol))
     return ratio(torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center), A, center)
 
 
 def _fake(A: Tensor, *, atol: float | None = None, rtol: float | None = None, center: bool = False) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, center, atol, rtol))
     return A.new_empty(A.shape[:-2], dtype=torch.float64)
 
 
 def _fake_tensor(
     A: Tensor, *, atol: Tensor | None = None, rtol: Tensor | None = None, center: bool = False
 ) -> Tensor:
-    _checks.raise_raw("near_rank_ratio", argument_problem(A, atol, rtol))
+    _checks.raise_raw("near_rank_ratio", argument_problem(A, center, atol, rtol))
     return A.new_empty(tensor_batch(A, atol, rtol), dtype=torch.float64)
 
 

@@ -31,13 +31,15 @@ def singular_value_counts(
     """
     _checks.refuse("singular_value_counts", refused)
     _checks.raise_public(
-        _problem(A, thresholds) or _checks.flag(relative, "relative") or _checks.flag(center, "center")
+        _problem(A, thresholds, center)
+        or _checks.flag(relative, "relative")
+        or _checks.flag(center, "center")
     )
     return torch.ops.bsgap.singular_value_counts(A, thresholds, relative=relative, center=center)
 
 
-def _problem(A: Tensor, thresholds: object) -> _checks.Problem | None:
-    wrong = _checks.matrix(A)
+def _problem(A: Tensor, thresholds: object, center: object) -> _checks.Problem | None:
+    wrong = _checks.counted_matrix(A) or _checks.centred(A, center)
     if wrong is not None:
         return wrong
     if not isinstance(thresholds, Tensor):
@@ -57,7 +59,7 @@ def _problem(A: Tensor, thresholds: object) -> _checks.Problem | None:
 
 
 def _kernel(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False) -> Tensor:
-    _checks.raise_raw("singular_value_counts", _problem(A, thresholds))
+    _checks.raise_raw("singular_value_counts", _problem(A, thresholds, center))
     if A.numel() == 0 or thresholds.shape[-1] == 0:
         return A.new_zeros((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
     values = thresholds.double()
@@ -69,7 +71,7 @@ def _kernel(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: boo
 
 
 def _fake(A: Tensor, thresholds: Tensor, *, relative: bool = True, center: bool = False) -> Tensor:
-    _checks.raise_raw("singular_value_counts", _problem(A, thresholds))
+    _checks.raise_raw("singular_value_counts", _problem(A, thresholds, center))
     return A.new_empty((*A.shape[:-2], thresholds.shape[-1]), dtype=torch.int64)
 
 
