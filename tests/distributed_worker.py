@@ -1,47 +1,19 @@
-"""Scenarios for test_distributed.py: `python distributed_worker.py FOLDER` runs each at its numbers of ranks.
-
-torch is imported once; the ranks of a scenario are forked from that process and meet through a file. FOLDER
-gets a file a scenario, world and rank: empty if all went well, else the reason to skip, or a traceback.
-"""
+"""Scenarios for test_distributed.py, in the way of ranks.py."""
 
 from __future__ import annotations
 
-import copy
 import json
-import math
-import os
-import re
-import signal
-import sys
 import time
-import traceback
 import warnings
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
+from ranks import Skip, alone, main, raises, same, scenario
 from torch import Tensor, nn
 
-from bsgap_kernels.tracking import METRICS, DistributedSpectra, RankTracker, SiteRecord, SpectralAccumulator
-
-SECONDS = 60
-SCENARIOS: dict[str, tuple[Callable[[int, int, Path], None], tuple[int, ...]]] = {}
-
-
-class Skip(Exception):
-    """What a scenario needs is not there."""
-
-
-def scenario(*worlds: int) -> Callable[[Callable[[int, int, Path], None]], Callable[[int, int, Path], None]]:
-    def add(function: Callable[[int, int, Path], None]) -> Callable[[int, int, Path], None]:
-        SCENARIOS[function.__name__] = function, worlds
-        return function
-
-    return add
+from bsgap_kernels.tracking import METRICS, DistributedSpectra, RankTracker, SpectralAccumulator
 
 
 def network() -> nn.Module:
@@ -57,39 +29,6 @@ def shards(step: int, world: int) -> list[Tensor]:
     if sum(sizes) == 0:
         sizes[0] = 5
     return [torch.randn(size, 1, 6, 6, generator=generator) for size in sizes]
-
-
-def alone(model: nn.Module, x: Tensor, **options: Any) -> dict[str, SiteRecord]:
-    """The records of one process that has all rows."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tracker = RankTracker(copy.deepcopy(model), verbose=False, **options)
-    with tracker:
-        tracker._reader._model(x)
-        return tracker.collect()
-
-
-def same(found: dict[str, SiteRecord], expected: dict[str, SiteRecord]) -> None:
-    assert list(found) == list(expected), (list(found), list(expected))
-    for site, record in found.items():
-        other = expected[site]
-        for name in ("shape", "near_rank", "lower", "upper", "ratio"):
-            assert getattr(record, name) == getattr(other, name), (site, name, record, other)
-        assert record.summary.keys() == other.summary.keys()
-        for name, value in record.summary.items():
-            agree = math.isclose(value, other.summary[name], rel_tol=1e-6, abs_tol=1e-9)
-            assert agree or (math.isnan(value) and math.isnan(other.summary[name])), (
-                site,
-                name,
-                record,
-                other,
-            )
-
-
-def raises(action: Callable[[], Any], *words: str) -> None:
-    """A ValueError with these words in this order."""
-    with pytest.raises(ValueError, match=".*".join(map(re.escape, words))):
-        action()
 
 
 @scenario(1, 2, 3, 4)
@@ -157,55 +96,6 @@ def fully_sharded(rank: int, world: int, folder: Path) -> None:
                 optimizer.zero_grad()
             same(tracker.collect(), expected)
         tracker.close()
-
-
-@scenario(2, 4)
-def distributed_tensors(rank: int, world: int, folder: Path) -> None:
-    """By placement: DTensors sharded by rows add up, replicated they count once, others are refused."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-
-    mesh = init_device_mesh("cpu", (world,) if world == 2 else (2, 2))
-    torch.manual_seed(1)
-    A = torch.randn(13, 5)
-    model = nn.Sequential(nn.Identity(), nn.ReLU())
-    expected = alone(model, A, certify=True)
-    kinds = [[Shard(0)], [Replicate()]] if world == 2 else [[Shard(0), Replicate()], [Replicate(), Shard(0)]]
-    refused = {"Shard": Shard(1), "Partial": Partial()}
-    with RankTracker(model, process_group="world", certify=True, verbose=False) as tracker:
-        for placements in kinds:
-            model(distribute_tensor(A, mesh, placements))
-            same(tracker.collect(), expected)
-    for word, placement in refused.items():
-        with RankTracker(model, layers=["0"], process_group="world", verbose=False) as tracker:
-            placements = [placement] * mesh.ndim
-            x = DTensor.from_local(A[:, :2], mesh, placements, run_check=False)
-            raises(lambda x=x: model[0](x), "0: got a DTensor placed as", word, "batch-sharded")
-    accumulator = SpectralAccumulator()
-    accumulator.update(distribute_tensor(A, mesh, [Shard(0)] * mesh.ndim))
-    assert accumulator.compute().shape[0] < 13
-
-
-@scenario(2)
-def tensor_parallel(rank: int, world: int, folder: Path) -> None:
-    """A layer split by features: its sharded output is refused by name, the gathered one counts once."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Replicate
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    torch.manual_seed(3)
-    plain = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
-    x = torch.randn(20, 6)
-    mesh = init_device_mesh("cpu", (world,))
-    for layouts in (None, Replicate()):
-        way = ColwiseParallel(output_layouts=layouts, use_local_output=False)
-        model = parallelize_module(copy.deepcopy(plain), mesh, {"0": way})
-        with RankTracker(model, process_group="world", certify=True, verbose=False) as tracker:
-            if layouts is None:
-                raises(lambda model=model: model(x), "1: got a DTensor placed as", "no rank has whole rows")
-            else:
-                model(x)
-                same(tracker.collect(), alone(plain, x, certify=True))
 
 
 class Branch(nn.Module):
@@ -382,44 +272,6 @@ def sums_by_hand(rank: int, world: int, folder: Path) -> None:
     assert not torch.equal(sent, own.sums.gram)
 
 
-def run_rank(name: str, rank: int, world: int, folder: Path) -> str:
-    """What went wrong, or nothing."""
-    torch.set_num_threads(1)
-    function, _ = SCENARIOS[name]
-    meeting = f"file://{folder / name}-{world}.store"
-    try:
-        dist.init_process_group(
-            "gloo", init_method=meeting, rank=rank, world_size=world, timeout=timedelta(seconds=SECONDS / 3)
-        )
-        function(rank, world, folder)
-        dist.barrier()
-        dist.destroy_process_group()
-    except Skip as reason:
-        return f"skip: {reason}"
-    except BaseException:
-        return traceback.format_exc()
-    return ""
-
-
-def run(name: str, world: int, folder: Path) -> None:
-    """Forks the ranks of a scenario, and ends those that have not come back in time."""
-    children = []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            outcome = run_rank(name, rank, world, folder)
-            (folder / f"{name}-{world}-{rank}.txt").write_text(outcome)
-            os._exit(0)
-        children.append(child)
-    deadline = time.monotonic() + SECONDS
-    while children and time.monotonic() < deadline:
-        children = [child for child in children if os.waitpid(child, os.WNOHANG)[0] == 0]
-        time.sleep(0.005)
-    for child in children:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     # What is imported at first use, once for all ranks to come.
@@ -427,9 +279,4 @@ if __name__ == "__main__":
     import torch.distributed.fsdp
     import torch.distributed.tensor.parallel
 
-    for chosen, (_, numbers) in SCENARIOS.items():
-        if len(sys.argv) < 3 or chosen in sys.argv[2:]:
-            for number in numbers:
-                started = time.monotonic()
-                run(chosen, number, Path(sys.argv[1]))
-                print(f"{chosen} on {number}: {time.monotonic() - started:.1f} s", flush=True)
+    main()

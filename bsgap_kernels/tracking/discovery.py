@@ -22,7 +22,7 @@ _NONLINEAR = re.compile(
     r"Hardswish|Softplus|Softshrink|Hardshrink|Threshold|Glu|Clamp|Pow|Maximum|Minimum)"
 )
 _TRANSPARENT = re.compile(
-    r"^(View|UnsafeView|Reshape|Alias|Permute|Transpose|TBackward|Squeeze|Unsqueeze|Expand|Clone|Contiguous|ToCopy|"
+    r"^(_ToTorchTensor|_FromTorchTensor|Redistribute|View|UnsafeView|Reshape|Alias|Permute|Transpose|TBackward|Squeeze|Unsqueeze|Expand|Clone|Contiguous|ToCopy|"
     r"Slice|Select|Split|Chunk|Cat|Mul|Div|Sub|NativeDropout|FusedDropout|MaxPool|AvgPool|Adaptive|MkldnnMaxPool|"
     r"MkldnnAvgPool|Mean|ConstantPadNd|ReflectionPad|ReplicationPad|UpsampleN|UpsampleB)"
 )

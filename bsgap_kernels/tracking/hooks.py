@@ -27,8 +27,8 @@ class Reader(Protocol):
     def begin(self, mask: Tensor | None, training: bool, compiled: bool, /) -> None:
         """A forward pass of the model starts; training: it could be one of a training step."""
 
-    def observe(self, module: int, output: Any, /) -> None:
-        """A module's output, or first input, is there."""
+    def observe(self, module: int, output: Any, own_rows: bool = False, /) -> None:
+        """A module's output, or first input, is there; own_rows: its layout over ranks is dealt with."""
 
 
 _READERS: weakref.WeakValueDictionary[int, Reader] = weakref.WeakValueDictionary()
@@ -57,9 +57,9 @@ def _begin(token: Tensor, mask: Tensor | None, reader: int, training: bool) -> N
 
 
 def _observe(token: Tensor, activation: Tensor, reader: int, module: int) -> None:
-    found = _READERS.get(reader)
+    found = _READERS.get(abs(reader))
     if found is not None:
-        found.observe(module, activation)
+        found.observe(module, activation, reader < 0)
 
 
 def _nothing(*_: Any) -> None:
@@ -137,8 +137,15 @@ class OutputHook(ReaderHook):
     def trace(self, output: Any) -> None:
         """Put the op into compiled code."""
         if not exporting():
-            activation = local_rows(activation_of(output, self.name), self.name)
-            torch.ops.bsgap._observe_(self.token, activation.detach(), self.number, self.module)
+            from torch.distributed.tensor import Shard
+
+            activation: Any = activation_of(output, self.name)
+            number = self.number
+            if getattr(activation, "placements", None) is not None:
+                # The op takes no DTensor: the sign says that ranks have shared one out.
+                by_rows = [Shard(0)] * activation.device_mesh.ndim
+                activation, number = activation.redistribute(placements=by_rows).to_local(), -number
+            torch.ops.bsgap._observe_(self.token, activation.detach(), number, self.module)
 
 
 class InputHook(OutputHook):

@@ -26,17 +26,18 @@ from bsgap_kernels.tracking.hooks import (
     elsewhere,
     enlist,
     graph_task,
-    local_rows,
     place_of_mask,
 )
 from bsgap_kernels.tracking.options import float32_serves
 from bsgap_kernels.tracking.reading import SiteHead
 from bsgap_kernels.tracking.records import Question
+from bsgap_kernels.tracking.sharding import Layout, Layouts, local_of
 from bsgap_kernels.tracking.sites import (
     CONSUMERS,
     Layers,
     activation_of,
     compiled_regions,
+    feature_range,
     has_values,
     listing,
     matrix_of,
@@ -66,6 +67,7 @@ class Site:
     features_dim: int | None = None  # counted from the end; None: as the unfolding has it
     first: int = 0  # features are dimensions [first, last)
     last: int = 0
+    layout: Layout | None = None  # over ranks, of an activation that several share
     captured: bool = False  # read in a CUDA graph: its replays call no hook
     stream: torch.cuda.Stream | None = None  # that its sums were last touched on
 
@@ -108,8 +110,10 @@ class SiteReader:
         mask: str | None,
         example: Any,
         clock: StepClock | None,
+        layouts: Layouts,
     ) -> None:
         self.options = options
+        self._layouts = layouts
         self._clock = clock
         self.recording = True
         self.view: str | None = None
@@ -275,8 +279,10 @@ class SiteReader:
         if training or self.view is not None:
             self.passes += 1
 
-    def observe(self, module: int, output: Any) -> None:
+    def observe(self, module: int, output: Any, own_rows: bool = False) -> None:
         """Add a module's output, or input, to its site.
+
+        own_rows: it is what this rank has to count, whatever the layout over ranks was.
 
         Written so that a plain activation, of a shape met before, takes few calls: after a training step each
         costs more than its work.
@@ -293,8 +299,7 @@ class SiteReader:
             return
         activation = output
         if not plain:
-            name = self._names[module]
-            activation = local_rows(activation_of(output, name), name)
+            activation = activation_of(output, self._names[module])
         if self._discovery is not None:
             self._discovery.known(activation)
         if not listening or not has_values(activation, self._names[module]):
@@ -307,8 +312,10 @@ class SiteReader:
         sites = self._sites[self.view or TRAINING]
         site = sites.get((module, call))
         if site is None:
-            site = sites[module, call] = self._new_site(module, call, activation)
-        if activation.shape != site.shape or activation.device != site.device or site.reads > 0:
+            site = sites[module, call] = self._new_site(module, call, activation, own_rows)
+        elif site.layout is not None or not plain:
+            site.layout = None if own_rows else self._layout(module, call, activation, site.features_dim)
+        if activation.shape != site.shape or not plain or activation.device != site.device or site.reads > 0:
             with torch.no_grad():
                 activation = self._fitting(site, activation.detach())
         site.sums.add(
@@ -356,11 +363,30 @@ class SiteReader:
         rows = m if m < n and not (self.options.adds_up or self._masks) else None
         return Sums.zeros(n, device, rows=rows, sums=question.sums, magnitudes=question.magnitudes)
 
-    def _new_site(self, module: int, call: int, activation: Tensor) -> Site:
+    def _layout(self, module: int, call: int, activation: Tensor, features_dim: int | None) -> Layout | None:
+        features = feature_range(activation.ndim, self.options.unfold, features_dim)
+        only_rows = 0 if self.options.unfold == "pool" else None
+        name = f"{self._names[module]}#{call}"
+        return self._layouts.of((module, call), activation, name, features, only_rows)
+
+    def _rows(
+        self, activation: Tensor, features_dim: int | None, layout: Layout | None
+    ) -> tuple[Tensor, int, int]:
+        """The matrix of an activation, as `matrix_of` has it: of it the rows that this rank has to read."""
+        matrix, first, last = self._matrix(local_of(activation), features_dim)
+        if layout is not None:
+            matrix = layout.whole(matrix, first, last, pooled=matrix.ndim < activation.ndim)
+        return matrix, first, last
+
+    def _new_site(self, module: int, call: int, activation: Tensor, own_rows: bool) -> Site:
         options, name = self.options, f"{self._names[module]}#{call}"
         features_dim = self._features_dim(module, call, activation)
+        if own_rows:
+            features = feature_range(activation.ndim, options.unfold, features_dim)
+            self._layouts.check_own_rows(name, features, self._masks)
+        layout = None if own_rows else self._layout(module, call, activation, features_dim)
         with torch.no_grad():
-            m, n = _shape(*self._matrix(activation.detach(), features_dim))
+            m, n = _shape(*self._rows(activation.detach(), features_dim, layout))
         notes = [f"rows 1/{options.sample_rows}"] if options.sample_rows > 1 else []
         if (options.adds_up or self._masks) and n > options.max_features:
             if options.sketch is None:
@@ -372,12 +398,13 @@ class SiteReader:
             notes.append(f"sketch {options.sketch} of {n}")
             n = options.sketch
         sums = self._zeros(m, n, activation.device)
-        return Site(SiteHead(name, n, ", ".join(notes)), sums, features_dim=features_dim)
+        return Site(SiteHead(name, n, ", ".join(notes)), sums, features_dim=features_dim, layout=layout)
 
     def _fitting(self, site: Site, activation: Tensor) -> Tensor:
         """What of an activation the sums of its site are to be given, once it is known that it fits them."""
         name, sums, sketched = site.head.name, site.sums, "sketch" in site.head.note
-        matrix, first, last = self._matrix(activation, site.features_dim)
+        layout = site.layout
+        matrix, first, last = self._rows(activation, site.features_dim, layout)
         m, n = _shape(matrix, first, last)
         if not sketched and n != sums.n:
             raise ValueError(
@@ -404,7 +431,7 @@ class SiteReader:
         site.first, site.last = first, last
         site.join()
         on_device = matrix.is_cuda or site.stream is not None
-        as_it_stands = matrix is activation and not (self._masks or sketched or on_device)
+        as_it_stands = matrix is activation and not (self._masks or sketched or on_device or layout)
         site.shape = matrix.shape if as_it_stands else None
         if as_it_stands:
             return matrix
@@ -412,15 +439,21 @@ class SiteReader:
             site.captured = site.captured or torch.cuda.is_current_stream_capturing()
         elif site.reads == 0:
             torch._foreach_zero_(sums.tensors())
-        rows = activation.shape[:first] + activation.shape[last:]  # before sampling
+        shape = local_of(activation).shape
+        rows = shape[:first] + shape[last:]  # before sampling, and before ranks share them out
         if self._mask is not None or sketched:
             matrix = features_last(matrix, first, last)
             site.first, site.last = matrix.ndim - 1, matrix.ndim
         valid = None
         if self._mask is not None:
-            valid = padding.fitted(self._mask, rows, self._sequence_first, name)
+            fitted = partial(padding.fitted, sequence_first=self._sequence_first, site=name)
+            valid = fitted(self._mask, rows)
+            if valid is None and layout is not None:
+                valid = layout.valid(self._mask, rows, fitted)
         if valid is not None:
             valid = valid[:: self.options.sample_rows]
+            if layout is not None:
+                valid = layout.part(valid)
             # Rows of zeros add nothing to a Gram matrix; they only must not count as rows.
             self._masked = True
             matrix = torch.where(valid[..., None], matrix, 0)

@@ -204,6 +204,19 @@ def resolve_unfold(ndim: int, unfold: str) -> str:
     return "flatten" if ndim <= 2 else "token" if ndim == 3 else "channel"
 
 
+def feature_range(ndim: int, unfold: str = "flatten", features_dim: int | None = None) -> range:
+    """The dimensions of an activation, before it is pooled, that are features."""
+    if ndim == 1:  # one row of features, or numbers, one a row
+        return range(0 if features_dim is None else 1)
+    unfold = resolve_unfold(ndim, unfold)
+    if unfold == "flatten" or ndim == 2:
+        return range(1, ndim)
+    if features_dim is None:
+        features_dim = ndim - 1 if unfold == "token" else 1
+    features_dim %= ndim
+    return range(features_dim, features_dim + 1)
+
+
 def matrix_of(
     activation: Tensor, unfold: str = "flatten", features_dim: int | None = None
 ) -> tuple[Tensor, int, int]:
@@ -213,14 +226,10 @@ def matrix_of(
     """
     if activation.ndim == 1:  # of numbers, one a row; of features, one row
         return activation.unsqueeze(1 if features_dim is None else 0), 1, 2
-    unfold = resolve_unfold(activation.ndim, unfold)
-    if unfold == "flatten" or activation.ndim == 2:
-        return activation, 1, activation.ndim
-    if features_dim is None:
-        features_dim = activation.ndim - 1 if unfold == "token" else 1
-    features_dim %= activation.ndim
-    if unfold in ("token", "channel"):
-        return activation, features_dim, features_dim + 1
+    features = feature_range(activation.ndim, unfold, features_dim)
+    if activation.ndim == 2 or unfold != "pool":
+        return activation, features.start, features.stop
+    features_dim = features.start
     # Halves are averaged in float32: a mean of a few hundred values loses bits in their own format.
     dtype = torch.float32 if activation.dtype in (torch.float16, torch.bfloat16) else None
     positions = tuple(d for d in range(1, activation.ndim) if d != features_dim)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from bsgap_kernels.tracking.alarms import Alarm, AlarmSink
 from bsgap_kernels.tracking.background import BackgroundWriter
@@ -30,6 +31,7 @@ from bsgap_kernels.tracking.reader import TRAINING, ReadOptions, SiteReader
 from bsgap_kernels.tracking.reading import Reading, SiteHead
 from bsgap_kernels.tracking.records import SiteRecord
 from bsgap_kernels.tracking.rows import Row
+from bsgap_kernels.tracking.sharding import Layouts, Placements
 from bsgap_kernels.tracking.sinks import open_sinks
 from bsgap_kernels.tracking.sites import UNFOLDS, Layers
 from bsgap_kernels.tracking.sums import Sums
@@ -86,6 +88,12 @@ class RankTracker:
         process_group: "world" or a group: numbers are of the rows of all ranks. Each rank calls `step` each
             time; one asynchronous all-reduce of at most `comm_budget` bytes a tracked step, whose numbers are
             there at the next one. Sinks and alarms are those of rank 0.
+        device_mesh, placements: for models whose tensor parallelism is made by hand: the mesh, and how
+            activations lie on it, by patterns of site names: {"*.act": Shard(-1)}. Others tell by themselves
+            (see `Layouts`), and activations that nothing tells of are refused. With its features on p ranks,
+            an activation of m·n numbers costs one exchange a pass: m·n·(p − 1)/p² numbers sent by each rank,
+            or (p − 1)/p times m·n where `process_group` does not hold them all. Replicas send nothing: each
+            of their ranks reads a p-th of the rows.
         sinks: where rows go in the background: "file.jsonl", "file.parquet", "tensorboard:dir", ... or a
             list.
         alarms: see `Alarm`.
@@ -128,6 +136,8 @@ class RankTracker:
         replay: Sequence[tuple[int, int]] | None = None,
         process_group: dist.ProcessGroup | Literal["world"] | None = None,
         comm_budget: int = COMM_BUDGET,
+        device_mesh: DeviceMesh | None = None,
+        placements: Placements | None = None,
         sinks: Any = (),
         alarms: Sequence[Alarm] = (),
         run: str = "run",
@@ -169,7 +179,9 @@ class RankTracker:
         self._device = torch.device("cpu") if parameter is None else parameter.device
         timed = max_overhead is not None or self._spectra is not None
         self._clock = StepClock(self._device) if timed else None
-        self._reader = SiteReader(model, layers, options, mask, example, self._clock)
+        group = None if self._spectra is None else self._spectra.group
+        layouts = Layouts(model, group, device_mesh, placements)
+        self._reader = SiteReader(model, layers, options, mask, example, self._clock, layouts)
         try:
             self._writer = self._open_writer(sinks, alarms, run, attempt, first_step)
         except BaseException:
