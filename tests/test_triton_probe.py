@@ -1,20 +1,14 @@
-"""The probes' kernels in Triton's interpreter against NumPy, on CPU tensors.
-
-They run in a process of their own, which `test_in_the_interpreter` starts, as in test_triton_gram.py.
-"""
+"""The probes' kernels in Triton's interpreter against NumPy, on CPU tensors."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import numpy as np
+import own_process
 import pytest
 import torch
 from numpy.typing import NDArray
-from test_triton_gram import HERE, interpreted, random
+from own_process import interpreted
+from test_triton_gram import random
 from torch import Tensor
 
 from bsgap_kernels import _core
@@ -26,14 +20,10 @@ U = 2.0**-53
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.skipif(HERE, reason="is this process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-def test_in_the_interpreter() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "BSGAP_TRITON_INTERPRETED": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert "passed" in result.stdout
+@own_process.starts
+@pytest.mark.parametrize("part", own_process.PARTS)
+def test_in_the_interpreter(part: str) -> None:
+    own_process.run(__file__, "interpreter", part)
 
 
 def viewed(A: Tensor) -> MatrixView:
@@ -70,7 +60,7 @@ LAYOUTS = {
 @pytest.mark.parametrize(("name", "splits"), [(name, 3) for name in LAYOUTS] + [("row-major", 1)])
 def test_products(name: str, splits: int) -> None:
     build, layout = LAYOUTS[name]
-    for dtype in DTYPES:
+    for dtype in DTYPES if name == "row-major" else DTYPES[:2]:  # float16 is read as bfloat16 is
         view = viewed(build(dtype))
         check_products(view, layout, splits)
 
@@ -86,7 +76,7 @@ def test_products(name: str, splits: int) -> None:
     ],
 )
 def test_products_of_images(shape: tuple[int, ...], layout: int, memory_format: torch.memory_format) -> None:
-    for dtype in DTYPES:
+    for dtype in DTYPES[:2]:
         A = random(*shape, dtype=dtype).to(memory_format=memory_format).permute(0, 2, 3, 1)
         view = describe(A, batch=False)
         assert view is not None
@@ -146,7 +136,7 @@ def true_error(G: Tensor, view: MatrixView) -> Tensor:
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bound_holds_and_is_near(dtype: torch.dtype) -> None:
-    A = random(2, 500, 140, dtype=dtype) if dtype != torch.float16 else random(2, 140, 500, dtype=dtype)
+    A = random(2, 300, 130, dtype=dtype) if dtype != torch.float16 else random(2, 130, 300, dtype=dtype)
     view = viewed(A)
     found = gram_set([view], precision="float32", splits=1)
     bound = probe.probe_error(view, found, seed=5)
@@ -163,26 +153,22 @@ def test_bound_holds_and_is_near(dtype: torch.dtype) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("kind", ["entry", "direction", "half_precision"])
-def test_bound_follows_an_injected_error(kind: str) -> None:
-    view = viewed(random(2, 400, 130))
+def test_bound_follows_an_injected_error() -> None:
+    view = viewed(random(2, 300, 130))
     found = gram_set([view], precision="float64")
     G = found.gram(0)
-    before = probe.probe_error(view, found, seed=1)
+    before, right = probe.probe_error(view, found, seed=1), G[0].clone()
     # A float64 Gram matrix leaves only the roundings that the bound assumes of its own products.
     assert (before < 1e-9 * G[:, 0, 0]).all()
-    if kind == "entry":
-        G[0, 70, 70] += 1.0
-    elif kind == "direction":
-        v = torch.nn.functional.normalize(random(130, dtype=torch.float64), dim=0)
-        G[0] -= torch.outer(v, v)
-    else:
-        G[0] = G[0].half()
-    after = probe.probe_error(view, found, seed=1)
-    error = true_error(G, view)
-    assert error[0] > 0.05
-    assert error[0] <= after[0] <= 200 * error[0]
-    assert after[1] == before[1]
+    entry, v = right.clone(), torch.nn.functional.normalize(random(130, dtype=torch.float64), dim=0)
+    entry[70, 70] += 1.0
+    for wrong in (entry, right - torch.outer(v, v), right.half()):
+        G[0] = wrong
+        after = probe.probe_error(view, found, seed=1)
+        error = true_error(G, view)
+        assert error[0] > 0.05
+        assert error[0] <= after[0] <= 200 * error[0]
+        assert after[1] == before[1]
 
 
 @interpreted
@@ -203,8 +189,7 @@ def test_rounding_terms_alone() -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("where", ["matrix", "gram"])
+@pytest.mark.parametrize(("bad", "where"), [(float("nan"), "matrix"), (float("inf"), "gram")])
 def test_nothing_is_known_of_what_is_not_finite(bad: float, where: str) -> None:
     A = random(3, 200, 130)
     if where == "matrix":
@@ -221,7 +206,7 @@ def test_nothing_is_known_of_what_is_not_finite(bad: float, where: str) -> None:
 @pytest.mark.parametrize("scale", [1e-38, 1e-22, 1e30, 0.0])
 def test_range(scale: float) -> None:
     # float32: the interpreter misreads bfloat16's subnormals.
-    view = viewed(random(300, 130) * scale)
+    view = viewed(random(140, 130) * scale)
     found = gram_set([view], precision="float32")
     bound = probe.probe_error(view, found, seed=1)
     assert bound.isfinite().all()

@@ -1,60 +1,29 @@
-"""What the hook path adds to a site's sums on a GPU: by the Gram kernel itself, in one launch.
-
-Its numbers are those of Triton's interpreter; its launches are counted with a driver that does nothing. Each
-replaces triton in its process, so that both run in processes of their own.
-"""
+"""What the hook path adds to a site's sums on a GPU, in Triton's interpreter against exact sums."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-import threading
 from collections.abc import Callable
 from fractions import Fraction
-from typing import Any
 
+import numpy as np
+import own_process
 import pytest
 import torch
+from own_process import interpreted
+from test_triton_gram import random
 from tolerances import sum_rtol
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bsgap_kernels import rounding
 from bsgap_kernels.strides import features_last
-from bsgap_kernels.triton import config, memory, site
+from bsgap_kernels.triton import config, site
 from bsgap_kernels.triton.gram import _PREPARED
 
-HERE = os.environ.get("BSGAP_SITE_TESTS", "")
-interpreted = pytest.mark.skipif(HERE != "interpreter", reason="runs in a process of its own")
-stubbed = pytest.mark.skipif(HERE != "stub", reason="runs in a process of its own")
 
-
-@pytest.mark.skipif(HERE != "", reason="is such a process")
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.parametrize(
-    ("where", "part"),
-    [
-        ("interpreter", "not slow"),
-        pytest.param("interpreter", "slow", marks=pytest.mark.slow),
-        ("stub", "not slow"),
-    ],
-)
-def test_in_a_process_of_its_own(where: str, part: str) -> None:
-    environment = os.environ | {"BSGAP_SITE_TESTS": where}
-    if where == "interpreter":
-        environment["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", part, __file__]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout[-6000:] + result.stderr[-2000:]
-    assert "passed" in result.stdout
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Normal entries with a common direction, so that sums do not cancel everywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.randn(*shape, generator=generator, dtype=torch.float64) + 0.5).to(dtype)
+@own_process.starts
+@pytest.mark.parametrize("part", own_process.PARTS)
+def test_in_the_interpreter(part: str) -> None:
+    own_process.run(__file__, "interpreter", part)
 
 
 State = tuple[Tensor, Tensor, Tensor | None]
@@ -131,7 +100,7 @@ def test_sums_are_those_of_the_rows(
         G, scale, columns = by_hand(A, first, last, features_side)
         gram, totals, vector = state(len(G), len(columns), sums=sums)
         for _ in range(2):
-            site.add_gram(gram, totals, vector, A, first, last, features_side, precision, False)
+            site.add_gram(gram, totals, vector, A, first, last, features_side, False, precision, False)
         depth = A.numel() // len(G)
         rtol = (
             sum_rtol(torch.float32, min(depth, 256))
@@ -152,10 +121,23 @@ def test_sums_are_those_of_the_rows(
             assert ((vector - 2 * columns).abs() <= 4 * (m + 200) * 2.0**-53 * magnitude).all()
 
 
+SEVERAL_TILES = [("float64", "finite"), ("float32", "finite"), ("float32", "huge")]
+
+
 @interpreted
-@pytest.mark.parametrize("shape", [(60, 7), (130, 136)])
-@pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("content", ["finite", "zero", "nan", "tiny", "huge"])
+@pytest.mark.parametrize(
+    ("shape", "precision", "content"),
+    [
+        pytest.param(
+            shape, precision, content,
+            # The three ways through several tiles: float64 sums, float32 sums, those redone in float64.
+            marks=pytest.mark.slow if shape[1] > 64 and (precision, content) not in SEVERAL_TILES else (),
+        )
+        for shape in ((60, 7), (70, 136))
+        for precision in ("float32", "float64")
+        for content in ("finite", "zero", "nan", "tiny", "huge")
+    ],
+)  # fmt: skip
 def test_fresh_sums_forget_what_was_there(
     content: str, precision: config.Precision, shape: tuple[int, int]
 ) -> None:
@@ -167,7 +149,7 @@ def test_fresh_sums_forget_what_was_there(
     states = []
     for fill, fresh in ((0.0, False), (7.0, True), (torch.nan, True)):
         own = state(n, n, sums=sums, fill=fill)
-        site.add_gram(*own, A, 1, 2, True, precision, fresh)
+        site.add_gram(*own, A, 1, 2, True, False, precision, fresh)
         states.append([t for t in own if t is not None])
     for other in states[1:]:
         for found, wanted in zip(other, states[0], strict=True):
@@ -192,15 +174,66 @@ def test_float64_input_of_any_scale(scale: float, n: int) -> None:
     A = random(120, n, dtype=torch.float64) * scale
     gram, totals, sums = state(n, n, sums=True)
     assert sums is not None
-    site.add_gram(gram, totals, sums, A, 1, 2, True, "float64", False)
+    site.add_gram(gram, totals, sums, A, 1, 2, True, False, "float64", False)
     # Python's integers have no range to leave.
     X = [[Fraction(x) for x in row] for row in A.tolist()]
-    entry = sum(row[0] * row[1] for row in X)
-    assert float(gram[1, 0]) == (
-        pytest.approx(float(entry), rel=1e-13) if abs(entry) < 10**300 else float("inf")
-    )
+    for i, j in ((1, 1), (1, 0)):
+        entry = sum(row[i] * row[j] for row in X)
+        if abs(entry) < 10**300:
+            # What products lose below the normal numbers is part of the error of any sum.
+            assert float(gram[i, j]) == pytest.approx(float(entry), rel=1e-13, abs=len(A) * 2.0**-1074)
+        else:
+            assert not gram[i, i].isfinite()
     torch.testing.assert_close(sums, A.sum(0), rtol=1e-12, atol=0)
     assert totals[1] > 0
+
+
+@interpreted
+@pytest.mark.parametrize("splits", [1, 3])
+def test_numbers_whose_squares_vanish_are_no_zeros(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "split_count", lambda *_: splits)
+    A = torch.zeros(70, 9, dtype=torch.float64)
+    for tiny, error in ((0.0, False), (1e-200, True)):
+        A[67, 4] = tiny
+        for rows, center in ((A, False), (A.mT[:, 20:], True)):
+            gram, totals, _ = state(9, 9, sums=False)
+            site.add_gram(gram, totals, None, rows, 1, 2, not center, center, "float64", False)
+            assert bool(totals[1] > 0) == error
+            assert (gram <= splits * 2.0**-1074).all()
+
+
+def about_the_mean(A: Tensor) -> Tensor:
+    """AAᵀ of the rows about their mean, in 64-bit precision."""
+    X = A.double().numpy().astype(np.longdouble)
+    X = X - X.mean(0)
+    return torch.from_numpy((X @ X.T).astype(np.float64))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("dtype", "splits", "mean"),
+    [(torch.float16, 1, 0.0), (torch.float32, 3, 1e3), (torch.float64, 18, 1e3), (torch.float32, 1, 1e3)],
+)
+@pytest.mark.parametrize("m", [9, 33])
+def test_few_rows_about_their_mean(
+    m: int, mean: float, dtype: torch.dtype, splits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "split_count", lambda *_: splits)
+    shape = (m, 3, 7, 41) if m > 9 else (m, 901)
+    A = (random(*shape, dtype=torch.float64) + mean).to(dtype)
+    gram, totals, _ = state(m, 9, sums=False)
+    for part in range(2):
+        site.add_gram(gram, totals, None, A, 1, A.ndim, False, True, "float64", part == 0)
+    error = torch.linalg.matrix_norm(gram / 2 - about_the_mean(A.flatten(1)), 2)
+    c = list(_PREPARED.values())[-1].plan.rows[0]["roundings"]
+    squares = float((A.double() - A[:1].double()).square().sum())
+    bound = 2 * (2 * rounding.gamma(c) + 3 * rounding.gamma(m + 6)) * squares
+    assert error <= bound / 2
+    expected = torch.tensor([2 * m, bound, 2], dtype=torch.float64)
+    torch.testing.assert_close(totals, expected, rtol=1e-9, atol=0)
+    site.add_gram(gram, totals, None, A[:1].expand(m, *A.shape[1:]), 1, A.ndim, False, True, "float64", True)
+    assert not gram.any()
+    assert totals.tolist() == [m, 0, 1]
 
 
 @interpreted
@@ -208,142 +241,8 @@ def test_a_site_keeps_its_bound_call_as_long_as_it_lives() -> None:
     before = len(site._SITES)
     gram, totals, _ = state(6, 6, sums=False)
     for rows in (30, 40, 30):
-        site.add_gram(gram, totals, None, random(rows, 6), 1, 2, True, "float64", False)
+        site.add_gram(gram, totals, None, random(rows, 6), 1, 2, True, False, "float64", False)
     assert len(site._SITES[id(gram)].bound) == 2
     assert totals.tolist()[0] == 100
     del gram
     assert len(site._SITES) == before
-
-
-class Operations(TorchDispatchMode):
-    """Names of torch's operations that are more than another view of a tensor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outputs = func(*args, **(kwargs or {}))
-        if not getattr(func, "is_view", False) and str(func) != "aten.detach.default":
-            self.names.append(str(func))
-        return outputs
-
-
-@pytest.fixture(scope="module")
-def stub() -> Any:
-    import stub_driver
-
-    return stub_driver.install()
-
-
-ALLOCATION = ["aten.empty.memory_format"]
-
-
-@stubbed
-@pytest.mark.parametrize(
-    ("shape", "dtype", "float32_gram", "sums", "launches"),
-    [
-        ((64, 64, 8, 8), torch.bfloat16, True, False, 1),
-        ((64, 16, 8, 8), torch.float32, True, False, 1),
-        ((64, 64, 8, 8), torch.float16, False, True, 1),
-        ((64, 300, 8, 8), torch.float32, False, True, 1),
-        ((64, 300, 8, 8), torch.bfloat16, True, False, 2),  # the second redoes what left the range
-    ],
-)
-@pytest.mark.parametrize("fresh", [False, True])
-def test_one_launch_a_site(
-    stub: Any, shape: tuple[int, ...], dtype: torch.dtype, float32_gram: bool, sums: bool, launches: int,
-    fresh: bool,
-) -> None:  # fmt: skip
-    from bsgap_kernels.ops._cuda_sums import accumulate_gram
-
-    n = shape[1]
-    own, A = state(n, n, sums=sums), torch.zeros(shape, dtype=dtype)
-    options = (1, 2, True, False, float32_gram, fresh)
-    accumulate_gram(*own, A, *options)
-    for other in (A, torch.zeros_like(A)):  # what is bound does not depend on the activation's address
-        before = stub.launches
-        with Operations() as operations:
-            accumulate_gram(*own, other, *options)
-        assert stub.launches - before == launches
-        assert operations.names in ([], ALLOCATION)
-
-
-@stubbed
-def test_what_triton_compiled_is_kept(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from triton.runtime.jit import JITFunction
-
-    from bsgap_kernels.triton.gram import gram_set
-    from bsgap_kernels.triton.table import describe
-
-    own, A = state(8, 8, sums=False), torch.zeros(90, 8)
-    view = describe(A, batch=True)
-    assert view is not None
-    for _ in range(2):
-        site.add_gram(*own, A, 1, 2, True, "float64", False)
-        gram_set([view], precision="float32")
-    monkeypatch.setattr(JITFunction, "run", None)
-    before = stub.launches
-    site.add_gram(*own, A, 1, 2, True, "float64", False)
-    gram_set([view], precision="float32")
-    assert stub.launches == before + 2
-
-
-@stubbed
-def test_another_form_of_compiled_kernels_is_served_and_said() -> None:
-    from bsgap_kernels.triton.launch import Launch
-
-    launched: list[tuple[object, ...]] = []
-
-    class Kernel:
-        """Launches, and hands back what has none of the names that are asked for."""
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., object]:
-            def launch(*arguments: object, **constants: object) -> object:
-                launched.append(arguments)
-                return object()
-
-            return launch
-
-    launch = Launch(Kernel(), 3, {"x": "i32"}, {}, {}, torch.device("cpu"))
-    with pytest.warns(UserWarning, match="keeps compiled kernels in another form"):
-        launch(1)
-    launch(2)
-    assert launched == [(1,), (2,)]
-    assert not launch.is_kept
-
-
-def test_kept_memory_is_made_by_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Where a graph is warmed up, what this thread allocates is the graph's.
-    streams, entered = ["theirs"], []
-
-    class Stream:
-        def __init__(self, stream: str) -> None:
-            self.stream = stream
-
-        def __enter__(self) -> None:
-            entered.append((threading.get_ident(), self.stream))
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    capturing = False
-    monkeypatch.setattr(memory, "is_capturing", lambda device: capturing)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: streams[-1])
-    monkeypatch.setattr(torch.cuda, "stream", Stream)
-    device, here = torch.device("cuda", 0), threading.get_ident()
-
-    def make() -> tuple[int, bool]:
-        return threading.get_ident(), torch.is_inference_mode_enabled()
-
-    with torch.inference_mode():
-        thread, inference = memory.kept(device, make)
-    assert thread != here
-    assert not inference
-    assert entered == [(thread, "theirs")]
-    capturing = True
-    assert memory.kept(device, make)[0] == here
-    capturing = False
-    assert memory.kept(torch.device("cpu"), make)[0] == here
-    with pytest.raises(ZeroDivisionError):
-        memory.kept(device, lambda: 1 // 0)

@@ -48,17 +48,18 @@ def accumulate_gram(
     Launches of fixed count on the current stream, capturable: a replay adds the same rows' new content. One
     launch, but for what triton/site.py names and for AAᵀ about its row means.
     """
-    from ..triton.site import add_gram
+    from ..triton.site import add_gram, serves_centring
 
     A = A.detach()
+    rows = A.shape[:first].numel() * A.shape[last:].numel()
     if A.numel() == 0:
         if fresh:
             torch._foreach_zero_([x for x in (gram, totals, sums) if x is not None])
-        totals[0] += features_last(A, first, last).shape[:-1].numel()
+        totals[0] += rows
         return
-    precision = precision_of(float32_gram and A.dtype != torch.float64)
-    if features_side or not center:
-        add_gram(gram, totals, sums, A, first, last, features_side, precision, fresh)
+    precision = precision_of(float32_gram and not center and A.dtype != torch.float64)
+    if not center or serves_centring(rows):
+        add_gram(gram, totals, sums, A, first, last, features_side, center, precision, fresh)
         return
     if fresh:
         torch._foreach_zero_([gram, totals])

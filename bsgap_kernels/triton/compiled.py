@@ -31,7 +31,7 @@ class Variant:
     precision: Precision
     codes: int
     multi: bool = False
-    shift: int = 0
+    shift: int = config.NO_SHIFT
     rescue: bool = False
     accumulate: bool = False
     sums: bool = False  # of columns; a shift brings them
@@ -71,7 +71,7 @@ class Variant:
             self.launch(capability),
             self.precision,
             self.shift,
-            self.sums or self.shift != 0,
+            self.sums or self.shift != config.NO_SHIFT,
             False,
             capability // 10,
         )
@@ -169,15 +169,16 @@ def variants() -> list[Variant]:
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         name = str(dtype).removeprefix("torch.")
         for codes, layouts in ((ALIGNED_CODES, "aligned"), (OTHER_CODES, "any")):
-            found.append(Variant(f"{name} float64 {layouts}", dtype, "float64", codes, multi=True))
-            found.append(
-                Variant(f"{name} float64 {layouts}, shift", dtype, "float64", codes, multi=True, shift=1)
-            )
+            shifted = Variant(f"{name} float64 {layouts}", dtype, "float64", codes, multi=True)
+            found += [shifted, replace(shifted, name=f"{shifted.name}, shift", shift=config.BY_VECTOR)]
             site = f"{name} float64 {layouts}, site"
             found.append(Variant(site, dtype, "float64", codes, multi=True, sums=True, accumulate=True))
-        found.append(
-            Variant(f"{name} float64 any, first row", dtype, "float64", OTHER_CODES, multi=True, shift=2)
-        )
+            about_mean = f"{site} about the mean"
+            found.append(
+                Variant(about_mean, dtype, "float64", codes & 0xFFF, accumulate=True, shift=config.BY_MEAN)
+            )
+        first = f"{name} float64 any, first row"
+        found.append(Variant(first, dtype, "float64", OTHER_CODES, multi=True, shift=config.BY_FIRST_ROW))
     return found
 
 
@@ -197,6 +198,7 @@ def checked() -> list[tuple[Variant | ProbeVariant, int]]:
     side_128, depth_128, float32, bfloat16 = 0x1000, 0x2000, torch.float32, torch.bfloat16
     rescue = Variant("128 rescue", bfloat16, "float32", side_128, multi=True, rescue=True)
     site = Variant("site of bfloat16, sides to 64", bfloat16, "float32", 0x111, accumulate=True)
+    wide = Variant("float64 of float32", float32, "float64", 0x200, multi=True)
     grams = [
         (Variant("128 along side", bfloat16, "float32", side_128, multi=True), (90, 100)),
         (Variant("128 along depth", bfloat16, "float32", depth_128, multi=True), (90,)),
@@ -212,9 +214,36 @@ def checked() -> list[tuple[Variant | ProbeVariant, int]]:
         (Variant("bfloat16 tiles", bfloat16, "float32", 0x100, multi=True), (120,)),
         (Variant("bfloat16, sides to 64", bfloat16, "float32", 0x111), (80,)),
         (Variant("float32, sides to 64", float32, "float32", 0x100), (80, 90)),
-        (Variant("float64 of float32", float32, "float64", 0x200, multi=True), (80, 90)),
-        (Variant("float64 of bfloat16, first row", bfloat16, "float64", 0x800, multi=True, shift=2), (90,)),
-        (Variant("float64 shifted", torch.float64, "float64", 0x100, multi=True, shift=1), (89,)),
+        (wide, (80, 90)),
+        (
+            replace(site, name="site of float64", dtype=torch.float64, precision="float64", multi=True),
+            (90,),
+        ),
+        (
+            replace(
+                site,
+                name="site of float32 about the mean",
+                dtype=float32,
+                precision="float64",
+                codes=0x200,
+                shift=config.BY_MEAN,
+            ),
+            (90,),
+        ),
+        (
+            replace(
+                wide,
+                name="float64 of bfloat16, first row",
+                dtype=bfloat16,
+                codes=0x800,
+                shift=config.BY_FIRST_ROW,
+            ),
+            (90,),
+        ),
+        (
+            replace(wide, name="float64 shifted", dtype=torch.float64, codes=0x100, shift=config.BY_VECTOR),
+            (89,),
+        ),
     ]
     probes = {
         "vectors": 89,

@@ -18,6 +18,11 @@ Precision = Literal["float32", "float64"]
 SIDE_ALIGNED, DEPTH_ALIGNED, DEPTH_CONTIGUOUS, ANY = range(4)
 ELEMENTWISE = DEPTH_CONTIGUOUS  # this one and the next have an address for each element
 CODE_LAYOUTS = 4
+
+# What is subtracted from every observation. BY_MEAN: of one matrix with fewer rows than features that is one
+# tile wide, so that a program sees all rows.
+NO_SHIFT, BY_VECTOR, BY_FIRST_ROW, BY_MEAN = range(4)
+
 TILES = (16, 32, 64, 128)
 CODE_CLASSES = len(TILES)
 CODES = CODE_LAYOUTS * CODE_CLASSES
@@ -84,8 +89,8 @@ class Constants:
     stats: bool  # diagonal tiles leave their squares for a rescue
     rescue: bool
     accumulate: bool  # adds to a site's sums
-    shift: int  # 0: none, 1: a vector, 2: the first row
-    sums: bool  # of columns
+    shift: int
+    sums: bool  # of columns; BY_MEAN: of squares about the first row
     scaled: bool  # by a power of two
     upcast: bool
     warpgroup: bool  # products of 64 and more rows are those of a warp group, straight from shared memory

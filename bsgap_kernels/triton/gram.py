@@ -168,7 +168,7 @@ def prepare(
     *,
     precision: Precision,
     features_side: bool,
-    shift: int = 0,
+    shift: int = config.NO_SHIFT,
     sums: bool = False,
     splits: int | None = None,
     accumulate: bool = False,
@@ -244,7 +244,8 @@ def gram_set(
         raise ValueError("bsgap: float64 input needs precision 'float64'")
     if shift is not None and precision != "float64":
         raise ValueError("bsgap: a shift needs precision 'float64'")
-    mode = 0 if shift is None else 1 if isinstance(shift, Tensor) else 2
+    mode = config.BY_VECTOR if isinstance(shift, Tensor) else config.BY_FIRST_ROW
+    mode = config.NO_SHIFT if shift is None else mode
 
     geometry = [(view.tensor.data_ptr() - origin, view.tensor.dtype, *view.geometry) for view in views]
     call: Prepared = remembered(
@@ -254,7 +255,7 @@ def gram_set(
             precision=precision,
             features_side=features_side,
             shift=mode,
-            sums=mode != 0,
+            sums=mode != config.NO_SHIFT,
             splits=splits,
         ),
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .config import ANY, DEPTH_ALIGNED, SIDE_ALIGNED, TILES
+from ..rounding import SMALLEST_SUBNORMAL
+from .config import ANY, BY_MEAN, BY_VECTOR, DEPTH_ALIGNED, NO_SHIFT, SIDE_ALIGNED, TILES
 from .table import COLUMNS
 
 _SIDE = tl.constexpr(COLUMNS.index("side"))
@@ -22,6 +23,10 @@ _N = tl.constexpr(COLUMNS.index("n"))
 _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
+_NO_SHIFT = tl.constexpr(NO_SHIFT)
+_BY_VECTOR = tl.constexpr(BY_VECTOR)
+_BY_MEAN = tl.constexpr(BY_MEAN)
+_TINY = tl.constexpr(SMALLEST_SUBNORMAL)
 _SMALLEST = tl.constexpr(TILES[0])
 _REDO_DEPTH = tl.constexpr(16)
 # Triton 3.6 to 3.8 fail to compile float64 products for tensor cores where they see that operands are 16-bit
@@ -206,19 +211,27 @@ def load_wide(
     BLOCK_D: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """The block in float64: scaled, then less the (scaled) shift of its features, if asked."""
+    """The block in float64, scaled, less the (scaled) shift of its features; BY_MEAN: also about row 0."""
     side, outer, inner, stride_outer, stride_inner, stride_side, n = view
     offsets, valid = depth_offsets(view, hop, at, LAYOUT, BLOCK_D, C.hops)
     x = widened(load_block(base, view, offsets, valid, first, LAYOUT, TILE))
     if C.scaled:
         x = x * scale
-    if C.shift != 0:
+    about_first = x
+    if C.shift == _BY_MEAN:
+        # Less the first row before: equal rows leave 0, and the mean of what is left keeps its digits.
+        first_row = widened(tl.load(base + offsets, mask=valid, other=0.0))
+        inside = valid[:, None] & (first + tl.arange(0, TILE) < side)[None, :]
+        about_first = tl.where(inside, x - first_row[:, None], 0.0)
+        mean = tl.sum(about_first, axis=1) / side.to(tl.float64)
+        x = tl.where(inside, about_first - mean[:, None], 0.0)
+    elif C.shift != _NO_SHIFT:
         column = first + tl.arange(0, TILE)
         # A wide matrix has one level of depth, and the depth is the feature.
         depth = at + tl.arange(0, BLOCK_D) if LAYOUT == _ANY else at * BLOCK_D + tl.arange(0, BLOCK_D)
         along_side = column < tl.where(side == n, side, 0)
         along_depth = depth < tl.where(side == n, 0, inner)
-        if C.shift == 1:
+        if C.shift == _BY_VECTOR:
             by_side = tl.load(shift + column, mask=along_side, other=0.0)
             by_depth = tl.load(shift + depth, mask=along_depth, other=0.0)
         else:
@@ -230,7 +243,7 @@ def load_wide(
         # One of the two is zero. Elements outside the matrix stay zero.
         inside = valid[:, None] & (column < side)[None, :]
         x = tl.where(inside, x - by_side[None, :] - by_depth[:, None], 0.0)
-    return x
+    return x, about_first
 
 
 @triton.jit
@@ -323,18 +336,28 @@ def sum_float64(
     """Tile sums in float64, one block's sum at a time, and the sums of the tile's columns."""
     total = tl.zeros((TILE, TILE), tl.float64)
     sums = tl.zeros((TILE,), tl.float64)
+    UNDERFLOWS: tl.constexpr = DIAGONAL and C.accumulate and C.dtype.primitive_bitwidth == 64
+    largest = tl.zeros((TILE,), tl.float64)
     hop, at = start_of(view, begin, LAYOUT, BLOCK_D, C.hops)
     for _ in range(begin, end):
-        x = load_wide(base, view, shift, scale, hop, at, row0, C, LAYOUT, BLOCK_D, TILE)
+        x, about_first = load_wide(base, view, shift, scale, hop, at, row0, C, LAYOUT, BLOCK_D, TILE)
         y = x
         if not DIAGONAL:
-            y = load_wide(base, view, shift, scale, hop, at, column0, C, LAYOUT, BLOCK_D, TILE)
-        if DIAGONAL and C.sums:
+            y, _ = load_wide(base, view, shift, scale, hop, at, column0, C, LAYOUT, BLOCK_D, TILE)
+        if C.shift == _BY_MEAN:
+            sums += tl.sum(about_first * about_first, axis=0)
+        elif DIAGONAL and C.sums:
             sums += tl.sum(x, axis=0)
+        if UNDERFLOWS:
+            largest = tl.maximum(largest, tl.max(tl.abs(x), axis=0))
         # Any value but 0 of max_num_imprecise_acc keeps the compiler from folding the addition into the
         # product, which would make one sequential sum of all depths.
         total += tl.dot(tl.trans(x), y, out_dtype=tl.float64, max_num_imprecise_acc=BLOCK_D)
         hop, at = next_start(view, hop, at, LAYOUT, BLOCK_D, C.hops)
+    if UNDERFLOWS:
+        # A column whose squares vanish must not look like zeros, which are known without an error.
+        r, c = tl.arange(0, TILE)[:, None], tl.arange(0, TILE)[None, :]
+        total = tl.where((r == c) & (total == 0) & (largest > 0)[None, :], _TINY, total)
     return total, sums
 
 

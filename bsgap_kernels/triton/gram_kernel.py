@@ -10,6 +10,7 @@ import triton.language as tl
 
 from .config import (
     ANY,
+    BY_VECTOR,
     CODE_CLASSES,
     CODE_LAYOUTS,
     CODES,
@@ -42,6 +43,7 @@ _SEARCH = tl.constexpr(128)  # rows of the table looked at in one step
 _SIDE_ALIGNED = tl.constexpr(SIDE_ALIGNED)
 _DEPTH_ALIGNED = tl.constexpr(DEPTH_ALIGNED)
 _ANY = tl.constexpr(ANY)
+_BY_VECTOR = tl.constexpr(BY_VECTOR)
 _ELEMENTWISE = tl.constexpr(ELEMENTWISE)
 _REDO_SIDE = tl.constexpr(64)
 
@@ -139,7 +141,7 @@ def rescue_item(
                 sums = tl.zeros((_REDO_SIDE,), tl.float64)
                 part = (matrix, tile, tiles, split, row, column)
                 at = sub * _REDO_SIDE * _REDO_SIDE
-                finish(entry, out, total, sums, part, at, 1.0, C, _REDO_SIDE, TILE * TILE)
+                finish(entry, out, total, sums, part, at, C, _REDO_SIDE, TILE * TILE)
     elif C.accumulate:
         if split == 0:
             add_formed(entry, out, row0, column0, C, TILE)
@@ -161,7 +163,7 @@ def run_item(
     if C.scaled:
         scale = tl.load(scale_ptr + tl.load(entry + _FIRST_RESULT) + matrix)
     shift = shift_ptr
-    if C.shift == 1:
+    if C.shift == _BY_VECTOR:
         shift = shift_ptr + tl.load(entry + _FIRST_VECTOR) + matrix * n
     if LAYOUT == _ANY:
         blocks = (outer * inner + BLOCK_D - 1) // BLOCK_D
@@ -194,7 +196,7 @@ def run_item(
             if out_of_range(trace_of(total, TILE), side * BLOCK_D * (end - begin)):
                 total = redo(base, view, begin, end, row0, column0, LAYOUT, BLOCK_D, TILE, C.hops)
         SLOT: tl.constexpr = TILE * TILE + (_SUM_SLOT if C.sums else 0)
-        finish(entry, out, total, sums, place, 0, 1.0 / scale, C, TILE, SLOT)
+        finish(entry, out, total, sums, place, 0, C, TILE, SLOT)
 
 
 @triton.jit(

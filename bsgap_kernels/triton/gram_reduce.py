@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .. import rounding
-from .config import MEMORY_SLOT, REDUCE_FAN, SUM_SLOT
+from .config import BY_MEAN, MEMORY_SLOT, REDUCE_FAN, SUM_SLOT
 from .table import COLUMNS
 
 _FIRST_MATRIX = tl.constexpr(COLUMNS.index("first_matrix"))
@@ -31,6 +31,7 @@ _SUM_SLOT = tl.constexpr(SUM_SLOT)
 _MEMORY_SLOT = tl.constexpr(MEMORY_SLOT)
 _U = tl.constexpr(rounding.UNIT_ROUNDOFF)
 _UNDERFLOW = tl.constexpr(rounding.UNDERFLOW)
+_BY_MEAN = tl.constexpr(BY_MEAN)
 
 
 @triton.jit
@@ -91,38 +92,36 @@ def add_sums(slots, members, TILE: tl.constexpr, SLOT: tl.constexpr):
 
 
 @triton.jit
-def kept_and(kept, total, back, fresh, inside, C: tl.constexpr):
-    """What is to be written where `kept` points: the total, in a site's sums scaled back and added."""
+def kept_and(kept, total, fresh, inside, C: tl.constexpr):
+    """What is to be written where `kept` points: the total, in a site's sums added to what is there."""
     if C.accumulate:
-        if C.scaled:
-            total = total * back * back  # twice: its square may not be representable
         total += tl.load(kept, mask=inside & (fresh == 0), other=0.0)
     return total
 
 
 @triton.jit
 def write_slice(
-    gram, side, total, row, column, back, fresh, C: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
+    gram, side, total, row, column, fresh, C: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr
 ):
     """Writes rows of a tile to both triangles; returns the sum of the total's diagonal entries among them."""
     r = (row + tl.arange(0, ROWS))[:, None]
     c = (column + tl.arange(0, TILE))[None, :]
     inside = (r < side) & (c < side) & (r >= c)
-    value = kept_and(gram + (r * side + c), total, back, fresh, inside, C)
+    value = kept_and(gram + (r * side + c), total, fresh, inside, C)
     tl.store(gram + (r * side + c), value, mask=inside)
     tl.store(gram + (c * side + r), value, mask=inside & (r > c))
     return tl.sum(tl.sum(tl.where((r == c) & inside, total, 0.0), axis=1), axis=0)
 
 
 @triton.jit
-def write_tile(gram, side, total, row0, column0, back, fresh, C: tl.constexpr, TILE: tl.constexpr):
+def write_tile(gram, side, total, row0, column0, fresh, C: tl.constexpr, TILE: tl.constexpr):
     """Writes a tile's entries of the lower triangle, then mirrors them from there a few rows at a time."""
     ROWS: tl.constexpr = 16
     corner = gram + row0 * side + column0
     row, column = tl.arange(0, TILE)[:, None], tl.arange(0, TILE)[None, :]
     inside = (row0 + row < side) & (column0 + column < side) & (row0 + row >= column0 + column)
     at = row * side.to(tl.int32) + column
-    tl.store(corner + at, kept_and(corner + at, total, back, fresh, inside, C), mask=inside)
+    tl.store(corner + at, kept_and(corner + at, total, fresh, inside, C), mask=inside)
     tl.debug_barrier()
     for start in range(0, TILE, ROWS):
         r = (row0 + start + tl.arange(0, ROWS))[:, None]
@@ -133,7 +132,7 @@ def write_tile(gram, side, total, row0, column0, back, fresh, C: tl.constexpr, T
 
 
 @triton.jit
-def add_totals(entry, totals_ptr, trace, back, fresh, C: tl.constexpr):
+def add_totals(entry, totals_ptr, trace, squares, fresh, C: tl.constexpr):
     """Adds rows, bound of the error and one addition to a site's totals (docs/certificates.md, section 8)."""
     side = tl.load(entry + _SIDE).to(tl.float64)
     # Zeros are added without an error; NaN shows in the Gram matrix.
@@ -142,10 +141,12 @@ def add_totals(entry, totals_ptr, trace, back, fresh, C: tl.constexpr):
         roundings = tl.load(entry + _ROUNDINGS).to(tl.float64)
         depth = (tl.load(entry + _OUTER) * tl.load(entry + _INNER)).to(tl.float64)
         # The trace was computed, so it is smaller than what it stands for by a factor at most.
-        error = tl.where(trace > 0, gamma(roundings) * (1 + 4 * gamma(roundings + 2 * depth)) * trace, 0.0)
-    if C.scaled:
-        error = error * back * back
-    # What scaling back, and later the products with a decay, may push below the smallest normal number.
+        grown = 1 + 4 * gamma(roundings + 2 * depth)
+        if C.shift == _BY_MEAN:
+            error = tl.where(trace > 0, (2 * gamma(roundings) + 3 * gamma(side + 6)) * grown * squares, 0.0)
+        else:
+            error = tl.where(trace > 0, gamma(roundings) * grown * trace, 0.0)
+    # What products, and later those with a decay, may push below the smallest normal number.
     error += tl.where(trace > 0, side * _UNDERFLOW, 0.0)
     more = fresh == 0
     rows = tl.load(totals_ptr, mask=more, other=0.0) + tl.load(entry + _M).to(tl.float64)
@@ -157,7 +158,7 @@ def add_totals(entry, totals_ptr, trace, back, fresh, C: tl.constexpr):
 
 
 @triton.jit
-def arrive(entry, out, trace, row0, back, C: tl.constexpr, TILE: tl.constexpr):
+def arrive(entry, out, trace, squares, row0, C: tl.constexpr, TILE: tl.constexpr):
     """A tile on the diagonal of a site's Gram matrix is done; the last one adds to the totals."""
     grams_ptr, sums_ptr, totals_ptr, work_ptr, counters_ptr, stats_stride, fresh = out
     tiles = ((tl.load(entry + _SIDE) + TILE - 1) // TILE).to(tl.int32)
@@ -173,7 +174,7 @@ def arrive(entry, out, trace, row0, back, C: tl.constexpr, TILE: tl.constexpr):
                 trace += tl.load(traces + k, cache_modifier=".cg")
             last = tiles > 1
     if last:
-        add_totals(entry, totals_ptr, trace, back, fresh, C)
+        add_totals(entry, totals_ptr, trace, squares, fresh, C)
 
 
 @triton.jit
@@ -188,9 +189,9 @@ def add_formed(entry, out, row0, column0, C: tl.constexpr, TILE: tl.constexpr):
         r = (row0 + start + tl.arange(0, ROWS))[:, None]
         c = (column0 + tl.arange(0, TILE))[None, :]
         total = tl.load(formed + (r * side + c), mask=(r < side) & (c < side) & (r >= c), other=0.0)
-        trace += write_slice(grams_ptr, side, total, row0 + start, column0, 1.0, fresh, C, TILE, ROWS)
+        trace += write_slice(grams_ptr, side, total, row0 + start, column0, fresh, C, TILE, ROWS)
     if row0 == column0:
-        arrive(entry, out, trace, row0, 1.0, C, TILE)
+        arrive(entry, out, trace, trace, row0, C, TILE)
 
 
 @triton.jit
@@ -201,7 +202,6 @@ def finish(
     sums,
     place,
     sub,
-    back,
     C: tl.constexpr,
     TILE: tl.constexpr,
     SLOT: tl.constexpr,
@@ -225,7 +225,7 @@ def finish(
     last = (splits == 1) & (SLOT < _MEMORY_SLOT)
     if last:
         if SLOT < _MEMORY_SLOT:
-            write_tile(gram, side, total, row0, column0, back, fresh, C, TILE)
+            write_tile(gram, side, total, row0, column0, fresh, C, TILE)
             if C.stats or C.accumulate:
                 trace = trace_of(total, TILE)
     else:
@@ -263,22 +263,23 @@ def finish(
             if last:
                 for row in range(0, TILE, ROWS):
                     added = add_slice(slots, members, row, diagonal, TILE, ROWS, SLOT)
-                    trace += write_slice(gram, side, added, row0 + row, column0, back, fresh, C, TILE, ROWS)
+                    trace += write_slice(gram, side, added, row0 + row, column0, fresh, C, TILE, ROWS)
                 if C.sums:
                     sums = add_sums(slots, members, TILE, SLOT)
     if last & diagonal:
         if C.stats:
             index = (tl.load(entry + _FIRST_MATRIX) + matrix) * stats_stride + row0 // TILE
             tl.store(work_ptr + index, trace)
-        if C.sums:
+        squares = trace
+        if C.shift == _BY_MEAN:
+            squares = tl.sum(sums, axis=0)
+        elif C.sums:
             n = tl.load(entry + _N)
             if n == side:
                 column = column0 + tl.arange(0, TILE)
                 vector = sums_ptr + tl.load(entry + _FIRST_VECTOR) + matrix * n + column
                 if C.accumulate:
-                    if C.scaled:
-                        sums = sums * back
                     sums += tl.load(vector, mask=(column < side) & (fresh == 0), other=0.0)
                 tl.store(vector, sums, mask=column < side)
         if C.accumulate:
-            arrive(entry, out, trace, row0, back, C, TILE)
+            arrive(entry, out, trace, squares, row0, C, TILE)

@@ -209,7 +209,8 @@ def launch_constants(
         accumulate=launch.accumulate,
         shift=shift,
         sums=sums,
-        scaled=launch.dtype == torch.float64,
+        # A site's sums are not: what over- or underflows unscaled does so in them.
+        scaled=launch.dtype == torch.float64 and not launch.accumulate,
         # The interpreter's product of bfloat16 operands is wrong.
         upcast=interpreted and launch.dtype == torch.bfloat16,
         warpgroup=half and architecture in (9, 10),

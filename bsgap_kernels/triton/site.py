@@ -10,16 +10,8 @@ import torch
 from torch import Tensor
 
 from ..strides import features_last
-from .config import Precision
-from .gram import (
-    Prepared,
-    counter_number,
-    power_of_two,
-    prepare,
-    remembered,
-    scaling_exponents,
-    zero_counters,
-)
+from .config import BY_MEAN, NO_SHIFT, TILES, Precision
+from .gram import Prepared, counter_number, prepare, remembered, zero_counters
 from .memory import device_table, is_capturing, kept
 from .table import MatrixView, describe
 
@@ -32,7 +24,7 @@ class _Bound:
     copies: bool  # of what lies in memory as no row of a table describes
     table: Tensor
     counters: Tensor  # the site's
-    # The kernel's arguments after the origin, up to the shift: addresses, since a site's own tensors must not
+    # The kernel's arguments after the origin, up to the scale: addresses, since a site's own tensors must not
     # be kept alive from here.
     addresses: tuple[int, ...]
 
@@ -57,18 +49,19 @@ def add_gram(
     first: int,
     last: int,
     features_side: bool,
+    center: bool,
     precision: Precision,
     fresh: bool,
 ) -> None:
     """gram += AᵀA (or AAᵀ), totals += (rows, bound of the error, 1), sums += column sums.
 
-    One launch; of float32 sums for sides beyond 64 two, the second of which also redoes what left float32's
-    range; float64 input is looked over for its scaling first. Runs on the current stream, does not
-    synchronise, may be captured.
+    center: AAᵀ about the mean of the rows, of `serves_centring` many. One launch; of float32 sums for sides
+    beyond 64 two, the second of which also redoes what left float32's range. Runs on the current stream, does
+    not synchronise, may be captured.
     """
     key = (
         gram.data_ptr(), totals.data_ptr(), 0 if sums is None else sums.data_ptr(),
-        A.dtype, A.shape, A.stride(), A.data_ptr() % 16, first, last, features_side, precision,
+        A.dtype, A.shape, A.stride(), A.data_ptr() % 16, first, last, features_side, center, precision,
     )  # fmt: skip
     site = _SITES.get(id(gram))
     bound = None if site is None else site.bound.get(key)
@@ -78,21 +71,20 @@ def add_gram(
         elif site is None:
             site = _SITES[id(gram)] = _Site()
             weakref.finalize(gram, _SITES.pop, id(gram), None).atexit = False
-        bound = site.bound[key] = _bind(site, gram, totals, sums, A, first, last, features_side, precision)
+        bound = site.bound[key] = _bind(
+            site, gram, totals, sums, A, first, last, features_side, center, precision
+        )  # fmt: skip
     if bound.copies:
         A = features_last(A, first, last).contiguous()
         first, last = A.ndim - 1, A.ndim
     plan, launches = bound.call.plan, bound.call.launches
-    work = scale = totals
+    work = totals
     if plan.work_elements:
         work = torch.empty(plan.work_elements, dtype=torch.float64, device=gram.device)
-    if A.dtype == torch.float64:
-        scale = power_of_two(scaling_exponents([_view(A, first, last, features_side)]))
     if len(launches) == 1 and launches[0].is_kept:
         counters = bound.counters.data_ptr()
         launches[0].at(
-            A.data_ptr(), *bound.addresses, scale.data_ptr(), work.data_ptr(), counters, plan.stats_stride,
-            int(fresh),
+            A.data_ptr(), *bound.addresses, work.data_ptr(), counters, plan.stats_stride, int(fresh),
         )  # fmt: skip
         return
     bound.call.run(
@@ -103,13 +95,18 @@ def add_gram(
         gram if sums is None else sums,
         totals,
         gram,
-        scale,
+        totals,
         work,
         bound.counters,
         plan.stats_stride,
         int(fresh),
         formed=work,
     )
+
+
+def serves_centring(rows: int) -> bool:
+    """Whether `add_gram` forms AAᵀ of that many rows about their mean: those of one tile."""
+    return rows <= TILES[-2]
 
 
 def _view(A: Tensor, first: int, last: int, features_side: bool) -> MatrixView:
@@ -130,6 +127,7 @@ def _bind(
     first: int,
     last: int,
     features_side: bool,
+    center: bool,
     precision: Precision,
 ) -> _Bound:
     view, device = _view(A, first, last, features_side), gram.device
@@ -137,6 +135,7 @@ def _bind(
         device,
         precision,
         features_side,
+        center,
         sums is None,
         view.tensor.data_ptr() % 16,
         A.dtype,
@@ -145,7 +144,12 @@ def _bind(
     call: Prepared = remembered(
         ("site", *key),
         lambda: prepare(
-            [view], precision=precision, features_side=features_side, sums=sums is not None, accumulate=True
+            [view],
+            precision=precision,
+            features_side=features_side,
+            shift=BY_MEAN if center else NO_SHIFT,
+            sums=center or sums is not None,
+            accumulate=True,
         ),
     )
     plan = call.plan
@@ -155,5 +159,5 @@ def _bind(
         site.counters = kept(device, lambda: zero_counters(number, device))
     place = gram.data_ptr()
     column_sums = place if sums is None else sums.data_ptr()
-    addresses = (table.data_ptr(), 1, place, column_sums, totals.data_ptr(), place)
+    addresses = (table.data_ptr(), 1, place, column_sums, totals.data_ptr(), place, totals.data_ptr())
     return _Bound(call, view.tensor.data_ptr() != A.data_ptr(), table, site.counters, addresses)
