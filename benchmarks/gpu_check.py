@@ -154,7 +154,7 @@ class Check:
         self.write()
 
     def log_of(self, step: Step) -> Path:
-        """Where the output of a step goes, as it comes."""
+        """Return the file that takes the output of a step while it runs."""
         return self.out / f"{self.part}-{step.name.replace(', ', '-').replace(' ', '-')}.log"
 
     def start(self, step: Step) -> subprocess.Popen[bytes]:
@@ -208,7 +208,7 @@ class Check:
 
     @property
     def failed(self) -> bool:
-        """Whether a step went wrong that counts: a library that is built after all does not."""
+        """Return true if a step failed, but for loading libraries that were then built."""
         well = {row["step"] for row in self.done if row["rc"] == 0}
         bad = {row["step"] for row in self.done if row["rc"]}
         return bool(bad - ({"load"} if "build" in well else set()))
