@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import re
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import spectra
@@ -14,8 +11,7 @@ from tolerances import COUNT_MARGIN, metric_rtol, sum_rtol
 from torch import Tensor
 
 import bsgap_kernels as bsgap
-from bsgap_kernels import dispatch, reference, schema
-from bsgap_kernels.dispatch import TRIDIAGONAL_SIDE, select_backend
+from bsgap_kernels import reference
 from bsgap_kernels.ops._tolerances import threshold_pairs
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -25,11 +21,6 @@ SHAPES = [(1, 1), (1, 9), (9, 1), (50, 7), (7, 50), (300, 70), (70, 300), (130, 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def raw(name: str) -> Any:
-    packet, _, overload = name.partition(".")
-    return getattr(getattr(torch.ops.bsgap, packet), overload or "default")
 
 
 # Counts
@@ -53,126 +44,6 @@ def test_counts_of_prescribed_spectra(shape: tuple[int, int], dtype: torch.dtype
         for mode in ("rigorous", "probed"):
             lower, upper = bsgap.near_rank_interval(A, rtol=rtol, mode=mode)
             assert lower <= expected <= upper
-
-
-@pytest.mark.parametrize(
-    ("dtype", "rtol", "side", "gram", "count"),
-    [
-        (torch.float32, 1e-2, 200, "float32", "kernels"),
-        (torch.bfloat16, 1e-2, 64, "float32", "kernels"),
-        (torch.float32, 1e-4, 200, "float64", "kernels"),
-        (torch.float64, 1e-2, 200, "float64", "kernels"),
-        (torch.float64, 2e-6, 20, "float64", "kernels"),
-        (torch.float32, 1e-7, 20, None, "svdvals"),
-        (torch.float64, None, 20, "float64", "kernels"),
-    ],
-)
-def test_the_plan_is_a_pure_function(
-    dtype: torch.dtype, rtol: float | None, side: int, gram: str | None, count: str
-) -> None:
-    plan = select_backend("near_rank", dtype, 1000, side, rtol=rtol)
-    assert (plan.gram, plan.count) == (gram, count)
-    assert plan == select_backend("near_rank", dtype, side, 1000, rtol=rtol)
-
-
-PLANNED = [
-    (torch.float32, 23, {"rtol": 1e-2}, [("float32", "kernels", "bsgap::_near_rank")]),
-    (torch.float32, 23, {"rtol": 1e-4}, [("float64", "kernels", "bsgap::_near_rank")]),
-    (torch.float64, 23, {"rtol": 1e-2}, [("float64", "kernels", "bsgap::_near_rank")]),
-    (torch.float32, 23, {"atol": 1e-2}, [("float64", "kernels", "bsgap::_counts")]),
-    (torch.float64, 23, {"rtol": 1e-9}, [(None, "svdvals", "aten::linalg_svdvals")]),
-    (
-        torch.float64,
-        23,
-        {"atol": 1e-9},
-        [("float64", "kernels", "bsgap::_counts"), (None, "svdvals", "aten::linalg_svdvals")],
-    ),
-    (
-        torch.float32,
-        TRIDIAGONAL_SIDE + 1,
-        {"thresholds": 9},
-        [("float64", "eigvalsh", "bsgap::_eigenvalues")],
-    ),
-    (torch.float32, 23, {"rtol": 1e-2, "op": "grouped"}, [("float32", "kernels", "bsgap::_grouped_counts")]),
-    (torch.float64, 23, {"rtol": 1e-9, "op": "grouped"}, [(None, "svdvals", "aten::linalg_svdvals")]),
-    (
-        torch.float64,
-        23,
-        {"atol": 1e-9, "op": "grouped"},
-        [("float64", "kernels", "bsgap::_grouped_counts"), (None, "svdvals", "aten::linalg_svdvals")],
-    ),
-    (torch.float32, 23, {"rtol": 1e-2, "op": "interval"}, [("float64", "kernels", "bsgap::_intervals")]),
-    (torch.float32, TRIDIAGONAL_SIDE + 1, {"thresholds": 8}, [("float64", "kernels", "bsgap::_counts")]),
-    (torch.float32, TRIDIAGONAL_SIDE, {"thresholds": 9}, [("float64", "kernels", "bsgap::_counts")]),
-]
-
-
-@pytest.mark.parametrize(("dtype", "n", "arguments", "ran"), PLANNED)
-def test_what_is_printed_is_what_runs(
-    dtype: torch.dtype,
-    n: int,
-    arguments: dict[str, Any],
-    ran: list[tuple[str | None, str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("BSGAP_PRINT_CONFIG", "1")
-    select_backend.cache_clear()
-    float32: list[bool] = []
-    module = importlib.import_module("bsgap_kernels.ops.near_rank")  # of the name is the function, too
-    op = module._NEAR_RANK
-    monkeypatch.setattr(module, "_NEAR_RANK", lambda *args: float32.append(args[-1]) or op(*args))
-    A = random(161, n, dtype=dtype)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        if "thresholds" in arguments:
-            bsgap.singular_value_counts(A, torch.linspace(0.1, 0.9, arguments["thresholds"]))
-        elif arguments.get("op") == "grouped":
-            bsgap.near_rank_grouped([A], **{k: v for k, v in arguments.items() if k != "op"})
-        elif arguments.get("op") == "interval":
-            bsgap.near_rank_interval(A, rtol=arguments["rtol"])
-        else:
-            bsgap.near_rank(A, **arguments)
-    select_backend.cache_clear()
-    printed = re.findall(r"gram=(\S+), count=(\S+),", capsys.readouterr().err)
-    assert printed == [(repr(gram), repr(count)) for gram, count, _ in ran]
-    expensive = {name for *_, calls in PLANNED for *_, name in calls}
-    names = [event.name for event in sorted(profile.events(), key=lambda e: e.time_range.start)]
-    assert [name for name in names if name in expensive] == [name for _, _, name in ran]
-    if float32:
-        assert float32 == [ran[0][0] == "float32"]
-
-
-def test_a_capture_is_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    # On the CPU, told that it is a GPU whose stream is being captured: a copy from the host would break it.
-    A = random(30, 20, dtype=torch.float64)
-
-    def copied(*args: Any, **kwargs: Any) -> Tensor:
-        raise AssertionError("a copy from the host")
-
-    monkeypatch.setattr(dispatch, "device_kind", lambda A: "cuda")
-    monkeypatch.setattr(
-        importlib.import_module("bsgap_kernels.ops._tolerances"), "is_capturing", lambda _: True
-    )
-    monkeypatch.setattr(torch, "tensor", copied)
-    monkeypatch.setattr(torch.Tensor, "to", copied)
-    for call in (
-        lambda: bsgap.near_rank(A, rtol=1e-9),
-        lambda: bsgap.near_rank(A),
-        lambda: bsgap.near_rank_grouped([A, A[:5]], rtol=1e-9),
-        lambda: bsgap.near_rank_grouped([A, A[:5]]),
-    ):
-        with pytest.raises(RuntimeError, match="not possible while a CUDA graph is captured"):
-            call()
-
-
-def test_a_near_rank_is_two_dispatches() -> None:
-    # Of a small matrix nearly all time is dispatch: one more op is a third of what the count itself takes.
-    A = random(2, 2)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        counts = torch.ops.bsgap.near_rank(A, rtol=1e-2)
-    ops = [event.name for event in profile.events() if "::" in event.name]
-    assert ops == ["bsgap::near_rank", "bsgap::_near_rank"]
-    assert (counts.shape, counts.stride()) == ((), ())
 
 
 def test_results_are_contiguous() -> None:
@@ -429,84 +300,6 @@ def test_accumulating_chunks_equals_one_gram() -> None:
     assert torch.allclose(s / 1000 + 5, A.double().mean(0), rtol=1e-12)
     bsgap.gram_accumulate_(whole, torch.empty(0, 9), shift)
     assert torch.allclose(whole, chunks, rtol=1e-13)
-
-
-# Registration and tracing
-
-CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
-    "gram": ((random(2, 9, 5),), {"center": True}),
-    "covariance": ((random(9, 5),), {"correction": 0}),
-    "near_rank": ((random(2, 9, 5),), {"rtol": 0.1}),
-    "near_rank.tensor": ((random(2, 9, 5),), {"atol": torch.tensor([0.1, 2.0])}),
-    "near_rank.out": ((random(2, 9, 5), 0.5), {"out": torch.empty(2, dtype=torch.int64)}),
-    "near_rank.tensor_out": (
-        (random(2, 9, 5), torch.tensor([0.1, 2.0], dtype=torch.float64)),
-        {"out": torch.empty(2, dtype=torch.int64)},
-    ),
-    "near_rank_ratio": ((random(2, 9, 5),), {"rtol": 0.1}),
-    "near_rank_ratio.tensor": ((random(9, 5),), {"rtol": torch.tensor(0.1)}),
-    "near_rank_interval": ((random(90, 80),), {"rtol": 0.1, "mode": "probed", "seed": 3}),
-    "singular_value_counts": ((random(2, 9, 5), torch.tensor([0.1, 0.5])), {"relative": False}),
-    "spectral_summary": ((random(3, 20, 15),), {}),
-    "near_rank_grouped": (([random(9, 5), random(3, 30)],), {"rtol": 0.1}),
-    "gram_accumulate_": (
-        (torch.zeros(6, 6, dtype=torch.float64), random(9, 5), torch.zeros(5, dtype=torch.float64)),
-        {},
-    ),
-}
-
-
-def test_every_op_has_a_call_here() -> None:
-    assert {name.split(".")[0] for name in CALLS} == set(schema.OP_NAMES)
-
-
-def with_grad(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.dtype == torch.float32:
-        return value.clone().requires_grad_()
-    return value
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_opcheck(name: str) -> None:
-    args, kwargs = CALLS[name]
-    torch.library.opcheck(raw(name), args, kwargs)
-    if name not in ("gram_accumulate_", "near_rank_grouped"):  # a state, a list: no leaves of a graph
-        torch.library.opcheck(raw(name), tuple(with_grad(a) for a in args), kwargs)
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_compiles_without_graph_breaks(name: str) -> None:
-    args, kwargs = CALLS[name]
-    op: Callable[..., Any] = raw(name)
-
-    def step(*xs: Any) -> Any:
-        result = op(*xs, **kwargs)
-        return xs[0] + 0 if result is None else result
-
-    def fresh() -> tuple[Any, ...]:
-        return tuple(x.clone() if isinstance(x, Tensor) else x for x in args)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*fresh()), step(*fresh()), equal_nan=True)
-
-
-def test_the_public_wrappers_compile_too() -> None:
-    def step(x: Tensor) -> tuple[Tensor, ...]:
-        lower, upper = bsgap.near_rank_interval(x, rtol=0.1)
-        return (
-            bsgap.near_rank(x, rtol=0.1),
-            lower,
-            upper,
-            bsgap.spectral_summary(x.relu()),
-            bsgap.singular_value_counts(x, torch.tensor([0.1])),
-            bsgap.near_rank_grouped([x, x.T], rtol=0.1),
-        )
-
-    A = random(30, 12)
-    torch._dynamo.reset()
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(A), step(A), equal_nan=True)
 
 
 def test_results_do_not_alias_the_input_and_do_not_depend_on_threads(

@@ -27,11 +27,17 @@ PROBED = {"omega_kernel", "product_kernel"}
     [
         pytest.param(
             "test_ops.py",
-            "opcheck or compiles or wrappers or grouped or batches or non_finite or range or zero_and"
-            " or digits or in_place or alias or never_require or odd_thresholds or torch_cov or accumulating"
-            " or probed",
-            60,
+            "grouped or batches or non_finite or range or zero_and or digits or in_place or alias"
+            " or odd_thresholds or torch_cov or accumulating or probed",
+            70,
             COUNTS | LARGE | PROBED | {"summary_kernel"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "test_op_registration.py",
+            "opcheck or compiles or wrappers",
+            23,
+            COUNTS | {"summary_kernel"},
             marks=pytest.mark.slow,
         ),
         (
@@ -80,6 +86,7 @@ PROBED = {"omega_kernel", "product_kernel"}
     ],
     ids=[
         "ops",
+        "registration of ops",
         "tracker",
         "accumulator",
         "modes",

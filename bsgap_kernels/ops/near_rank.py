@@ -14,7 +14,8 @@ from ..schema import LIBRARY
 from . import _checks
 from ._real_form import halved, real_form
 from ._register import implement
-from ._tolerances import effective_tolerances, eigenvalue_counts, scalar_pair, svd_counts, threshold_pairs
+from ._solvers import eigenvalue_counts, svd_counts
+from ._tolerances import effective_tolerances, scalar_pair, threshold_pairs
 
 Tolerance = float | Tensor | None
 _NEAR_RANK: Callable[..., Tensor] = torch.ops.bsgap._near_rank.default

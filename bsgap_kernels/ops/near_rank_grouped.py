@@ -12,7 +12,8 @@ from .. import dispatch
 from . import _checks
 from ._real_form import halved, real_form
 from ._register import implement
-from ._tolerances import effective_tolerances, scalar_pair, svd_counts
+from ._solvers import svd_counts
+from ._tolerances import effective_tolerances, scalar_pair
 from .near_rank import argument_problem, checked_tolerances, count
 
 OP = "near_rank_grouped"
