@@ -1,18 +1,19 @@
-"""How far the Gram accumulations are from exact: the figures behind the limits in `dispatch.py`.
+"""Measures the error of Gram matrices summed in float32 and in float64, for the limits in `dispatch.py`.
 
 python benchmarks/gram_error.py     # about three minutes; writes benchmarks/results/gram_error.json
 python benchmarks/gram_error.py --device cuda --json FILE   # float32 sums of a GPU, few shapes, no search
 
-eta = ||G - exact||_2 / lambda_max of float32 input (`float32`: float32 sums, `float64`: float64 sums) and of
-its rounding to bfloat16 and, on a GPU, float16 (`bfloat16`, `float16`: float32 sums). The exact Gram matrix
-is in extended precision: a 64-bit significand, so its own error is some 2000 times below that of a float64
-sum. On a GPU it is in float64, far below what float32 sums lose, and every row is written as it is measured,
-so that a run cut short leaves what it had.
+Each row gives eta = ||G - exact||_2 / lambda_max of one random matrix, by the way G was formed:
+  float32            float32 input, float32 sums
+  float64            float32 input, float64 sums
+  bfloat16, float16  the same matrix rounded to 16 bits, float32 sums (float16: on a GPU only)
+On a CPU the exact matrix has a 64-bit significand, 2000 times the precision of float64 sums; on a GPU it is
+float64, far more precise than float32 sums. There each row is written as soon as it is measured.
 
-The displacement of a singular value is |Δλ| / 2λ, λ its square, with λ at least τ² at the limit of rtol.
-`search` looks for matrices that maximise it: rows of four kinds in the places where chains and chunks of the
-sums begin, each kind one row of `theta`, moved at random as long as that helps. Where no entry is negative
-1 % is proven.
+Then, on a CPU only, a search for the worst matrix. The displacement of a singular value is |Δλ| / 2λ, λ its
+square, where λ is at least τ² at the limit of rtol. Rows of four kinds stand where chains and chunks of the
+sums begin; each kind is a row of `theta`, which is moved at random as long as the displacement grows. At most
+1 % is proven where no entry is negative.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._core import PROBED_MIN_RTOL, PROBED_MIN_SIDE, TRIDIAGONAL_SIDE, gram_roundings
+from ._core import PROBED_MIN_SIDE, TRIDIAGONAL_SIDE, gram_roundings
 
 Device = Literal["cpu", "cuda"]
 
@@ -46,10 +46,9 @@ float64 tensor cores of an H200 (67 TFLOP/s, against 790 in bfloat16; not measur
 
 @dataclass(frozen=True)
 class Plan:
-    """What a call will run.
+    """The computations of one call.
 
-    gram: the accumulation of the Gram matrix, None where none is formed. count: our kernels or a solver of
-    torch.
+    gram: accumulation of the Gram matrix, None where none is formed. count: our kernels or a solver of torch.
     """
 
     op: str
@@ -103,7 +102,7 @@ def select_backend(
     plan: Plan
     if mode is not None:
         from_side = CUDA_PROBED_MIN_SIDE if device == "cuda" else PROBED_MIN_SIDE
-        probed = mode == "probed" and cheap and side >= from_side and (rtol or 0) >= PROBED_MIN_RTOL
+        probed = mode == "probed" and cheap and side >= from_side
         certificate: Literal["probed", "rigorous"] = "probed" if probed else "rigorous"
         plan = Plan(op, device, "float32" if probed else "float64", "kernels", certificate)
     elif rtol is not None and rtol < float64_gram_min_rtol(m, n, device):
@@ -150,19 +149,19 @@ def device_kind(A: Tensor) -> Device:
 
 
 def float32_sums_serve(rtol: float | None, device: Device) -> bool:
-    """Whether a Gram matrix of float32 sums resolves counts at rtol, of input that is not float64."""
+    """Return true if counts at rtol may come from float32 sums, for input that is not float64."""
     limit = CUDA_FLOAT32_GRAM_MIN_RTOL if device == "cuda" else FLOAT32_GRAM_MIN_RTOL
     return rtol is not None and rtol >= limit
 
 
 def resolved(op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None) -> bool:
-    """Whether a float64 Gram matrix resolved thresholds of at least smallest_tau (*,) of sigma_max.
+    """Return false, and print the new plan, where a float64 Gram matrix did not resolve a threshold.
 
-    On a GPU always true, unread: looking would wait for the device. Prints what runs instead if false.
-    rows: m, if it is not A.shape[-2].
+    smallest_tau (*,): the least threshold of each matrix of A, as a share of sigma_max. Not looked at on a
+    GPU, where that would wait for the device. rows: m, if it is not A.shape[-2].
     """
     m, n = rows or A.shape[-2], A.shape[-1]
     if device_kind(A) == "cuda" or float(smallest_tau.min()) >= float64_gram_min_rtol(m, n):
         return True
-    plan_of(op, A, 0.0, False, rows)  # prints what runs instead
+    plan_of(op, A, 0.0, False, rows)  # prints it
     return False

@@ -14,6 +14,7 @@ import torch
 
 from bsgap_kernels import _core
 from bsgap_kernels.dispatch import (
+    CUDA_FLOAT32_GRAM_MIN_RTOL,
     FLOAT32_GRAM_MIN_RTOL,
     MAX_FACTORISATIONS,
     PROBED_MIN_SIDE,
@@ -81,6 +82,8 @@ def test_the_limit_of_float32_sums_leaves_one_percent() -> None:
     d = unit / (1 - unit) / (2 * Fraction(FLOAT32_GRAM_MIN_RTOL) ** 2)
     assert Fraction(99, 10000) < d < Fraction(1, 100)
     assert _core.FLOAT32_SUM_ROUNDINGS == 23
+    # So probes, which prove float32 sums, serve wherever these do.
+    assert _core.PROBED_MIN_RTOL <= FLOAT32_GRAM_MIN_RTOL <= CUDA_FLOAT32_GRAM_MIN_RTOL
 
 
 def laid(layout: str, outer: int, inner: int, side: int, dtype: torch.dtype) -> torch.Tensor:
