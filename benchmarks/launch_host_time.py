@@ -49,14 +49,14 @@ def microseconds(call: Callable[[], Any]) -> float:
 
 
 def measure(
-    shape: tuple[int, ...], dtype: torch.dtype, float32_gram: bool, with_sums: bool
+    shape: tuple[int, ...], dtype: torch.dtype, float32_sums: bool, with_sums: bool
 ) -> dict[str, Any]:
     """One case."""
     A, n = torch.zeros(shape, dtype=dtype), shape[1]
     gram, totals, sums = (torch.zeros(s, dtype=torch.float64) for s in ((n, n), (3,), (n,)))
 
     def call() -> None:
-        accumulate_gram(gram, totals, sums if with_sums else None, A, 1, 2, True, False, float32_gram, False)
+        accumulate_gram(gram, totals, sums if with_sums else None, A, 1, 2, True, False, float32_sums, False)
 
     driver: list[tuple[Any, tuple[Any, ...]]] = []
     for _ in range(3):

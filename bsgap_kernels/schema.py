@@ -33,25 +33,25 @@ _PUBLIC = (
 
 _PRIVATE = (
     # Counts (*,) at one rtol > 0 that the Gram matrix resolves.
-    "_near_rank(Tensor A, float rtol, bool center, bool float32_gram) -> Tensor",
+    "_near_rank(Tensor A, float rtol, bool center, bool float32_sums) -> Tensor",
     # thresholds: float64 (B or 1, t, 2), pairs (atol, rtol); None: the two floats for every matrix.
     # counts (B, t). smallest_tau (B,): a lower bound of tau / sigma_max; empty on CUDA, where it is not read.
-    "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_gram)"
+    "_counts(Tensor A, Tensor? thresholds, float atol, float rtol, bool center, bool float32_sums)"
     " -> (Tensor counts, Tensor smallest_tau)",
     # Matrices (*, n) of a list, leading dimensions rows, with one rtol and one kind of sums each.
-    "_grouped_counts(Tensor[] As, float atol, float[] rtol, bool center, bool[] float32_gram)"
+    "_grouped_counts(Tensor[] As, float atol, float[] rtol, bool center, bool[] float32_sums)"
     " -> (Tensor counts, Tensor smallest_tau)",
     "_intervals(Tensor A, float atol, float rtol, bool center, bool probed, int seed)"
     " -> (Tensor lower, Tensor upper)",
     # Of the B matrices of A. exponent: int32, its least value marks a matrix that is not finite.
     "_eigenvalues(Tensor A, bool center) -> (Tensor eigenvalues, Tensor exponent)",
     "_spectral_summary(Tensor A, bool center) -> Tensor",
-    "_feature_gram(Tensor A, bool center, bool float32_gram=False) -> Tensor",
+    "_feature_gram(Tensor A, bool center, bool float32_sums=False) -> Tensor",
     "_shifted_gram(Tensor A, Tensor shift) -> (Tensor sums, Tensor gram)",
     # Adds AᵀA, or AAᵀ, to a lower triangle, or with `fresh` puts it there; dimensions [first, last) of A are
     # its features, all others its rows. totals: rows, a bound of the error of gram (float64 sums), additions.
     "_accumulate_gram_(Tensor(a!) gram, Tensor(b!) totals, Tensor(c!)? sums, Tensor A, int first, int last,"
-    " bool features_side, bool center, bool float32_gram, bool fresh) -> ()",
+    " bool features_side, bool center, bool float32_sums, bool fresh) -> ()",
     # Count, bounds (-1 unless certified) and rows of each Gram matrix, float64 (N, 4).
     "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float rtol, bool certify) -> Tensor",
     "_gram_eigenvalues(Tensor[] grams) -> Tensor",

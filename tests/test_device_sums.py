@@ -82,7 +82,7 @@ def test_a_site_sums_as_its_device_allows(
     asked = []
     add = Sums.add
     monkeypatch.setattr(dispatch, "device_kind", lambda A: device)
-    monkeypatch.setattr(Sums, "add", lambda *a, **kw: [asked.append(kw["float32_gram"]), add(*a, **kw)])
+    monkeypatch.setattr(Sums, "add", lambda *a, **kw: [asked.append(kw["float32_sums"]), add(*a, **kw)])
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     with RankTracker(model, rtol=rtol) as tracker:
         for _ in range(2):

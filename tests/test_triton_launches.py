@@ -48,7 +48,7 @@ ALLOCATION = ["aten.empty.memory_format"]
 
 @stubbed
 @pytest.mark.parametrize(
-    ("shape", "dtype", "float32_gram", "sums", "launches"),
+    ("shape", "dtype", "float32_sums", "sums", "launches"),
     [
         ((64, 64, 8, 8), torch.bfloat16, True, False, 1),
         ((64, 16, 8, 8), torch.float32, True, False, 1),
@@ -61,12 +61,12 @@ ALLOCATION = ["aten.empty.memory_format"]
 )
 @pytest.mark.parametrize("fresh", [False, True])
 def test_one_launch_a_site(
-    stub: Any, shape: tuple[int, ...], dtype: torch.dtype, float32_gram: bool, sums: bool, launches: int,
+    stub: Any, shape: tuple[int, ...], dtype: torch.dtype, float32_sums: bool, sums: bool, launches: int,
     fresh: bool,
 ) -> None:  # fmt: skip
     n = shape[1]
     own, A = state(n, n, sums=sums), torch.zeros(shape, dtype=dtype)
-    found, operations = launched(stub, own, A, 1, 2, True, False, float32_gram, fresh)
+    found, operations = launched(stub, own, A, 1, 2, True, False, float32_sums, fresh)
     assert found == launches
     assert operations in ([], ALLOCATION)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..schema import LIBRARY
+from ._register import PrivateKernels, implement_private
 
 
 def eigenvalues(A: Tensor, center: bool) -> tuple[Tensor, Tensor]:
@@ -32,10 +32,9 @@ def _of_one(gram: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram)
 
 
-KERNELS = {
+KERNELS: PrivateKernels = {
     "_eigenvalues": eigenvalues,
     "_spectral_summary": spectral_summary,
     "_gram_eigenvalues": gram_eigenvalues,
 }
-for _name, _kernel in KERNELS.items():
-    LIBRARY.impl(_name, _kernel, "CPU")
+implement_private(KERNELS, "CPU")

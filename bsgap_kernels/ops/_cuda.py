@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .. import _native
 from ..rounding import SMALLEST_SUBNORMAL, UNIT_ROUNDOFF, gamma
-from ..schema import LIBRARY
 from ..triton.memory import device_table
+from ._register import PrivateKernels, implement_private
 
 if TYPE_CHECKING:
     from ..triton.gram import GramSet
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "float64"]
 
 
-def near_rank(A: Tensor, rtol: float, center: bool, float32_gram: bool) -> Tensor:
+def near_rank(A: Tensor, rtol: float, center: bool, float32_sums: bool) -> Tensor:
     """Near-rank (*,) at one rtol which the Gram matrix is known to resolve."""
-    found, _ = centred_gram_stage([A], precision_of(float32_gram), center)
+    found, _ = centred_gram_stage([A], precision_of(float32_sums), center)
     return count_stage(found, rtol=rtol).counts.view(A.shape[:-2])
 
 
 def counts(
-    A: Tensor, thresholds: Tensor | None, atol: float, rtol: float, center: bool, float32_gram: bool
+    A: Tensor, thresholds: Tensor | None, atol: float, rtol: float, center: bool, float32_sums: bool
 ) -> tuple[Tensor, Tensor]:
     """Counts (B, t)."""
-    found, _ = centred_gram_stage([A], precision_of(float32_gram), center)
+    found, _ = centred_gram_stage([A], precision_of(float32_sums), center)
     return count_stage(found, atol, rtol, pairs=thresholds).counts, torch.empty(0, dtype=torch.float64)
 
 
 def grouped_counts(
-    As: Sequence[Tensor], atol: float, rtol: Sequence[float], center: bool, float32_gram: Sequence[bool]
+    As: Sequence[Tensor], atol: float, rtol: Sequence[float], center: bool, float32_sums: Sequence[bool]
 ) -> tuple[Tensor, Tensor]:
     """Near-rank (len(As),) of matrices (*, n_i), whose leading dimensions are all rows.
 
     All that share a dtype and an accumulation go through the Gram stage and the count stage together.
     """
     # float64 input is looked over for extreme values first: apart, so that only it pays.
-    kinds = [(float32, A.dtype == torch.float64) for float32, A in zip(float32_gram, As, strict=True)]
+    kinds = [(float32, A.dtype == torch.float64) for float32, A in zip(float32_sums, As, strict=True)]
     found: dict[int, Tensor] = {}
     for kind in dict.fromkeys(kinds):
         members = [i for i, own in enumerate(kinds) if own == kind]
@@ -83,9 +83,9 @@ def intervals(
     return counted.lower.view(A.shape[:-2]), counted.upper.view(A.shape[:-2])
 
 
-def precision_of(float32_gram: bool) -> Precision:
+def precision_of(float32_sums: bool) -> Precision:
     """The accumulation's name."""
-    return "float32" if float32_gram else "float64"
+    return "float32" if float32_sums else "float64"
 
 
 def on_host(op: str, *args: Any) -> Any:
@@ -215,7 +215,7 @@ def centred_gram_stage(
 
 
 def _rows_differ(A: Tensor, batch: bool) -> Tensor:
-    """Which matrices of A (*, m, n), leading dimensions as in `gram_stage`, have unequal rows, (count,)."""
+    """Mark the matrices whose rows are not all equal, (count,); A and batch as in `gram_stage`."""
     if not batch:
         return (A[(0,) * (A.dim() - 1)] != A).any().view(1)
     return (A[..., :1, :] != A).flatten(-2).any(-1).view(-1)
@@ -223,7 +223,7 @@ def _rows_differ(A: Tensor, batch: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class Counted:
-    """What the counting kernels found, in the order of the views; empty tensors where not asked for."""
+    """Results of the counting kernels, in the order of the views; empty tensors where not asked for."""
 
     counts: Tensor
     lower: Tensor
@@ -265,11 +265,10 @@ def unscaling(found: GramSet) -> Tensor | None:
     return power_of_two(-found.exponent)
 
 
-KERNELS: dict[str, Callable[..., Any]] = {
+KERNELS: PrivateKernels = {
     "_near_rank": near_rank,
     "_counts": counts,
     "_grouped_counts": grouped_counts,
     "_intervals": intervals,
 }
-for _name, _kernel in KERNELS.items():
-    LIBRARY.impl(_name, _kernel, "CUDA")
+implement_private(KERNELS, "CUDA")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from .. import _native
-from ..schema import LIBRARY
 from ._cuda import centred_gram_stage, count_stage, gram_stage, on_host, precision_of, rows_of, unscaling
+from ._register import PrivateKernels, implement_private
 
 
 def spectral_summary(A: Tensor, center: bool) -> Tensor:
@@ -36,9 +33,9 @@ def eigenvalues(A: Tensor, center: bool) -> tuple[Tensor, Tensor]:
     return lam, exponent.where(finite, torch.iinfo(torch.int32).min)
 
 
-def feature_gram(A: Tensor, center: bool, float32_gram: bool = False) -> Tensor:
+def feature_gram(A: Tensor, center: bool, float32_sums: bool = False) -> Tensor:
     """AᵀA (B, n, n) in float64, about the column means if centred; NaN for non-finite input."""
-    found, _ = centred_gram_stage([A], precision_of(float32_gram), center, features_side=True)
+    found, _ = centred_gram_stage([A], precision_of(float32_sums), center, features_side=True)
     (row,) = rows_of(found)
     G = row.grams
     # One non-finite entry spoils its row and column only; the result says NaN everywhere, as on a CPU.
@@ -60,11 +57,10 @@ def shifted_gram(A: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return (sums, G) if back is None else (sums * back, G * back * back)
 
 
-KERNELS: dict[str, Callable[..., Any]] = {
+KERNELS: PrivateKernels = {
     "_spectral_summary": spectral_summary,
     "_eigenvalues": eigenvalues,
     "_feature_gram": feature_gram,
     "_shifted_gram": shifted_gram,
 }
-for _name, _kernel in KERNELS.items():
-    LIBRARY.impl(_name, _kernel, "CUDA")
+implement_private(KERNELS, "CUDA")

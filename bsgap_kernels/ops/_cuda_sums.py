@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from ._cuda import (
     rows_of,
     unscaling,
 )
+from ._register import PrivateKernels, implement_private
 
 if TYPE_CHECKING:
     from ..triton.gram import GramSet
@@ -36,7 +37,7 @@ def accumulate_gram(
     last: int,
     features_side: bool,
     center: bool,
-    float32_gram: bool,
+    float32_sums: bool,
     fresh: bool,
 ) -> None:
     """Adds what the rows of A give to a site's sums: AᵀA (n, n) or, one matrix with m < n, AAᵀ (m, m).
@@ -57,7 +58,7 @@ def accumulate_gram(
             torch._foreach_zero_([x for x in (gram, totals, sums) if x is not None])
         totals[0] += rows
         return
-    precision = precision_of(float32_gram and not center and A.dtype != torch.float64)
+    precision = precision_of(float32_sums and not center and A.dtype != torch.float64)
     if not center or serves_centring(rows):
         add_gram(gram, totals, sums, A, first, last, features_side, center, precision, fresh)
         return
@@ -137,11 +138,10 @@ def _as_set(grams: Sequence[Tensor]) -> GramSet:
     return GramSet(anchor, on_device(table, anchor.device, known), None, None, table)
 
 
-KERNELS: dict[str, Callable[..., Any]] = {
+KERNELS: PrivateKernels = {
     "_accumulate_gram_": accumulate_gram,
     "_gram_counts": gram_counts,
     "_gram_eigenvalues": gram_eigenvalues,
 }
-for _name, _kernel in KERNELS.items():
-    LIBRARY.impl(_name, _kernel, "CUDA")
+implement_private(KERNELS, "CUDA")
 LIBRARY.impl("_accumulate_gram_", torch.library.fallthrough_kernel, "Autograd")  # of rows that require grad

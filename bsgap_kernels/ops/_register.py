@@ -1,9 +1,9 @@
-"""Registration of the public ops, which run the private ops of the tensor's device."""
+"""Registration of ops: public ones run the private ones of the tensor's device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,16 @@ def implement(
     if not differentiable:
         LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
     torch.library.register_fake(f"bsgap::{name}", fake, lib=LIBRARY)
+
+
+PrivateKernels = Mapping[str, Callable[..., Any]]
+"""Implementations of private ops on one device, by the op's name."""
+
+
+def implement_private(kernels: PrivateKernels, device: Literal["CPU", "CUDA"]) -> None:
+    """Register them; the tests' virtual GPU registers those of CUDA for the CPU."""
+    for name, kernel in kernels.items():
+        LIBRARY.impl(name, kernel, device)
 
 
 def _below_autograd(kernel: Callable[..., Any]) -> Callable[..., Any]:

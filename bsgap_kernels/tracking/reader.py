@@ -63,7 +63,7 @@ class Site:
     seconds: float = 0.0
     shape: torch.Size | None = None  # of activations that are read as they stand, if once looked at
     device: torch.device | None = None  # of those
-    float32_gram: bool = False  # what is asked allows float32 sums on that device
+    float32_sums: bool = False  # what is asked allows float32 sums on that device
     features_dim: int | None = None  # counted from the end; None: as the unfolding has it
     first: int = 0  # features are dimensions [first, last)
     last: int = 0
@@ -322,7 +322,7 @@ class SiteReader:
             activation,
             site.first,
             site.last,
-            float32_gram=site.float32_gram,
+            float32_sums=site.float32_sums,
             center=self.options.question.center,
             fresh=site.reads == 0 and site.shape is not None,
         )
@@ -427,7 +427,7 @@ class SiteReader:
                 )
             site.sums = sums = self._zeros(m, n, matrix.device)
         if matrix.device != site.device:
-            site.device, site.float32_gram = matrix.device, float32_serves(self.options.question, matrix)
+            site.device, site.float32_sums = matrix.device, float32_serves(self.options.question, matrix)
         site.first, site.last = first, last
         site.join()
         on_device = matrix.is_cuda or site.stream is not None

@@ -84,7 +84,7 @@ class Sums:
         first: int = -1,
         last: int = 0,
         center: bool = False,
-        float32_gram: bool = False,
+        float32_sums: bool = False,
         fresh: bool = False,
     ) -> None:
         """Add the rows of A, whose dimensions [first, last) are features and all others observations.
@@ -103,7 +103,7 @@ class Sums:
             last,
             self.features_side,
             center and not self.features_side,
-            float32_gram,
+            float32_sums,
             fresh,
         )
         if self.magnitudes is not None:

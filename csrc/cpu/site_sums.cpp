@@ -40,7 +40,7 @@ double added_error(const CertifiedGram& r, const MatrixView& a, bool with_sums) 
 // of the error and one addition to totals; column sums to sums. Dimensions [first, last) of a are its
 // features. fresh: what was there is forgotten, not added to.
 void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, const Tensor a, int64_t first,
-                     int64_t last, bool features_side, bool center, bool float32_gram, bool fresh) {
+                     int64_t last, bool features_side, bool center, bool float32_sums, bool fresh) {
   const Unfolded unfolded(a, first, last);
   const MatrixView& view = unfolded.view();
   const int64_t side = features_side ? view.cols : view.rows;
@@ -66,7 +66,7 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   const bool alone = view.rows * view.cols * side <= kSerialProducts;
   const ParallelFor parallel = alone ? ParallelFor(bsgap::serial_for) : ParallelFor(torch_parallel);
   const CertifiedGram r =
-      bsgap::certified_gram(view, features_side, center, precision_of(float32_gram), parallel);
+      bsgap::certified_gram(view, features_side, center, precision_of(float32_sums), parallel);
   total[kAdditions] += 1;
   if (r.content == Content::kFinite) {                 // zeros were looked at: they add no error
     const double back = std::ldexp(1.0, -r.exponent);  // twice: its square may not be representable

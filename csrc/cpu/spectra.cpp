@@ -21,7 +21,7 @@ namespace {
 // Point counts and, per matrix, a lower bound of the smallest tau / sigma_max: below what the Gram matrix
 // resolves the caller has to take singular values instead.
 std::tuple<Tensor, Tensor> counts(const Tensor a, const std::optional<Tensor> pairs, double atol, double rtol,
-                                  bool center, bool float32_gram) {
+                                  bool center, bool float32_sums) {
   const Batch batch(a);
   const Thresholds thresholds(pairs, atol, rtol, batch.size());
   const int64_t t = thresholds.count();
@@ -29,32 +29,32 @@ std::tuple<Tensor, Tensor> counts(const Tensor a, const std::optional<Tensor> pa
   Tensor relative = empty({batch.size()}, ScalarType::Double);
   std::vector<bsgap::CountJob> jobs(batch.size());
   for (int64_t i = 0; i < batch.size(); ++i)
-    jobs[i] = {batch[i], precision_of(float32_gram),    thresholds.of(i),
+    jobs[i] = {batch[i], precision_of(float32_sums),    thresholds.of(i),
                t,        data<int64_t>(result) + i * t, data<double>(relative) + i};
   bsgap::count_many(jobs, center, torch_parallel);
   return {result, relative};
 }
 
 // Near-rank (*) of a batch at one rtol which the Gram matrix is known to resolve.
-Tensor near_rank(const Tensor a, double rtol, bool center, bool float32_gram) {
+Tensor near_rank(const Tensor a, double rtol, bool center, bool float32_sums) {
   const Batch batch(a);
   Tensor result = empty(batch_shape(a), ScalarType::Long);
   const Threshold threshold{0.0, rtol};
   std::vector<bsgap::CountJob> jobs(batch.size());
   for (int64_t i = 0; i < batch.size(); ++i)
-    jobs[i] = {batch[i], precision_of(float32_gram), &threshold, 1, data<int64_t>(result) + i, nullptr};
+    jobs[i] = {batch[i], precision_of(float32_sums), &threshold, 1, data<int64_t>(result) + i, nullptr};
   bsgap::count_many(jobs, center, torch_parallel);
   return result;
 }
 
-// One count for each matrix (*, n) of a list, whose leading dimensions are all rows; rtol and float32_gram
+// One count for each matrix (*, n) of a list, whose leading dimensions are all rows; rtol and float32_sums
 // have an entry for each.
 std::tuple<Tensor, Tensor> grouped_counts(const std::vector<Tensor> as, double atol,
                                           const std::vector<double> rtol, bool center,
-                                          const std::vector<bool> float32_gram) {
+                                          const std::vector<bool> float32_sums) {
   const int64_t size = static_cast<int64_t>(as.size());
-  STD_TORCH_CHECK(rtol.size() == as.size() && float32_gram.size() == as.size(),
-                  "bsgap: rtol and float32_gram need one entry per matrix");
+  STD_TORCH_CHECK(rtol.size() == as.size() && float32_sums.size() == as.size(),
+                  "bsgap: rtol and float32_sums need one entry per matrix");
   Tensor result = empty({size}, ScalarType::Long), relative = empty({size}, ScalarType::Double);
   std::vector<Threshold> thresholds(size);
   std::vector<bsgap::CountJob> jobs(size);
@@ -63,7 +63,7 @@ std::tuple<Tensor, Tensor> grouped_counts(const std::vector<Tensor> as, double a
   for (int64_t i = 0; i < size; ++i) {
     thresholds[i] = {atol, rtol[i]};
     unfolded.emplace_back(as[i], as[i].dim() - 1, as[i].dim());
-    jobs[i] = {unfolded[i].view(),        precision_of(float32_gram[i]), &thresholds[i], 1,
+    jobs[i] = {unfolded[i].view(),        precision_of(float32_sums[i]), &thresholds[i], 1,
                data<int64_t>(result) + i, data<double>(relative) + i};
   }
   bsgap::count_many(jobs, center, torch_parallel);
@@ -146,13 +146,13 @@ Tensor summarize(const Tensor eigenvalues, const std::optional<Tensor> exponent,
 }
 
 // A^T A, about the column means if centred. Values beyond float64's range become infinite.
-Tensor feature_gram(const Tensor a, bool center, bool float32_gram) {
+Tensor feature_gram(const Tensor a, bool center, bool float32_sums) {
   const Batch batch(a);
   const int64_t n = batch.cols();
   Tensor gram = empty({batch.size(), n, n}, ScalarType::Double);
   double* g = data<double>(gram);
   for_each_matrix(batch, [&](int64_t i, const ParallelFor& parallel) {
-    CertifiedGram r = bsgap::certified_gram(batch[i], true, center, precision_of(float32_gram), parallel);
+    CertifiedGram r = bsgap::certified_gram(batch[i], true, center, precision_of(float32_sums), parallel);
     bsgap::mirror(r.g.data(), n, parallel);
     double* out = g + i * n * n;
     if (r.content == Content::kNonFinite) {

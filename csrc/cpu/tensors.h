@@ -192,8 +192,8 @@ T* data(Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
-inline GramPrecision precision_of(bool float32_gram) {
-  return float32_gram ? GramPrecision::kFloat32 : GramPrecision::kFloat64;
+inline GramPrecision precision_of(bool float32_sums) {
+  return float32_sums ? GramPrecision::kFloat32 : GramPrecision::kFloat64;
 }
 
 }  // namespace bsgap::cpu
