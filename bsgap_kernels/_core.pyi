@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FLOAT32_SUM_ROUNDINGS: int
+FLOAT32_LARGEST_TRACE: float
+FLOAT32_SMALLEST_SQUARE: float
 PROBED_MIN_SIDE: int
 PROBED_MIN_RTOL: float
 TRIDIAGONAL_SIDE: int

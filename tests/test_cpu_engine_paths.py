@@ -7,6 +7,7 @@ the same tests hold float32's tile to the same bounds. The third begins at side 
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -191,6 +192,23 @@ def test_bfloat16_grams_of_any_scale(exponent: int) -> None:
             wide = A.double()
             bound = 2 * sum_rtol(torch.float64, m) * (wide.abs().mT @ wide.abs())
             assert ((G - wide.mT @ wide).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("k", [8, 48])
+def test_products_that_flushing_loses_decide_no_count(dtype: torch.dtype, k: int) -> None:
+    # sigma_2 is 2 to 3 % above tau, a sixth of its square made of products just below 2^-126. AVX512-BF16
+    # flushes them, and of a trace of 2^-110 for each cell they are 2^-16: too much at this rtol.
+    m, rtol = 3000, 8.4e-3
+    A = torch.zeros(m, k, dtype=torch.float64)
+    top = float(torch.tensor(1.01 * math.sqrt(k * m) * 2.0**-55).bfloat16())
+    A[0, 0] = top
+    A[1, 1:] = float(torch.tensor(math.sqrt(0.86 / (k - 1)) * rtol * top).bfloat16())
+    A[2:, 1:] = 2.0**-63 * (1 - 2.0**-8)
+    second = math.sqrt(float((A[:, 1] ** 2).sum()) * (k - 1))
+    assert rtol * 1.02 < second / top < rtol * 1.04
+    assert select_backend("near_rank", dtype, m, k, rtol=rtol).gram == "float32"
+    assert bsgap.near_rank(A.to(dtype), rtol=rtol).item() == 2
 
 
 # Probed intervals

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .._core import FLOAT32_LARGEST_TRACE, FLOAT32_SMALLEST_SQUARE
 from .config import (
     ANY,
     BY_VECTOR,
@@ -46,6 +47,8 @@ _ANY = tl.constexpr(ANY)
 _BY_VECTOR = tl.constexpr(BY_VECTOR)
 _ELEMENTWISE = tl.constexpr(ELEMENTWISE)
 _REDO_SIDE = tl.constexpr(64)
+_LARGEST_TRACE = tl.constexpr(FLOAT32_LARGEST_TRACE)
+_SMALLEST_SQUARE = tl.constexpr(FLOAT32_SMALLEST_SQUARE)
 
 
 @triton.jit
@@ -66,10 +69,9 @@ def find_row(table_ptr, rows, item, GROUP: tl.constexpr):
 def out_of_range(trace, cells):
     """Whether float32 sums of this many squares may have over- or underflowed (or the input is not finite).
 
-    Every sum in the tile is below its trace in magnitude (Cauchy-Schwarz), so a trace below 2^127 means no
-    overflow. A product loses at most 2^-126 where subnormals are flushed: 2^-26 of the mean square.
+    csrc/core/certified_gram.h derives both limits.
     """
-    return (trace < 1.7014118346046923e38) & (trace > cells.to(tl.float64) * 7.888609052210118e-31) == 0
+    return (trace < _LARGEST_TRACE) & (trace > cells.to(tl.float64) * _SMALLEST_SQUARE) == 0
 
 
 @triton.jit

@@ -290,6 +290,8 @@ PYBIND11_MODULE(_core, m) {
       "Roundings that a product goes through in a float64 Gram matrix of this side: its error is at most so "
       "many\nunits of roundoff of |X|^T |X|.");
   m.attr("FLOAT32_SUM_ROUNDINGS") = bsgap::kFloat32SumRoundings;
+  m.attr("FLOAT32_LARGEST_TRACE") = bsgap::kFloat32LargestTrace;
+  m.attr("FLOAT32_SMALLEST_SQUARE") = bsgap::kFlushedSmallestSquare;
   m.attr("PROBED_MIN_SIDE") = bsgap::kProbedMinSide;
   m.attr("PROBED_MIN_RTOL") = bsgap::kProbedMinRtol;
   m.attr("TRIDIAGONAL_SIDE") = bsgap::kLaneSide;

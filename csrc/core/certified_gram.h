@@ -10,6 +10,17 @@ namespace bsgap {
 
 enum class Content { kFinite, kZero, kNonFinite };
 
+// Between which traces float32 sums stand, here and on a GPU (triton/gram_kernel.py).
+// No sum of any entry exceeds the trace (Cauchy-Schwarz): below 2^126 none has overflowed, nor has the trace
+// by its own rounding.
+inline constexpr double kFloat32LargestTrace = 0x1p126;
+// Where subnormals are flushed, as by AVX512-BF16 and, it is assumed, on a GPU, a product loses up to 2^-126:
+// in k x p cells the norm of the Gram matrix k p 2^-126, and its largest eigenvalue is at least the k-th part
+// of the trace. Above this much for each cell the loss is then below k 2^-40 of the largest eigenvalue. Where
+// subnormals are kept, a product loses 2^-150.
+inline constexpr double kFlushedSmallestSquare = 0x1p-86;
+inline constexpr double kKeptSmallestSquare = 0x1p-110;
+
 struct CertifiedGram {
   int64_t side = 0;
   Buffer<double> g;  // side x side, lower triangle, of (A - mean) * 2^exponent
@@ -102,16 +113,16 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
   if (precision == GramPrecision::kFloat32 && a.dtype != DType::kFloat64) {
     if (center) detail::set_mean(a, r);
     const GramSource source = detail::gram_source(a, features_side, r, next);
-    if (a.dtype == DType::kBFloat16 && source.plain() && source.x.rows <= source.x.group &&
-        has_bfloat16_products()) {
+    const bool pairs = a.dtype == DType::kBFloat16 && source.plain() && source.x.rows <= source.x.group &&
+                       has_bfloat16_products();
+    if (pairs) {
       gram_product<BFloat16Pair>(source, r.g.data(), parallel);
     } else {
       gram_product<float>(source, r.g.data(), parallel);
     }
     r.frobenius_sq = detail::trace(r);
-    // Underflow costs at most 2^-150 a product: below 1e-12 of the trace it cannot be seen. No float sum of
-    // any entry exceeds the trace, so below 2^126 none has overflowed beside a diagonal that did not.
-    if (r.frobenius_sq < 0x1p126 && r.frobenius_sq > cells * 0x1p-110) {
+    const double smallest = cells * (pairs ? kFlushedSmallestSquare : kKeptSmallestSquare);
+    if (r.frobenius_sq < kFloat32LargestTrace && r.frobenius_sq > smallest) {
       r.rounding_error = kInfinity;  // unknown: the probes of `probed` bound it, nothing else does
       return r;
     }
