@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -50,7 +50,7 @@ class StepClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self.device = device
         self._own = 0.0
         self._late = _Step(0.0, 0.0)
         self._tracked = False
@@ -62,7 +62,7 @@ class StepClock:
 
     def begin(self) -> Beginning:
         """Tracking's own time begins; it may not begin again before it ends."""
-        if self._cuda and not torch.cuda.is_current_stream_capturing():
+        if self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             event = torch.cuda.Event(enable_timing=True)
             event.record()
             return time.perf_counter(), event
@@ -98,7 +98,7 @@ class StepClock:
         known: list[tuple[float, float]] = []
         if not self._steps:
             return known
-        with beside_captures() if self._cuda else nullcontext():
+        with beside_captures():
             while self._steps and all(end.query() for _, end in self._steps[0].spans):
                 step = self._steps.popleft()
                 device = sum(start.elapsed_time(end) for start, end in step.spans) / 1e3

@@ -39,6 +39,12 @@ def checked_model(model: nn.Module) -> nn.Module:
     return inner
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """The device of a model's parameters at present; the CPU as long as they are on none."""
+    parameter = next(iter(model.parameters()), None)
+    return torch.device("cpu") if parameter is None or parameter.is_meta else parameter.device
+
+
 def check_counts(**counts: object) -> None:
     """Options that are integers of at least 1."""
     for option, count in counts.items():

@@ -28,7 +28,8 @@ from bsgap_kernels.tracking.hooks import (
     graph_task,
     place_of_mask,
 )
-from bsgap_kernels.tracking.options import float32_serves
+from bsgap_kernels.tracking.joining import in_join
+from bsgap_kernels.tracking.options import device_of, float32_serves
 from bsgap_kernels.tracking.reading import SiteHead
 from bsgap_kernels.tracking.records import Question
 from bsgap_kernels.tracking.sharding import Layout, Layouts, local_of
@@ -117,6 +118,7 @@ class SiteReader:
         self._clock = clock
         self.recording = True
         self.view: str | None = None
+        self.in_join = False  # the last pass was one of a rank that others need not follow
         self.passes = 0  # that were, or but for a pause would have been, read
         self._model = model
         self._sites: defaultdict[str, dict[tuple[int, int], Site]] = defaultdict(dict)
@@ -139,9 +141,7 @@ class SiteReader:
                 f"{listing([name or type(model).__name__ for name, _ in model.named_modules()])}"
             )
         place = None if mask is None else place_of_mask(model, mask)
-        parameter = next(iter(model.parameters()), None)
-        device = "cpu" if parameter is None or parameter.is_meta else parameter.device
-        self._token = torch.zeros(1, device=device)
+        self._token = torch.zeros(1, device=self.device)
         # Else compiled code could not be captured in a CUDA graph because of it. This is what
         # torch._dynamo.mark_static_address does; calling that would import the compiler, which takes seconds.
         self._token._dynamo_static_input_type = "unguarded"  # type: ignore[attr-defined]
@@ -211,6 +211,11 @@ class SiteReader:
             self._calls[number] = self._calls.get(number, 0) + 1
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is at present."""
+        return device_of(self._model)
+
+    @property
     def settled(self) -> bool:
         """Whether `end_step` has nothing left to do."""
         return self._checked and self._discovery is None and bool(self._observed)
@@ -278,6 +283,8 @@ class SiteReader:
             self._discovery.begin()
         if training or self.view is not None:
             self.passes += 1
+        if self.options.adds_up:
+            self.in_join = in_join()
 
     def observe(self, module: int, output: Any, own_rows: bool = False) -> None:
         """Add a module's output, or input, to its site.

@@ -20,10 +20,12 @@ from bsgap_kernels.tracking.background import BackgroundWriter
 from bsgap_kernels.tracking.cadence import Cadence
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.distributed import COMM_BUDGET, Reduction
+from bsgap_kernels.tracking.joining import FIRST, UNAWARE, JoinedSteps
 from bsgap_kernels.tracking.options import (
     check_counts,
     checked_model,
     checked_question,
+    device_of,
     spectra_of,
 )
 from bsgap_kernels.tracking.padding import MASK_TRUE, MaskTrue
@@ -86,8 +88,9 @@ class RankTracker:
             `cadence.every`.
         replay: [(step, every), ...] of an earlier run, to track the steps that it tracked.
         process_group: "world" or a group: numbers are of the rows of all ranks. Each rank calls `step` each
-            time; one asynchronous all-reduce of at most `comm_budget` bytes a tracked step, whose numbers are
-            there at the next one. Sinks and alarms are those of rank 0.
+            time (but for ranks that have run out of input inside `Join([model, tracker])` of
+            torch.distributed.algorithms.join); one asynchronous all-reduce of at most `comm_budget` bytes a
+            tracked step, whose numbers are there at the next one. Sinks and alarms are those of rank 0.
         device_mesh, placements: for models whose tensor parallelism is made by hand: the mesh, and how
             activations lie on it, by patterns of site names: {"*.act": Shard(-1)}. Others tell by themselves
             (see `Layouts`), and activations that nothing tells of are refused. With its features on p ranks,
@@ -175,10 +178,8 @@ class RankTracker:
             max_features=max_features,
             sketch=sketch,
         )
-        parameter = next(iter(model.parameters()), None)
-        self._device = torch.device("cpu") if parameter is None else parameter.device
         timed = max_overhead is not None or self._spectra is not None
-        self._clock = StepClock(self._device) if timed else None
+        self._clock = StepClock(device_of(model)) if timed else None
         group = None if self._spectra is None else self._spectra.group
         layouts = Layouts(model, group, device_mesh, placements)
         self._reader = SiteReader(model, layers, options, mask, example, self._clock, layouts)
@@ -189,6 +190,10 @@ class RankTracker:
             raise
         self._cadence = Cadence(every, max_overhead, replay)
         self._step = first_step
+        self._passes = 0  # until the last step
+        self._passes_a_step = micro_batches
+        self._join_config: Any = None  # set by Join
+        self._join_group = process_group
         self._closed = False
         self._enabled = True
         self._detached = False
@@ -318,14 +323,40 @@ class RankTracker:
             return
         if not self._reader.passes and self._due and self._enabled and self._spectra is None:
             raise RuntimeError(_never_fired())
-        self._end_step()
+        self._own_step()
 
     def collect(self, view: str = TRAINING) -> dict[str, SiteRecord]:
         """End a step, or the reading of another view, and wait for its numbers: records by site."""
-        reading = self._end_step() if view == TRAINING else self._finish(view)
+        reading = self._own_step() if view == TRAINING else self._finish(view)
         if self._flight is not None:
             reading = self._land()
         return {} if reading is None else reading.records()
+
+    def join_hook(self, **_: Any) -> JoinedSteps:
+        """Return the hook of `torch.distributed.algorithms.join.Join([model, tracker])`."""
+        return JoinedSteps(self._end_step, lambda: self._passes_a_step)
+
+    @property
+    def join_device(self) -> torch.device:
+        """The device of the model."""
+        return self._reader.device
+
+    @property
+    def join_process_group(self) -> Any:
+        """The process group as it was given: `Join` wants that of the model."""
+        named = self._join_group is None or self._join_group == "world"
+        return dist.group.WORLD if named else self._join_group
+
+    def _own_step(self) -> Reading | None:
+        """End a step at which this rank has read its part."""
+        config = self._join_config
+        if self._spectra is not None and self._reader.in_join and not (config and config.enable):
+            raise RuntimeError(UNAWARE)
+        if config is not None and config.enable and config.is_first_joinable:
+            raise RuntimeError(FIRST)
+        passes = self._reader.passes
+        self._passes, self._passes_a_step = passes, max(1, passes - self._passes)
+        return self._end_step()
 
     def _end_step(self) -> Reading | None:
         tracked = self._due and self._enabled
@@ -342,6 +373,7 @@ class RankTracker:
         if clock is not None and beginning is not None:
             clock.end(beginning)
             clock.end_step(tracked=tracked)
+            clock.device = self._reader.device  # models may move
             known = clock.finished()
             if self._spectra is None:
                 for step_seconds, own_seconds in known:
@@ -368,7 +400,7 @@ class RankTracker:
         landed = self._land()
         work = self._spectra.start(
             {site.head.name: site.sums for site in sites},
-            self._device,
+            sites[0].sums.gram.device if sites else self._reader.device,
             {site.head.name: site.head.note for site in sites},
             (0.0, 0.0) if self._clock is None else self._clock.latest,
         )
