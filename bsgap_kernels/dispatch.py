@@ -48,7 +48,8 @@ float64 tensor cores of an H200 (67 TFLOP/s, against 790 in bfloat16; not measur
 class Plan:
     """The computations of one call.
 
-    gram: accumulation of the Gram matrix, None where none is formed. count: our kernels or a solver of torch.
+    gram: accumulation of the Gram matrix, None where none is formed. count: our kernels or a solver of torch,
+    "eigvalsh" without a Gram matrix where A itself is Hermitian.
     """
 
     op: str
@@ -94,6 +95,7 @@ def select_backend(
     *,
     thresholds: int = 1,
     mode: str | None = None,
+    hermitian: bool = False,
 ) -> Plan:
     """The plan for one matrix shape. `rtol` is None where a threshold depends on values (atol, tensors)."""
     side = min(m, n)
@@ -106,7 +108,7 @@ def select_backend(
         certificate: Literal["probed", "rigorous"] = "probed" if probed else "rigorous"
         plan = Plan(op, device, "float32" if probed else "float64", "kernels", certificate)
     elif rtol is not None and rtol < float64_gram_min_rtol(m, n, device):
-        plan = Plan(op, device, None, "svdvals")
+        plan = Plan(op, device, None, "eigvalsh" if hermitian else "svdvals")
     elif (device == "cuda" and not _native.has_cuda_kernels()) or (
         device == "cpu" and side > TRIDIAGONAL_SIDE and thresholds > MAX_FACTORISATIONS
     ):
@@ -119,11 +121,20 @@ def select_backend(
 
 
 def plan_of(
-    op: str, A: Tensor, rtol: float | None, center: bool, rows: int | None = None, **options: Any
+    op: str,
+    A: Tensor,
+    rtol: float | None,
+    center: bool,
+    rows: int | None = None,
+    *,
+    hermitian: bool = False,
+    **options: Any,
 ) -> Plan:
     """`select_backend` for the matrices of A (*, m, n). rows: m, if it is not A.shape[-2]."""
     m, n = A.shape[-2:]
-    return select_backend(op, A.dtype, rows or m, n, rtol, center, device_kind(A), **options)
+    return select_backend(
+        op, A.dtype, rows or m, n, rtol, center, device_kind(A), hermitian=hermitian, **options
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -154,7 +165,9 @@ def float32_sums_serve(rtol: float | None, device: Device) -> bool:
     return rtol is not None and rtol >= limit
 
 
-def resolved(op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None) -> bool:
+def resolved(
+    op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None, *, hermitian: bool = False
+) -> bool:
     """Return false, and print the new plan, where a float64 Gram matrix did not resolve a threshold.
 
     smallest_tau (*,): the least threshold of each matrix of A, as a share of sigma_max. Not looked at on a
@@ -163,5 +176,5 @@ def resolved(op: str, A: Tensor, smallest_tau: Tensor, rows: int | None = None) 
     m, n = rows or A.shape[-2], A.shape[-1]
     if device_kind(A) == "cuda" or float(smallest_tau.min()) >= float64_gram_min_rtol(m, n):
         return True
-    plan_of(op, A, 0.0, False, rows)  # prints it
+    plan_of(op, A, 0.0, False, rows, hermitian=hermitian)  # prints it
     return False

@@ -13,18 +13,18 @@ _PUBLIC = (
     "covariance(Tensor A, *, int correction=1) -> Tensor",
     # The overloads of floats first: torch tries them in this order, and a miss takes 10 µs. They take a
     # tensor of one number too, by waiting for its value: name the overload `tensor` where that matters.
-    "near_rank(Tensor A, float? tol=None, *, float? atol=None, float? rtol=None, bool center=False)"
-    " -> Tensor",
-    "near_rank.tensor(Tensor A, Tensor? tol=None, *, Tensor? atol=None, Tensor? rtol=None, bool center=False)"
-    " -> Tensor",
-    "near_rank.out(Tensor A, float? tol=None, *, float? atol=None, float? rtol=None, bool center=False,"
-    " Tensor(a!) out) -> Tensor(a!)",
-    "near_rank.tensor_out(Tensor A, Tensor? tol=None, *, Tensor? atol=None, Tensor? rtol=None,"
+    "near_rank(Tensor A, float? tol=None, bool hermitian=False, *, float? atol=None, float? rtol=None,"
+    " bool center=False) -> Tensor",
+    "near_rank.tensor(Tensor A, Tensor? tol=None, bool hermitian=False, *, Tensor? atol=None,"
+    " Tensor? rtol=None, bool center=False) -> Tensor",
+    "near_rank.out(Tensor A, float? tol=None, bool hermitian=False, *, float? atol=None, float? rtol=None,"
     " bool center=False, Tensor(a!) out) -> Tensor(a!)",
+    "near_rank.tensor_out(Tensor A, Tensor? tol=None, bool hermitian=False, *, Tensor? atol=None,"
+    " Tensor? rtol=None, bool center=False, Tensor(a!) out) -> Tensor(a!)",
     "near_rank_ratio(Tensor A, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",
     "near_rank_ratio.tensor(Tensor A, *, Tensor? atol=None, Tensor? rtol=None, bool center=False) -> Tensor",
     "near_rank_interval(Tensor A, *, float? atol=None, float? rtol=None, bool center=False, "
-    'str mode="rigorous", int seed=0) -> (Tensor lower, Tensor upper)',
+    'bool hermitian=False, str mode="rigorous", int seed=0) -> (Tensor lower, Tensor upper)',
     "singular_value_counts(Tensor A, Tensor thresholds, *, bool relative=True, bool center=False) -> Tensor",
     "spectral_summary(Tensor A, *, bool center=False) -> Tensor",
     "near_rank_grouped(Tensor[] As, *, float? atol=None, float? rtol=None, bool center=False) -> Tensor",

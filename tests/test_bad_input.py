@@ -77,11 +77,24 @@ def test_tolerances(op: Callable[..., Any], name: str) -> None:
 @pytest.mark.parametrize("op", TOLERANCE_OPS)
 def test_keywords_of_matrix_rank_are_refused_by_name(op: Callable[..., Any]) -> None:
     refused = {"hermitian": True, "out": torch.empty(()), "tol": 0.1}
-    for name in ["hermitian"] if op is bsgap.near_rank else refused:
+    takes = {bsgap.near_rank: set(refused), bsgap.near_rank_interval: {"hermitian"}}.get(op, set())
+    for name in set(refused) - takes:
         with pytest.raises(TypeError, match=name):
             op(A, **{name: refused[name]})
     with pytest.raises(TypeError, match="unexpected keyword argument 'rtoll'"):
         op(A, rtoll=0.1)
+
+
+@pytest.mark.parametrize("op", [bsgap.near_rank, bsgap.near_rank_interval])
+def test_hermitian(op: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match=r"takes square matrices \(\*, n, n\), got shape \(2, 4\)"):
+        op(A[:2], hermitian=True)
+    with pytest.raises(ValueError, match="hermitian=True takes no center=True"):
+        op(A, hermitian=True, center=True)
+    with pytest.raises(TypeError, match="hermitian must be True or False, got 1"):
+        op(A, hermitian=1)
+    with pytest.raises(RuntimeError, match="takes square matrices"):
+        torch.ops.bsgap.near_rank(A[:2], hermitian=True)
 
 
 def test_tol_and_out() -> None:

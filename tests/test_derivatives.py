@@ -160,6 +160,11 @@ def test_vmap_of_every_op() -> None:
     for call in (lambda A, t: bsgap.near_rank(A, t), lambda A, t: torch.ops.bsgap.near_rank.tensor(A, t)):
         found = vmap(call)(As[:, 0], 9 * tolerances)
         assert found.tolist() == torch.linalg.matrix_rank(As[:, 0], 9 * tolerances).tolist()
+    square = As[..., :6, :]
+    right = torch.linalg.matrix_rank(square[:, 0], tolerances, True)
+    assert vmap(lambda A, t: bsgap.near_rank(A, t, True))(square[:, 0], tolerances).tolist() == right.tolist()
+    found = vmap(lambda A: torch.ops.bsgap.near_rank(A, None, True, rtol=0.3))(square)
+    assert found.tolist() == torch.linalg.matrix_rank(square, rtol=0.3, hermitian=True).tolist()
     found = vmap(lambda A: torch.ops.bsgap.near_rank(A, 3.0))(As)
     assert found.tolist() == torch.linalg.matrix_rank(As, 3.0).tolist()
     wide = vmap(lambda A, r: bsgap.near_rank(A, rtol=r))(As[:, 0], tolerances[:, None].expand(3, 4))

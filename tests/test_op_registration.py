@@ -15,7 +15,7 @@ from bsgap_kernels import schema
 
 
 def raw(name: str) -> Any:
-    packet, _, overload = name.partition(".")
+    packet, _, overload = name.partition(",")[0].partition(".")
     return getattr(getattr(torch.ops.bsgap, packet), overload or "default")
 
 
@@ -29,6 +29,13 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
         (random(2, 9, 5), torch.tensor([0.1, 2.0], dtype=torch.float64)),
         {"out": torch.empty(2, dtype=torch.int64)},
     ),
+    "near_rank, hermitian": ((random(2, 5, 5), None, True), {"rtol": 0.1}),
+    "near_rank.tensor, hermitian": (
+        (random(2, 5, 5),),
+        {"atol": torch.tensor([0.1, 2.0]), "hermitian": True},
+    ),
+    "near_rank_interval, hermitian": ((random(2, 5, 5),), {"hermitian": True}),
+    "near_rank, complex": ((random(2, 5, 3) + 1j * random(2, 5, 3, seed=1),), {"rtol": 0.1}),
     "near_rank_ratio": ((random(2, 9, 5),), {"rtol": 0.1}),
     "near_rank_ratio.tensor": ((random(9, 5),), {"rtol": torch.tensor(0.1)}),
     "near_rank_interval": ((random(90, 80),), {"rtol": 0.1, "mode": "probed", "seed": 3}),
@@ -43,7 +50,7 @@ CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 
 
 def test_every_op_has_a_call_here() -> None:
-    assert {name.split(".")[0] for name in CALLS} == set(schema.OP_NAMES)
+    assert {name.partition(",")[0].split(".")[0] for name in CALLS} == set(schema.OP_NAMES)
 
 
 def with_grad(value: Any) -> Any:

@@ -17,7 +17,7 @@ with warnings.catch_warnings():  # of torch's own test helpers
     from torch.testing._internal.common_methods_invocations import op_db
 
 HALVES = (torch.bfloat16, torch.float16)
-RANK = [info for info in op_db if info.name == "linalg.matrix_rank" and not info.variant_test_name]
+RANK = [info for info in op_db if info.name == "linalg.matrix_rank"]
 RANK_CASES = [(info, dtype) for info in RANK for dtype in (*sorted(info.dtypes, key=str), *HALVES)]
 LEAST_SAMPLES = {"": 72, "hermitian": 8}
 """Of torch 2.11; later versions may add some."""

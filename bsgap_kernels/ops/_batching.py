@@ -49,12 +49,20 @@ def _matrix(size: int, op: Any, dims: tuple[int, ...], A: Tensor, *args: Any, **
 
 
 def _tensor_tolerances(
-    size: int, op: Any, dims: tuple[int | None, ...], A: Tensor, tol: Tensor | None = None, **options: Any
+    size: int,
+    op: Any,
+    dims: tuple[int | None, ...],
+    A: Tensor,
+    tol: Tensor | None = None,
+    hermitian: bool = False,
+    **options: Any,
 ) -> Tensor:
     """Batches broadcast from their end: ones are put between their dimensions and the new first one."""
     A = in_front(A, dims[0])
     if isinstance(tol, Tensor):
         options["tol"] = (tol, dims[1])
+    if hermitian:
+        options["hermitian"] = True
     given = {key: in_front(*value) for key, value in options.items() if isinstance(value, tuple)}
     most = max(A.dim() - 3, *(value.dim() - 1 for value in given.values()))
     for key, value in given.items():

@@ -9,7 +9,7 @@ from .. import dispatch
 from ..triton.memory import is_capturing
 
 
-def eigenvalue_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+def eigenvalue_counts(op: str, A: Tensor, pairs: Tensor, center: bool, hermitian: bool = False) -> Tensor:
     """Counts (*, t) from the eigenvalues of the float64 Gram matrix, or what resolves all pairs (*, t, 2)."""
     batch = A.shape[:-2]
     lam, exponent = torch.ops.bsgap._eigenvalues(A, center)
@@ -18,13 +18,16 @@ def eigenvalue_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor
     counts, tau = _counts_above(sigma, exponent.where(finite, 0).view(batch), pairs, finite.view(batch))
     return (
         counts
-        if dispatch.resolved(op, A, (tau / sigma[..., :1]).nan_to_num(torch.inf))
-        else svd_counts(op, A, pairs, center)
+        if dispatch.resolved(op, A, (tau / sigma[..., :1]).nan_to_num(torch.inf), hermitian=hermitian)
+        else svd_counts(op, A, pairs, center, hermitian)
     )
 
 
-def svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
-    """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast."""
+def svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool, hermitian: bool = False) -> Tensor:
+    """Counts (*, t) from float64 singular values, -1 for non-finite; pairs (*, t, 2) broadcast.
+
+    Those of a Hermitian matrix are the absolute values of its eigenvalues, which are computed instead.
+    """
     if is_capturing(A.device):
         limit = dispatch.float64_gram_min_rtol(A.shape[-2], A.shape[-1], "cuda")
         raise RuntimeError(
@@ -48,7 +51,11 @@ def svd_counts(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
         wide = wide - wide[..., :1, :]
         for _ in range(2):
             wide = wide - wide.mean(-2, keepdim=True)
-    return _counts_above(torch.linalg.svdvals(wide), exponent, pairs, finite)[0]
+    if hermitian:
+        sigma = torch.linalg.eigvalsh(wide).abs().sort(descending=True).values
+    else:
+        sigma = torch.linalg.svdvals(wide)
+    return _counts_above(sigma, exponent, pairs, finite)[0]
 
 
 def _scaled(x: Tensor, exponent: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..schema import LIBRARY
-from . import _checks
+from . import _checks, _hermitian
 from ._real_form import halved, real_form
 from ._register import implement
 from ._solvers import eigenvalue_counts, svd_counts
@@ -25,18 +25,20 @@ _COUNTS: Callable[..., tuple[Tensor, Tensor]] = torch.ops.bsgap._counts.default
 def near_rank(
     A: Tensor,
     tol: Tolerance = None,
+    hermitian: bool = False,
     *,
     atol: Tolerance = None,
     rtol: Tolerance = None,
     center: bool = False,
     out: Tensor | None = None,
-    **refused: Any,
 ) -> Tensor:
     """Number of singular values above τ = max(atol, rtol·σ_max), as torch.linalg.matrix_rank counts them.
 
     Shapes: A (*, m, n), any strides, float64 / float32 / bfloat16 / float16 / complex128 / complex64; result
     (*), int64 (tensor tolerances broadcast with the batch). `center` subtracts the column means of a real
     matrix first. A complex one is counted as the real [[Re, -Im], [Im, Re]], four times its arithmetic.
+    `hermitian`: A is square, and only its lower triangle is read; σ are |eigenvalues|, which
+    `torch.linalg.eigvalsh` gives where a Gram matrix would not resolve τ.
     Defaults: rtol = eps·max(m, n), or 0 where atol > 0; eps is float32's for the 16-bit formats. `tol`,
     NumPy's name that torch documents as deprecated, stands for atol with rtol = 0. `out` receives the counts
     and is returned.
@@ -53,24 +55,23 @@ def near_rank(
     does not.
     Non-finite input gives -1; an empty matrix gives 0. Never requires grad.
     Cost: half a Gram matrix (m n k flops, k = min(m, n)) and two LDLᵀ (k³/3 each), or an SVD.
-    Raises TypeError / ValueError that name the argument; `hermitian` is refused by name.
+    Raises TypeError / ValueError that name the argument.
     Source: torch.linalg.matrix_rank for the rules; docs/certificates.md for the numerics.
     """
-    _checks.refuse("near_rank", refused)
     if tol is not None:
         _checks.raise_public(
             _checks.counted_matrix(A) or _checks.tolerance(tol, "tol", A) or _tol_problem(tol, atol, rtol)
         )
         atol, rtol = tol, 0.0
-    atol, rtol = checked_tolerances(A, atol, rtol, center)
+    atol, rtol = checked_tolerances(A, atol, rtol, center, hermitian=hermitian)
     of_tensors = isinstance(atol, Tensor) or isinstance(rtol, Tensor)
     if out is not None:
         _checks.raise_public(_out_problem(A, out))
         op = torch.ops.bsgap.near_rank.tensor_out if of_tensors else torch.ops.bsgap.near_rank.out
-        return op(A, atol=atol, rtol=rtol, center=center, out=out)
+        return op(A, None, hermitian, atol=atol, rtol=rtol, center=center, out=out)
     if of_tensors:
-        return torch.ops.bsgap.near_rank.tensor(A, atol=atol, rtol=rtol, center=center)
-    return torch.ops.bsgap.near_rank.default(A, atol=atol, rtol=rtol, center=center)
+        return torch.ops.bsgap.near_rank.tensor(A, None, hermitian, atol=atol, rtol=rtol, center=center)
+    return torch.ops.bsgap.near_rank.default(A, None, hermitian, atol=atol, rtol=rtol, center=center)
 
 
 def _tol_problem(tol: Tolerance, atol: Tolerance, rtol: Tolerance) -> _checks.Problem | None:
@@ -91,7 +92,13 @@ def _out_problem(A: Tensor, out: object) -> _checks.Problem | None:
 
 
 def checked_tolerances(
-    A: Tensor, atol: Tolerance, rtol: Tolerance, center: object, m: int | None = None
+    A: Tensor,
+    atol: Tolerance,
+    rtol: Tolerance,
+    center: object,
+    m: int | None = None,
+    *,
+    hermitian: object = False,
 ) -> tuple[Tolerance, Tolerance]:
     """Raises what is wrong with the arguments; where one tolerance is a tensor both come back as tensors.
 
@@ -104,6 +111,7 @@ def checked_tolerances(
             _checks.tolerance(rtol, "rtol", A),
             _checks.flag(center, "center"),
             _checks.centred(A, center),
+            _hermitian.problem(A, center, hermitian),
         )
     )
     if isinstance(atol, Tensor) or isinstance(rtol, Tensor):
@@ -128,12 +136,19 @@ def as_tensor(value: Tolerance, A: Tensor) -> Tensor | None:
 
 
 def argument_problem(
-    A: Tensor, center: bool, atol: Tolerance, rtol: Tolerance, tol: Tolerance = None
+    A: Tensor,
+    center: bool,
+    atol: Tolerance,
+    rtol: Tolerance,
+    tol: Tolerance = None,
+    *,
+    hermitian: bool = False,
 ) -> _checks.Problem | None:
     """What is wrong with the arguments of a raw op."""
     return (
         _checks.counted_matrix(A)
         or _checks.centred(A, center)
+        or _hermitian.problem(A, center, hermitian)
         or _checks.tolerance(atol, "atol", A)
         or _checks.tolerance(rtol, "rtol", A)
         or _checks.tolerance(tol, "tol", A)
@@ -152,107 +167,116 @@ def tensor_batch(A: Tensor, atol: Tensor | None, rtol: Tensor | None) -> torch.S
 def _kernel(
     A: Tensor,
     tol: float | None = None,
+    hermitian: bool = False,
     *,
     atol: float | None = None,
     rtol: float | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol, hermitian=hermitian))
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
     if tol is not None:
         atol, rtol = tol, 0.0
-    return count("near_rank", A, *effective_tolerances(A, atol, rtol), center)
+    return count("near_rank", A, *effective_tolerances(A, atol, rtol), center, hermitian)
 
 
-def count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
+def count(op: str, A: Tensor, atol: float, rtol: float, center: bool, hermitian: bool = False) -> Tensor:
     """Near-rank (*,) of matrices that are not empty, for one pair of tolerances."""
-    counts = _count(op, A, atol, rtol, center)
+    if hermitian:
+        A = _hermitian.of_lower_triangle(A)
+    counts = _count(op, A, atol, rtol, center, hermitian)
     return counts.clamp_(max=dispatch.largest_rank(A.shape[-2], A.shape[-1], center)) if center else counts
 
 
-def _count(op: str, A: Tensor, atol: float, rtol: float, center: bool) -> Tensor:
+def _count(op: str, A: Tensor, atol: float, rtol: float, center: bool, hermitian: bool) -> Tensor:
     static = atol == 0  # then sigma_max does not matter: tau_rel is rtol
     B = real_form(A)
-    plan = dispatch.plan_of(op, B, rtol if static else None, center)
+    plan = dispatch.plan_of(op, B, rtol if static else None, center, hermitian=hermitian)
     if plan.count == "kernels":
         if static:
             return halved(_NEAR_RANK(B, rtol, center, plan.gram == "float32"), A)
         counts, smallest_tau = _COUNTS(B, None, atol, rtol, center, False)
-        if dispatch.resolved(op, B, smallest_tau):
+        if dispatch.resolved(op, B, smallest_tau, hermitian=hermitian):
             return halved(counts.view(A.shape[:-2]), A)
     pair = scalar_pair(A, atol, rtol)
-    if plan.count == "eigvalsh":
-        return halved(eigenvalue_counts(op, B, pair, center)[..., 0], A)
-    return svd_counts(op, A, pair, center)[..., 0]
+    if plan.gram is not None and plan.count == "eigvalsh":
+        return halved(eigenvalue_counts(op, B, pair, center, hermitian)[..., 0], A)
+    return svd_counts(op, A, pair, center, hermitian)[..., 0]
 
 
 def _tensor_kernel(
     A: Tensor,
     tol: Tensor | None = None,
+    hermitian: bool = False,
     *,
     atol: Tensor | None = None,
     rtol: Tensor | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol, hermitian=hermitian))
     if tol is not None:
         atol, rtol = tol, torch.zeros((), dtype=torch.float64, device=A.device)
     if atol is None and rtol is None:  # torch takes this overload where neither is given
-        return _kernel(A, center=center)
+        return _kernel(A, None, hermitian, center=center)
     if A.numel() == 0:
         return A.new_zeros(A.shape[:-2], dtype=torch.int64)
-    return count_pairs("near_rank", A, threshold_pairs(A, atol, rtol)[..., None, :], center)[..., 0]
+    pairs = threshold_pairs(A, atol, rtol)[..., None, :]
+    return count_pairs("near_rank", A, pairs, center, hermitian)[..., 0]
 
 
-def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+def count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool, hermitian: bool = False) -> Tensor:
     """Counts (*, t) for float64 pairs (atol, rtol) (*, t, 2) that broadcast with the batch of A, t > 0.
 
     Without the one that centring takes, which rounding may leave above a small threshold; all min(m, n)
     singular values lie above a negative one.
     """
-    counts = _count_pairs(op, A, pairs, center)
+    if hermitian:
+        A = _hermitian.of_lower_triangle(A)
+    counts = _count_pairs(op, A, pairs, center, hermitian)
     if not center:
         return counts
     most = counts.clamp(max=dispatch.largest_rank(A.shape[-2], A.shape[-1], center))
     return torch.where(pairs.amax(-1) < 0, counts, most)
 
 
-def _count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool) -> Tensor:
+def _count_pairs(op: str, A: Tensor, pairs: Tensor, center: bool, hermitian: bool) -> Tensor:
     batch, t = torch.broadcast_shapes(A.shape[:-2], pairs.shape[:-2]), pairs.shape[-2]
     B = real_form(A).expand(*batch, -1, -1)
-    plan = dispatch.plan_of(op, B, None, center, thresholds=t)
+    plan = dispatch.plan_of(op, B, None, center, thresholds=t, hermitian=hermitian)
     if plan.count == "eigvalsh":
-        return halved(eigenvalue_counts(op, B, pairs, center), A)
+        return halved(eigenvalue_counts(op, B, pairs, center, hermitian), A)
     shared = pairs.numel() == 2 * t
     flat = pairs.reshape(1, t, 2) if shared else pairs.expand(*batch, t, 2).reshape(-1, t, 2)
     counts, smallest_tau = _COUNTS(B, flat.contiguous(), 0.0, 0.0, center, False)
-    if dispatch.resolved(op, B, smallest_tau):
+    if dispatch.resolved(op, B, smallest_tau, hermitian=hermitian):
         return halved(counts.view(*batch, t), A)
-    return svd_counts(op, A, pairs, center)
+    return svd_counts(op, A, pairs, center, hermitian)
 
 
 def _fake(
     A: Tensor,
     tol: float | None = None,
+    hermitian: bool = False,
     *,
     atol: float | None = None,
     rtol: float | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol, hermitian=hermitian))
     return A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 
 def _fake_tensor(
     A: Tensor,
     tol: Tensor | None = None,
+    hermitian: bool = False,
     *,
     atol: Tensor | None = None,
     rtol: Tensor | None = None,
     center: bool = False,
 ) -> Tensor:
-    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol))
+    _checks.raise_raw("near_rank", argument_problem(A, center, atol, rtol, tol, hermitian=hermitian))
     return A.new_empty(tensor_batch(A, atol if tol is None else tol, rtol), dtype=torch.int64)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..dispatch import largest_rank, plan_of
-from . import _checks
+from . import _checks, _hermitian
 from ._real_form import halved_interval, real_form
 from ._register import implement
 from ._tolerances import effective_tolerances
@@ -30,6 +30,7 @@ def near_rank_interval(
     atol: float | None = None,
     rtol: float | None = None,
     center: bool = False,
+    hermitian: bool = False,
     mode: Literal["rigorous", "probed"] = "rigorous",
     seed: int = 0,
     **refused: Any,
@@ -43,6 +44,7 @@ def near_rank_interval(
     1e-9 a matrix, over the seed; where that does not pay (min(m, n) < 288 or rtol < 8.3e-3, on a GPU < 424 or
     < 9.95e-3; atol, float64 input; on a GPU, centring) it is "rigorous".
     A complex matrix is counted as the real [[Re, -Im], [Im, Re]], which has each singular value twice.
+    `hermitian` as `near_rank`.
     A threshold that cannot be resolved gives a wide interval, at worst [0, min(m, n)]; singular values
     equal to the threshold (ties) lie in it. Resolves rtol ≥ about √(50·γ·‖A‖_F²/σ_max²),
     γ ≈ 1e-16·(256 + max(m, n)/256 + min(m, n)).
@@ -56,11 +58,11 @@ def near_rank_interval(
     for name, value in (("atol", atol), ("rtol", rtol)):
         if isinstance(value, Tensor):
             raise TypeError(f"{name} must be a number or None for near_rank_interval, got a tensor")
-    checked_tolerances(A, atol, rtol, center)
+    checked_tolerances(A, atol, rtol, center, hermitian=hermitian)
     atol, rtol = (None if value is None else float(value) for value in (atol, rtol))
     _checks.raise_public(_option_problem(mode, seed))
     lower, upper = torch.ops.bsgap.near_rank_interval(
-        A, atol=atol, rtol=rtol, center=center, mode=mode, seed=seed
+        A, atol=atol, rtol=rtol, center=center, hermitian=hermitian, mode=mode, seed=seed
     )
     return CountInterval(lower, upper)
 
@@ -81,16 +83,18 @@ def _kernel(
     atol: float | None = None,
     rtol: float | None = None,
     center: bool = False,
+    hermitian: bool = False,
     mode: str = "rigorous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _checks.raise_raw(
-        "near_rank_interval", argument_problem(A, center, atol, rtol) or _option_problem(mode, seed)
-    )
+    wrong = argument_problem(A, center, atol, rtol, hermitian=hermitian)
+    _checks.raise_raw("near_rank_interval", wrong or _option_problem(mode, seed))
     batch = A.shape[:-2]
     if A.numel() == 0:
         return A.new_zeros(batch, dtype=torch.int64), A.new_zeros(batch, dtype=torch.int64)
     absolute, relative = effective_tolerances(A, atol, rtol)
+    if hermitian:
+        A = _hermitian.of_lower_triangle(A)
     B = real_form(A)
     plan = plan_of("near_rank_interval", B, relative if absolute == 0 else None, center, mode=mode)
     probed = plan.certificate == "probed"
@@ -105,12 +109,12 @@ def _fake(
     atol: float | None = None,
     rtol: float | None = None,
     center: bool = False,
+    hermitian: bool = False,
     mode: str = "rigorous",
     seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    _checks.raise_raw(
-        "near_rank_interval", argument_problem(A, center, atol, rtol) or _option_problem(mode, seed)
-    )
+    wrong = argument_problem(A, center, atol, rtol, hermitian=hermitian)
+    _checks.raise_raw("near_rank_interval", wrong or _option_problem(mode, seed))
     return A.new_empty(A.shape[:-2], dtype=torch.int64), A.new_empty(A.shape[:-2], dtype=torch.int64)
 
 
