@@ -51,7 +51,8 @@ class RankTracker:
     the nonlinearity is a function, the site is the input of the layer that consumes it, `module:input#call`.
     Each hook reduces its activation at once to a Gram matrix, so an in-place operation that follows cannot
     spoil the count and no activation is kept alive; `step` counts all sites together. Gradients are as
-    without the tracker, copies and pickles of the model are without it.
+    without the tracker. Copies and pickles of the model have no hooks; where the model holds the tracker,
+    theirs is a closed one, without sinks and numbers, whose `step` does nothing.
 
     Forward passes between two calls of `step` are micro-batches of one step and add up. Passes in eval mode
     or without gradients are not read unless inside `view`; passes that activation checkpointing repeats are
@@ -227,6 +228,12 @@ class RankTracker:
     def __del__(self) -> None:
         if hasattr(self, "_reader"):
             self._reader.close()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RankTracker:
+        return _closed()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _closed, ()
 
     def close(self) -> None:
         """Remove every hook from the model and write what is left; what was read stays readable.
@@ -466,6 +473,13 @@ class RankTracker:
         # Not asked of the cadence again: it has said so of this step already, and tells each step once.
         self._due = bool(state["due"])
         self._listen()
+
+
+def _closed() -> RankTracker:
+    """What a tracker becomes where it is copied or pickled: files and threads have no copies."""
+    tracker = RankTracker(nn.ReLU(), verbose=False)
+    tracker.close()
+    return tracker
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import re
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-with contextlib.suppress(ImportError):  # not on Windows, where an open file is locked anyway
+fcntl: Any
+try:
     import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _URI = re.compile(r"file:|[A-Za-z][A-Za-z0-9+.\-]+:/")
 
@@ -32,13 +34,15 @@ def local_path(path: str | Path) -> Path:
 def lock(file: _HasDescriptor, path: Path) -> None:
     """Keep any other sink, of this or another process, from writing to an open file while it is open.
 
+    Does nothing on Windows and on a file system without locks.
+
     Raises:
         BlockingIOError: another has it.
     """
+    if fcntl is None:
+        return
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except NameError:
-        return
     except OSError as error:
         if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
             return  # a file system without locks
