@@ -152,6 +152,11 @@ class Function:
         return [loop for loop in loops if 2 * len(loop.products) > sum(i.multiplies for i in loop.body)]
 
     @property
+    def sum_loops(self) -> list[Loop]:
+        """Loops that add whole vectors of float64."""
+        return self._loops_with(lambda i: i.operation == "vaddpd" and WIDEST[self.isa] in i.text)
+
+    @property
     def store_loops(self) -> list[Loop]:
         """Loops that write vectors, for AVX-512 of 32 bytes at least."""
         widths = ("%ymm", "%zmm") if self.isa == "avx512" else (WIDEST[self.isa],)

@@ -7,6 +7,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import spectra
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bsgap_kernels import reference
 from bsgap_kernels.tracking import METRICS, SiteRecord, SpectralAccumulator
+from bsgap_kernels.tracking.sums import Sums
 
 RTOL = 1e-2
 
@@ -284,13 +286,17 @@ def test_additions_that_are_lost_are_in_the_certificate(way: str) -> None:
 
 
 def test_column_sums_of_many_rows_are_in_the_certificate() -> None:
-    """Every 256 rows add up to less than half of the last digit of the sum of the rows before them.
+    """Every 64 rows have less than half of the last digit of the sum of the rows before them to add.
 
     The rows are equal but for that, and centred nothing is left of them.
     """
     A = torch.ones(1 << 22, 1, dtype=torch.float64)
-    A[::256] += 0.49 * 2.0**-31
+    A[::64] += 0.49 * 2.0**-35
     assert float((A - A.mean()).square().sum()) < 1e-12
+    sums = Sums.zeros(1, torch.device("cpu"), sums=True)
+    sums.add(A)
+    lost = math.fsum(A.flatten().tolist()) - float(sums.sums)
+    assert 1e-13 < lost / len(A) < 4.7e-13  # the bound: 4,379 roundings
     for atol in (2e-3, 1e-3, 3e-4):
         record = accumulated([A], center=True, rtol=0.0, atol=atol).compute()
         assert record.lower == 0, atol
@@ -342,3 +348,46 @@ def test_a_window_that_fades_away_is_not_taken_for_zero() -> None:
         record = accumulator.compute()
         assert record.lower <= 4 <= record.upper
     assert float(accumulator.sums.gram.sum()) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "features_dim", "strides"),
+    [
+        ((3000, 5), 1, "rows"),
+        ((3000, 5), 1, "columns"),
+        ((301, 200), 1, "rows"),  # blocks of one Gram matrix
+        ((4099, 130), 1, "columns"),  # slabs
+        ((700, 600), 1, "rows"),
+        ((7, 6, 24, 23), 1, "rows"),  # planes, six at once
+        ((5, 16, 33, 7), 1, "rows"),  # planes in blocks
+        ((5, 16, 33, 7), 1, "channels last"),
+        ((40, 9, 130), 2, "rows"),
+    ],
+)
+def test_column_sums_of_every_layout(
+    shape: tuple[int, ...], features_dim: int, strides: str, dtype: torch.dtype
+) -> None:
+    generator = torch.Generator().manual_seed(4)
+    A = (torch.randn(shape, generator=generator, dtype=torch.float64) * 3 + 1).to(dtype)
+    if strides == "columns":
+        A = A.mT.contiguous().mT
+    elif strides == "channels last":
+        A = A.contiguous(memory_format=torch.channels_last)
+    rows = A.movedim(features_dim, -1).flatten(0, -2).double().numpy()
+    for float32_sums in (False, True):
+        sums = Sums.zeros(shape[features_dim], torch.device("cpu"), sums=True)
+        for _ in range(2):
+            sums.add(A, features_dim, features_dim + 1, float32_sums=float32_sums)
+        assert sums.sums is not None
+        exact = np.array([math.fsum(column) for column in rows.T.tolist()])
+        allowed = 2 * (len(rows) + 8) * 2.0**-53 * np.abs(rows).sum(0)
+        assert (np.abs(sums.sums.numpy() - 2 * exact) <= allowed).all()
+
+
+def test_column_sums_of_a_scaled_matrix() -> None:
+    A = torch.full((40, 3), 2.0**-600, dtype=torch.float64) * torch.arange(1, 4)
+    sums = Sums.zeros(3, torch.device("cpu"), sums=True)
+    sums.add(A)
+    assert sums.sums is not None
+    assert sums.sums.tolist() == (40 * A[0]).tolist()

@@ -30,6 +30,8 @@ PRODUCTS = ("tile", "tile_bfloat16", "plane_tile", "few_planes", "dot", "add_mul
             "probe_rows", "solve_columns")  # fmt: skip
 # Whole vectors, but divisions, comparisons and triangles are part of the loop.
 STEPS = ("factor_block", "divide_columns", "lanes_tridiagonalize", "lanes_largest", "lanes_sturm")
+# Whole vectors are added.
+SUMS = ("add_panel_sums", "plane_sum")
 # Whole vectors are written.
 COPIES = ("pack_plain", "pack_pairs", "pack_shifted", "copy_plane")
 
@@ -61,7 +63,7 @@ def judge(complaints: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "isa"),
-    [(k, isa) for isa in ("avx512", "avx2") for k in (*PRODUCTS, *STEPS, *COPIES)
+    [(k, isa) for isa in ("avx512", "avx2") for k in (*PRODUCTS, *STEPS, *SUMS, *COPIES)
      if (k, isa) != ("tile_bfloat16", "avx2")] + [(k, "generic") for k in GENERIC],
 )  # fmt: skip
 def test_loops_stay_in_registers(kernel: str, isa: str) -> None:
@@ -70,7 +72,11 @@ def test_loops_stay_in_registers(kernel: str, isa: str) -> None:
     assert instances, f"the library has no {kernel}_{isa}: was it renamed?"
     complaints = []
     for instance in instances:
-        loops = instance.store_loops if kernel in COPIES else instance.product_loops
+        loops = (
+            instance.store_loops if kernel in COPIES
+            else instance.sum_loops if kernel in SUMS
+            else instance.product_loops
+        )  # fmt: skip
         if not loops:
             complaints.append(f"{instance.name} has no loop over whole vectors")
         for loop in loops:
@@ -93,4 +99,6 @@ def test_no_kernel_is_left_out() -> None:
         pattern = r"^BSGAP_PER_ISA(?:_WIDTH|_TEMPLATE\(\(.*?\))?[(,]\s*[\w ]+,\s*(\w+)"
         declared |= set(re.findall(pattern, header.read_text(), re.MULTILINE))
     built = {f.kernel for f in disassembly.functions()}
-    assert declared | built == {*PRODUCTS, *STEPS, *COPIES}, "a kernel belongs to one of the lists above"
+    assert declared | built == {*PRODUCTS, *STEPS, *SUMS, *COPIES}, (
+        "a kernel belongs to one of the lists above"
+    )

@@ -328,9 +328,10 @@ def test_fresh_sums_forget_what_was_there(content: str, features_side: bool) -> 
     side = n if features_side else len(x)
     states = []
     for fill, fresh in ((0.0, False), (7.0, True), (torch.nan, True)):
-        state = [torch.full(s, fill, dtype=torch.float64) for s in ((side, side), (3,), (n,))]
-        torch.ops.bsgap._accumulate_gram_(*state, x, 1, 2, features_side, False, False, fresh)
-        states.append([state[0].tril(), *state[1:]])
+        gram, totals, sums = (torch.full(s, fill, dtype=torch.float64) for s in ((side, side), (3,), (n,)))
+        given = sums if features_side else None
+        torch.ops.bsgap._accumulate_gram_(gram, totals, given, x, 1, 2, features_side, False, False, fresh)
+        states.append([gram.tril(), totals, *([sums] if features_side else [])])
     for state in states[1:]:
         for found, expected in zip(state, states[0], strict=True):
             assert torch.equal(found.nan_to_num(nan=3.0), expected.nan_to_num(nan=3.0))

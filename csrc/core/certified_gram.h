@@ -99,11 +99,11 @@ inline double trace(const CertifiedGram& r) {
 }  // namespace detail
 
 // features_side: G = A^T A (cols x cols), else A A^T (rows x rows); centred over the rows of a if asked.
-// next: memory that is read after this call.
+// next: memory that is read after this call. sums: of the columns of X as read, if not null.
 // kFloat32 falls back to kFloat64 by itself where float32 products would under- or overflow.
 inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, bool center,
-                                    GramPrecision precision, const ParallelFor& parallel,
-                                    Upcoming next = {}) {
+                                    GramPrecision precision, const ParallelFor& parallel, Upcoming next = {},
+                                    double* sums = nullptr) {
   ScopedIeee ieee;
   CertifiedGram r;
   r.side = features_side ? a.cols : a.rows;
@@ -116,9 +116,9 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
     const bool pairs = a.dtype == DType::kBFloat16 && source.plain() && source.x.rows <= source.x.group &&
                        has_bfloat16_products();
     if (pairs) {
-      gram_product<BFloat16Pair>(source, r.g.data(), parallel);
+      gram_product<BFloat16Pair>(source, r.g.data(), parallel, sums);
     } else {
-      gram_product<float>(source, r.g.data(), parallel);
+      gram_product<float>(source, r.g.data(), parallel, sums);
     }
     r.frobenius_sq = detail::trace(r);
     const double smallest = cells * (pairs ? kFlushedSmallestSquare : kKeptSmallestSquare);
@@ -130,7 +130,7 @@ inline CertifiedGram certified_gram(const MatrixView& a, bool features_side, boo
   const int last = center ? 2 : 1;
   for (int attempt = 0; attempt <= last; ++attempt) {
     if (center) detail::set_mean(a, r);
-    gram_product<double>(detail::gram_source(a, features_side, r, next), r.g.data(), parallel);
+    gram_product<double>(detail::gram_source(a, features_side, r, next), r.g.data(), parallel, sums);
     const double trace = detail::trace(r);
     // Squares of entries of g must neither overflow nor lose digits to underflow in what follows.
     if (attempt == last || (trace > 0x1p-400 && trace < 0x1p400)) {

@@ -13,6 +13,7 @@
 #include "buffer.h"
 #include "matrix_view.h"
 #include "pack.h"
+#include "panel_sums.h"
 #include "parallel.h"
 #include "planes.h"
 #include "rounding.h"
@@ -25,6 +26,8 @@ enum class GramPrecision { kFloat64, kFloat32 };
 namespace detail {
 
 inline constexpr int64_t kChunk = 256;  // rows of X packed at a time, and summed in column sums
+// Rows packed of one panel after the other, whose pages stay in the translation buffer meanwhile.
+inline constexpr int64_t kRowsAtOnce = 64;
 // Rows of X that are summed before float64 takes over. Shorter float sums round less; adding them up in
 // double costs the time of about 8 more rows.
 template <class T>
@@ -80,25 +83,27 @@ inline int64_t slab_count(int64_t depth, int64_t side) {
 // are not, so that a matrix has the same bits whatever its strides.
 inline constexpr int64_t kPlaneSide = 128;
 
-// Adds rows [begin, end) of X to the lower triangle of g, on one thread.
+// Adds rows [begin, end) of X to the lower triangle of g, and to sums, of columns, if given; on one thread.
 template <class T>
-void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
+void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g, double* sums) {
   ScopedIeee ieee;
   const int64_t side = s.x.cols, panels = (side + kPanelCols<T> - 1) / kPanelCols<T>;
   if constexpr (PackedNumber<T>::kRows == 1) {
     if (s.plain() && s.x.rows > s.x.group && s.x.row_stride == 1 && side <= kPlaneSide)
-      return add_planes<T>(s.x, begin, end, kSumRows<T>, g);
+      return add_planes<T>(s.x, begin, end, kSumRows<T>, g, sums);
   }
   const int64_t capacity = std::min(kChunk, end - begin), panel_size = panel_numbers<T>(capacity);
   Buffer<T> packed(panels * panel_size);
   const auto product = TileProduct<T>::template select<false>();
   for (int64_t p = begin; p < end; p += capacity) {
     const int64_t rows = std::min(capacity, end - p);
-    constexpr int64_t kAtOnce = 64;  // rows, whose pages stay in the translation buffer from panel to panel
-    for (int64_t q = 0; q < rows; q += kAtOnce)
-      for (int64_t panel = 0; panel < panels; ++panel)
-        pack(s, p + q, std::min(kAtOnce, rows - q), panel * kPanelCols<T>,
-             packed.data() + panel * panel_size + panel_numbers<T>(q));
+    for (int64_t q = 0; q < rows; q += kRowsAtOnce)
+      for (int64_t panel = 0; panel < panels; ++panel) {
+        T* out = packed.data() + panel * panel_size + panel_numbers<T>(q);
+        const int64_t j = panel * kPanelCols<T>, count = std::min(kRowsAtOnce, rows - q);
+        pack(s, p + q, count, j, out);
+        if (sums) add_panel_sums(out, count, side - j, sums + j);
+      }
     const int64_t next = p + rows;
     add_block<T>({packed.data(), rows, panel_size}, product, g, side, 0, side, 0, side,
                  next < end ? s.x.upcoming(next, std::min(capacity, end - next)) : s.next);
@@ -108,9 +113,10 @@ void add_slab(const GramSource& s, int64_t begin, int64_t end, double* g) {
 // Packed rows of X stay below this many bytes, so that they are read from cache by every block.
 inline constexpr int64_t kPackedBytes = int64_t{16} << 20;
 
-// Adds all of X^T X to the lower triangle of g. Rows are packed once, then the blocks of g are worked on.
+// Adds all of X^T X to the lower triangle of g, and column sums to sums if given. Rows are packed once, then
+// the blocks of g are worked on.
 template <class T>
-void add_blocks(const GramSource& s, double* g, const ParallelFor& parallel) {
+void add_blocks(const GramSource& s, double* g, double* sums, const ParallelFor& parallel) {
   constexpr int64_t kWidth = kPanelCols<T>;
   const int64_t side = s.x.cols, depth = s.x.rows, panels = (side + kWidth - 1) / kWidth;
   const int64_t fitting = kPackedBytes / (panels * kWidth * static_cast<int64_t>(sizeof(T)));
@@ -125,7 +131,12 @@ void add_blocks(const GramSource& s, double* g, const ParallelFor& parallel) {
     const int64_t rows = std::min(capacity, depth - p);
     balanced_for(panels, parallel, [&](int64_t panel) {
       ScopedIeee ieee;
-      pack(s, p, rows, panel * kWidth, packed.data() + panel * panel_size);
+      T* out = packed.data() + panel * panel_size;
+      const int64_t j = panel * kWidth;
+      pack(s, p, rows, j, out);
+      if (sums)
+        for (int64_t q = 0; q < rows; q += kChunk)
+          add_panel_sums(out + panel_numbers<T>(q), std::min(kChunk, rows - q), side - j, sums + j);
     });
     balanced_for(pairs, parallel, [&](int64_t pair) {
       ScopedIeee ieee;
@@ -151,10 +162,21 @@ inline double gram_roundings(int64_t depth, int64_t side) {
   return static_cast<double>(std::min(detail::kChunk, depth) + chunks + slabs + 2);
 }
 
-// g: side x side, lower triangle overwritten; nothing is said of what stands above the diagonal.
+// Roundings that an entry goes through in the column sums of gram_product: at most kChunk numbers in a row,
+// in up to 32 lanes (panel_sums.h), which are added up every kRowsAtOnce rows, then the slabs' sums.
+inline double gram_sum_roundings(int64_t depth, int64_t side) {
+  constexpr double kAddingLanes = 11;
+  const int64_t slabs = detail::slab_count(depth, side), slab_rows = (depth + slabs - 1) / slabs;
+  const int64_t chunks = (slab_rows + detail::kRowsAtOnce - 1) / detail::kRowsAtOnce;
+  return static_cast<double>(std::min(detail::kChunk, depth) + chunks + slabs) + kAddingLanes;
+}
+
+// g: side x side, lower triangle overwritten; nothing is said of what stands above the diagonal. sums: of the
+// columns of X, overwritten; may be null.
 template <class T>
-void gram_product(const GramSource& s, double* g, const ParallelFor& parallel) {
+void gram_product(const GramSource& s, double* g, const ParallelFor& parallel, double* sums = nullptr) {
   const int64_t side = s.x.cols, depth = s.x.rows, slabs = detail::slab_count(depth, side);
+  if (sums) std::fill(sums, sums + side, 0.0);
   if (slabs == 1) {
     constexpr int64_t kRows = 64,
                       kBeyond = kTileCols<T> + kTileRows;  // what tiles touch beyond the diagonal
@@ -163,19 +185,23 @@ void gram_product(const GramSource& s, double* g, const ParallelFor& parallel) {
         std::fill(g + i * side, g + i * side + std::min(side, i + kBeyond), 0.0);
     });
     if (side <= 128) {
-      detail::add_slab<T>(s, 0, depth, g);
+      detail::add_slab<T>(s, 0, depth, g, sums);
     } else {
-      detail::add_blocks<T>(s, g, parallel);
+      detail::add_blocks<T>(s, g, sums, parallel);
     }
     return;
   }
   const int64_t slab_rows = (depth + slabs - 1) / slabs;
-  Buffer<double> partial(slabs * side * side);
+  Buffer<double> partial(slabs * side * side), partial_sums(sums ? slabs * side : 0);
   balanced_for(slabs, parallel, [&](int64_t slab) {
-    double* out = partial.data() + slab * side * side;
+    double *out = partial.data() + slab * side * side,
+           *own = sums ? partial_sums.data() + slab * side : nullptr;
     std::fill(out, out + side * side, 0.0);
-    detail::add_slab<T>(s, slab * slab_rows, std::min(depth, (slab + 1) * slab_rows), out);
+    if (own) std::fill(own, own + side, 0.0);
+    detail::add_slab<T>(s, slab * slab_rows, std::min(depth, (slab + 1) * slab_rows), out, own);
   });
+  if (sums)
+    for (int64_t i = 0; i < slabs * side; ++i) sums[i % side] += partial_sums[i];
   balanced_for((side + 31) / 32, parallel, [&](int64_t block) {
     ScopedIeee ieee;
     for (int64_t i = block * 32; i < std::min(side, (block + 1) * 32); ++i) {

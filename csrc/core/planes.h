@@ -13,6 +13,7 @@
 #include "buffer.h"
 #include "isa.h"
 #include "matrix_view.h"
+#include "panel_sums.h"
 #include "simd.h"
 #include "tile_product.h"
 
@@ -152,10 +153,11 @@ template <class T, class In>
 BSGAP_PER_ISA_TEMPLATE((class T, class In), void, copy_plane, (const In* in, int64_t count, T* out),
                        (in, count, out))
 
-// Adds rows [begin, end) of X, whose columns are contiguous, to the lower triangle of g. sum_rows: products
-// that a lane may sum.
+// Adds rows [begin, end) of X, whose columns are contiguous, to the lower triangle of g, and to column_sums
+// if given. sum_rows: products that a lane may sum.
 template <class T>
-void add_planes(const MatrixView& x, int64_t begin, int64_t end, int64_t sum_rows, double* g) {
+void add_planes(const MatrixView& x, int64_t begin, int64_t end, int64_t sum_rows, double* g,
+                double* column_sums) {
   constexpr int64_t kStep = kPlaneLanes<T>;
   const int64_t side = x.cols;
   const bool few = side <= kFewPlanes;
@@ -180,6 +182,8 @@ void add_planes(const MatrixView& x, int64_t begin, int64_t end, int64_t sum_row
     });
     for (int64_t c = 0; c < side; ++c)
       std::fill(copied.data() + c * capacity + rows, copied.data() + c * capacity + depth, T(0));
+    if (column_sums)
+      for (int64_t c = 0; c < side; ++c) column_sums[c] += plane_sum(copied.data() + c * capacity, depth);
     double sums[kFewPlanes * kFewPlanes];
     const auto add = [&](int64_t i0, int64_t j0) {
       for (int64_t i = i0; i < std::min(side, i0 + block); ++i)

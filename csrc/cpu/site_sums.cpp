@@ -32,7 +32,8 @@ constexpr double kUnderflow = 0x1p-1020;
 double added_error(const CertifiedGram& r, const MatrixView& a, bool with_sums) {
   const double back = std::ldexp(1.0, -r.exponent);
   double error = r.error();
-  if (with_sums) error = std::max(error, bsgap::gamma(bsgap::column_sum_roundings(a.rows)) * r.frobenius_sq);
+  if (with_sums)
+    error = std::max(error, bsgap::gamma(bsgap::gram_sum_roundings(a.rows, a.cols)) * r.frobenius_sq);
   return bsgap::round_up(bsgap::round_up(error * back) * back) + static_cast<double>(r.side) * kUnderflow;
 }
 
@@ -47,9 +48,10 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == side && gram.size(1) == side && gram.is_contiguous() &&
                       gram.scalar_type() == ScalarType::Double,
                   "bsgap: gram must be a contiguous float64 matrix of side ", side);
-  STD_TORCH_CHECK(!sums || (sums->numel() == view.cols && sums->is_contiguous() &&
-                            sums->scalar_type() == ScalarType::Double),
-                  "bsgap: sums must be a contiguous float64 vector with one entry per feature");
+  STD_TORCH_CHECK(
+      !sums || (features_side && sums->numel() == view.cols && sums->is_contiguous() &&
+                sums->scalar_type() == ScalarType::Double),
+      "bsgap: sums must be a contiguous float64 vector with one entry per feature, of A^T A only");
   double *g = data<double>(gram), *total = totals_of(totals), *s = sums ? data<double>(*sums) : nullptr;
   if (fresh) {
     std::fill(total, total + kTotals, 0.0);
@@ -65,8 +67,9 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
   constexpr int64_t kSerialProducts = int64_t{1} << 21;
   const bool alone = view.rows * view.cols * side <= kSerialProducts;
   const ParallelFor parallel = alone ? ParallelFor(bsgap::serial_for) : ParallelFor(torch_parallel);
-  const CertifiedGram r =
-      bsgap::certified_gram(view, features_side, center, precision_of(float32_sums), parallel);
+  std::vector<double> own(s ? view.cols : 0);
+  const CertifiedGram r = bsgap::certified_gram(view, features_side, center, precision_of(float32_sums),
+                                                parallel, {}, s ? own.data() : nullptr);
   total[kAdditions] += 1;
   if (r.content == Content::kFinite) {                 // zeros were looked at: they add no error
     const double back = std::ldexp(1.0, -r.exponent);  // twice: its square may not be representable
@@ -91,10 +94,8 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
     if (r.content == Content::kNonFinite)
       for (int64_t i = 0; i < side; ++i) g[i * side + i] = std::numeric_limits<double>::quiet_NaN();
   }
-  if (!s) return;
-  std::vector<double> own(view.cols);
-  bsgap::column_sums(view, 1.0, nullptr, nullptr, own.data());
-  for (int64_t j = 0; j < view.cols; ++j) s[j] += own[j];
+  if (s && r.content == Content::kFinite)
+    for (int64_t j = 0; j < view.cols; ++j) s[j] += std::ldexp(own[j], -r.exponent);
 }
 
 // Count, lower and upper bound (-1 unless certified) and rows, float64 (N, 4), of Gram matrices that were
