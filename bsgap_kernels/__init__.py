@@ -8,6 +8,7 @@ tensor(4)
 __version__ = "0.1.0"
 
 from ._native import build_info
+from ._patch import patch
 from .ops import (
     SUMMARY_COLUMNS,
     CountInterval,
@@ -37,6 +38,7 @@ __all__ = [
     "near_rank_grouped",
     "near_rank_interval",
     "near_rank_ratio",
+    "patch",
     "singular_value_counts",
     "spectral_summary",
 ]
