@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import itertools
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from bsgap_kernels.lab.checks import UserError
+from bsgap_kernels.lab.checks import UserError, one_sentence
 from bsgap_kernels.lab.optional import require
 from bsgap_kernels.lab.stop import StoppedError
 
@@ -128,7 +129,7 @@ def _usage() -> str:
 def _mistake(program: str, message: str) -> int:
     # Under torchrun every process finds the same mistake: one of them says so.
     if os.environ.get("RANK", "0") == "0":
-        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+        print(f"{program}: {one_sentence(message)}", file=sys.stderr)
     return _EXIT_MISTAKE
 
 
@@ -168,11 +169,6 @@ def _explain(message: str, names: list[str]) -> str:
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; the nearest is {near[0]}" if near else ""
         return f"{name.removeprefix('--') if match[2] else name}: unknown option{hint}"
-    text = text.replace(' in "<unicode string>",', "")
-    text = re.sub(r"^Problems parsing config: ", "config: the file is not valid YAML: ", text)
-    text = re.sub(
-        r"^Unexpected config: .*", "config: the file holds no mapping of options such as lr: 0.02", text
-    )
     return text.split(" Note:")[0]
 
 
@@ -210,17 +206,39 @@ def _parse_options(
             action.nargs, action.const, action.metavar = "?", TARGET, "ACCURACY"
         elif action.metavar is None and action.option_strings and action.nargs != 0:
             action.metavar = "VALUE"
+    given = [_underscored(argument) for argument in arguments]
+    sources = _sources(given)
     try:
-        namespace = parser.parse_args([_underscored(argument) for argument in arguments])
-    except UnicodeDecodeError as error:
-        raise UserError("config: the file is not UTF-8 text, expected YAML") from error
-    except OSError as error:
-        raise UserError(f"config: {error}") from error
-    values: dict[str, Any] = namespace.as_dict()
-    values.pop("config", None)
-    if values["epochs"] is None and values["steps"] is None and values["until_fitted"] is None:
-        values["epochs"] = epochs
-    return options.from_mapping(values)
+        values: dict[str, Any] = parser.parse_args(given).as_dict()
+        values.pop("config", None)
+        if values["epochs"] is None and values["steps"] is None and values["until_fitted"] is None:
+            values["epochs"] = epochs
+        return options.from_mapping(values)
+    except UserError as error:
+        option = re.match(r"[\w-]+", str(error))
+        source = sources.get(option[0].replace("-", "_")) if option else None
+        if source is None:
+            raise
+        raise UserError(f"{source}: {error}") from error
+
+
+def _sources(arguments: list[str]) -> dict[str, Path]:
+    """The file of each option that a --config file gives and the command line does not."""
+    from bsgap_kernels.lab.option_files import read_options
+
+    files = [value for name, value in itertools.pairwise(arguments) if name == "--config"]
+    files += [
+        argument.removeprefix("--config=") for argument in arguments if argument.startswith("--config=")
+    ]
+    sources: dict[str, Path] = {}
+    for file in map(Path, files):
+        try:
+            options = read_options(file)
+        except FileNotFoundError:
+            raise UserError(f"config: looked at {file} and found no such file") from None
+        sources |= {name.replace("-", "_"): file for name in options}
+    own = [re.split("[=.]", argument.removeprefix("--"))[0] for argument in arguments if argument[:2] == "--"]
+    return {name: file for name, file in sources.items() if name not in own}
 
 
 def _underscored(argument: str) -> str:

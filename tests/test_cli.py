@@ -122,13 +122,13 @@ def test_mistakes(arguments: str, sentence: str, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"lr: [1\n foo: : x", "config: the file is not valid YAML"),
+        (b"lr: [1\n foo: : x", "bad.yaml: the file is not valid YAML"),
         (b"lr: 0.1\nbatch_sise: 3\n", "batch_sise: unknown option; the nearest is --batch_size"),
-        (b"- 1\n- 2\n", "config: the file holds no mapping of options"),
+        (b"- 1\n- 2\n", "bad.yaml: the file holds no mapping of options"),
         (b"lr: fast\n", "lr: got 'fast', expected a number"),
         (b"procedural: {train: few}\n", "procedural.train: got 'few', expected an integer"),
         (b"procedural: 3\n", "procedural: got '3', expected its options one by one"),
-        (b"\xff\xfe\x00", "config: the file is not UTF-8 text"),
+        (b"\xff\xfe\x00", "bad.yaml: the file is not UTF-8 text"),
     ],
 )
 def test_bad_config_files(

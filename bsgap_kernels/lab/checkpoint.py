@@ -15,6 +15,10 @@ from bsgap_kernels.lab.files import sha256_of_file, write_atomically, write_text
 
 FOLDER = "checkpoints"
 _SCHEMA = 2
+# Of torch.load, by the kind of damage.
+UNREADABLE = (
+    pickle.UnpicklingError, RuntimeError, ValueError, TypeError, AttributeError, LookupError, EOFError,
+)  # fmt: skip
 _OURS = re.compile(r"step-\d{9,}\.(pt|json)(\.([^/]+\.)?tmp)?")
 
 
@@ -110,5 +114,5 @@ def _read(manifest: Path, path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise _DamagedError(f"it cannot be read ({error.strerror})") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except UNREADABLE as error:
         raise _DamagedError("torch cannot read it") from error

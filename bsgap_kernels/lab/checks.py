@@ -12,6 +12,18 @@ class UserError(ValueError):
     """A mistake of the user that one sentence explains; the command line prints it without a traceback."""
 
 
+_MOST_LETTERS = 1000
+
+
+def one_sentence(message: str) -> str:
+    """A message on one line; of a long one, which quotes what came, the beginning and the end."""
+    text = " ".join(message.split())
+    if len(text) <= _MOST_LETTERS:
+        return text
+    half = _MOST_LETTERS // 2
+    return f"{text[:half]} … {text[-half:]}"
+
+
 def items(value: Any) -> Iterable[Any]:
     """The parts of a comma-separated text, of a list, or the value alone."""
     if isinstance(value, str):

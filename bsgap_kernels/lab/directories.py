@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from bsgap_kernels.lab.checkpoint import FOLDER, Checkpoints
 from bsgap_kernels.lab.config import RunOptions, SweepConfig, TrainConfig, UserError
 from bsgap_kernels.lab.files import TEMPORARY, temporaries, write_text
+from bsgap_kernels.lab.option_files import read_options
 from bsgap_kernels.lab.results import FINISHED, METRICS_FILE, SUMMARY_FILE, WEIGHTS_FILE, read_summary
 
 CONFIG_FILE = "config.yaml"
@@ -179,13 +180,10 @@ def _clear_run(run: Path) -> None:
 
 def _holds_options(path: Path) -> bool:
     """Whether a file is one that `write_config` wrote, by the options that it names."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return read_options(path).keys() >= _TELLING
+    except (OSError, UserError):
         return False
-    return isinstance(content, dict) and content.keys() >= _TELLING
 
 
 def _make(directory: Path, *, cleared: bool) -> None:
@@ -229,16 +227,10 @@ def read_config(path: Path) -> TrainConfig:
 
 
 def _read_options(path: Path, kind: type[_Options]) -> _Options | None:
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_options(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: the file is no YAML, expected the options of a run") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: the file holds no options")
     try:
         return kind.from_mapping(content)
     except (UserError, TypeError) as error:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bsgap_kernels.lab import methods
+from bsgap_kernels.lab.checkpoint import UNREADABLE
 from bsgap_kernels.lab.config import TrainConfig, UserError
 from bsgap_kernels.lab.data import ImageData
 from bsgap_kernels.lab.directories import CONFIG_FILE, read_config
@@ -48,8 +48,11 @@ def load_run(directory: Path, data: ImageData | None = None) -> SavedRun:
     kind = methods.REGISTRY[config.method]
     model = kind.adapt(build_model(config.model, data.image_shape, data.classes), config.hyper_parameters)
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
-    except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, KeyError, TypeError) as error:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(_of_kind(content, model.state_dict()))
+    except (OSError, *UNREADABLE) as error:
+        if isinstance(error, OSError) and error.filename:  # torch's own, of an archive cut short, names none
+            raise
         raise UserError(
             f"{path}: the file is damaged or of another network; remove it and run the command of this run "
             "again"
@@ -57,3 +60,15 @@ def load_run(directory: Path, data: ImageData | None = None) -> SavedRun:
     return SavedRun(
         directory, config, data, kind.finished(model).eval(), read_summary(directory / SUMMARY_FILE)
     )
+
+
+def _of_kind(content: Any, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights in a file's content; load_state_dict would cast other types without a word."""
+    weights = content["model"] if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or weights.keys() != expected.keys():
+        raise ValueError("expected the weights of the network by their names")
+    for name, tensor in expected.items():
+        found = weights[name]
+        if not isinstance(found, Tensor) or (found.dtype, found.layout) != (tensor.dtype, tensor.layout):
+            raise ValueError(f"{name}: expected a tensor of {tensor.dtype}")
+    return weights

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bsgap_kernels.lab.checks import UserError
+from bsgap_kernels.lab.checks import UserError, one_sentence
 from bsgap_kernels.lab.directories import SHARPNESS_FILE
 from bsgap_kernels.lab.objective import CHUNK
 from bsgap_kernels.lab.saved import load_run
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _mistake(message: str) -> int:
     if os.environ.get("RANK", "0") == "0":
-        print(f"bsgap sharpness: {' '.join(message.split())}", file=sys.stderr)
+        print(f"bsgap sharpness: {one_sentence(message)}", file=sys.stderr)
     return 2
 
 

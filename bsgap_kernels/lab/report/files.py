@@ -7,23 +7,21 @@ import math
 from pathlib import Path
 from typing import Any
 
+from bsgap_kernels.lab.checks import UserError, one_sentence
+from bsgap_kernels.lab.option_files import read_options
+
 
 def read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
     """The options in a YAML file; none where it is missing or damaged."""
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return read_options(path)
     except FileNotFoundError:
         problems.append(f"{path.name} is missing.")
-        return {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
-        problems.append(f"{path.name} cannot be read.")
-        return {}
-    if not isinstance(content, dict):
-        problems.append(f"{path.name} holds no options.")
-        return {}
-    return content
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}.")
+    except UserError as error:
+        problems.append(f"{one_sentence(str(error).removeprefix(f'{path.parent}/'))}.")
+    return {}
 
 
 def read_json(path: Path, problems: list[str], *, holds: str, otherwise: str, missing: str = "") -> Any:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bsgap_kernels.lab.checks import UserError
+from bsgap_kernels.lab.checks import UserError, one_sentence
 from bsgap_kernels.lab.launchers import cores
 from bsgap_kernels.lab.optional import require
 from bsgap_kernels.lab.stop import Stop, StoppedError, on_signals
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 raise UserError("one process runs this command; start it without torchrun")
             return _study(_options(arguments), stop)
     except UserError as error:
-        print(f"bsgap study: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"bsgap study: {one_sentence(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""

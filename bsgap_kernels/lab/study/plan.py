@@ -10,6 +10,7 @@ from typing import Any
 
 from bsgap_kernels.lab.checks import UserError, integer, number, one_of
 from bsgap_kernels.lab.config import SweepConfig
+from bsgap_kernels.lab.option_files import parse_options
 
 PLAN = Path(__file__).with_name("plan.yaml")
 MEASURES = (
@@ -100,15 +101,13 @@ def load_plan(path: Path = PLAN) -> Plan:
     Raises:
         UserError: the file is missing, or something in it is; the message names it.
     """
-    import yaml
-
     try:
         content = path.read_bytes()
-        plan = _plan(yaml.safe_load(content), hashlib.sha256(content).hexdigest())
     except FileNotFoundError:
         raise UserError(f"plan: looked at {path} and found no such file") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"plan: {path} is no YAML ({' '.join(str(error).split())})") from error
+    values = parse_options(content, path)
+    try:
+        plan = _plan(values, hashlib.sha256(content).hexdigest())
     except KeyError as error:
         raise UserError(f"plan: {path} lacks {error}") from error
     except (TypeError, AttributeError) as error:
