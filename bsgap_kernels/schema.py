@@ -11,6 +11,8 @@ import torch
 _PUBLIC = (
     "gram(Tensor A, *, bool center=False) -> Tensor",
     "covariance(Tensor A, *, int correction=1) -> Tensor",
+    "covariance.weighted(Tensor A, *, int correction=1, Tensor? fweights=None, Tensor? aweights=None)"
+    " -> Tensor",
     # The overloads of floats first: torch tries them in this order, and a miss takes 10 µs. They take a
     # tensor of one number too, by waiting for its value: name the overload `tensor` where that matters.
     "near_rank(Tensor A, float? tol=None, bool hermitian=False, *, float? atol=None, float? rtol=None,"

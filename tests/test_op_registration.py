@@ -22,6 +22,10 @@ def raw(name: str) -> Any:
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
     "gram": ((random(2, 9, 5),), {"center": True}),
     "covariance": ((random(9, 5),), {"correction": 0}),
+    "covariance.weighted": (
+        (random(2, 4, 3),),
+        {"fweights": torch.arange(4), "aweights": random(2, 4).abs()},
+    ),
     "near_rank": ((random(2, 9, 5),), {"rtol": 0.1}),
     "near_rank.tensor": ((random(2, 9, 5),), {"atol": torch.tensor([0.1, 2.0])}),
     "near_rank.out": ((random(2, 9, 5), 0.5), {"out": torch.empty(2, dtype=torch.int64)}),

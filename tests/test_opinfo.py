@@ -1,4 +1,4 @@
-"""PyTorch's own samples of torch.linalg.matrix_rank, run through near_rank, give matrix_rank's result."""
+"""PyTorch's own samples: near_rank gives matrix_rank's result, covariance that of torch.cov in float64."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ with warnings.catch_warnings():  # of torch's own test helpers
 HALVES = (torch.bfloat16, torch.float16)
 RANK = [info for info in op_db if info.name == "linalg.matrix_rank"]
 RANK_CASES = [(info, dtype) for info in RANK for dtype in (*sorted(info.dtypes, key=str), *HALVES)]
+(COV,) = (info for info in op_db if info.name == "cov")
 LEAST_SAMPLES = {"": 72, "hermitian": 8}
 """Of torch 2.11; later versions may add some."""
 
@@ -47,3 +48,28 @@ def test_samples_of_matrix_rank(call: Callable[..., Tensor], info: Any, dtype: t
         assert ours.dtype == torch.int64
         assert ours.shape == right.shape, (A.shape, options)
         assert torch.equal(ours, right), (A, options)
+
+
+@pytest.mark.filterwarnings("ignore:cov")
+@pytest.mark.parametrize("call", [bsgap.covariance, torch.ops.bsgap.covariance], ids=["wrapper", "op"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES], ids=_id)
+def test_samples_of_cov(call: Callable[..., Tensor], dtype: torch.dtype) -> None:
+    given = list(samples(COV, dtype))
+    assert len(given) >= 40
+    for X, options in given:
+        aweights = options.get("aweights")
+        exact = options if aweights is None else options | {"aweights": aweights.double()}
+        right = torch.atleast_2d(torch.cov(X.double(), **exact))
+        ours = call(torch.atleast_2d(X).mT, **options)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        assert torch.equal(ours, ours.mT) or ours.isnan().any()
+        unit = torch.finfo(wide).eps
+        torch.testing.assert_close(ours, right.to(wide), rtol=8 * unit, atol=64 * unit, equal_nan=True)
+
+
+def test_samples_of_cov_in_other_dtypes_are_refused() -> None:
+    for dtype in COV.dtypes - {torch.float64, torch.float32, *HALVES}:
+        X, options = next(samples(COV, dtype))
+        kind = "complex input" if dtype.is_complex else "must be float64, float32, bfloat16 or float16"
+        with pytest.raises(TypeError, match=kind):
+            bsgap.covariance(torch.atleast_2d(X).mT, **options)

@@ -57,19 +57,30 @@ def _tensor_tolerances(
     hermitian: bool = False,
     **options: Any,
 ) -> Tensor:
-    """Batches broadcast from their end: ones are put between their dimensions and the new first one."""
-    A = in_front(A, dims[0])
     if isinstance(tol, Tensor):
         options["tol"] = (tol, dims[1])
     if hermitian:
         options["hermitian"] = True
+    return _broadcast(size, op, in_front(A, dims[0]), 0, options)
+
+
+def _weights(size: int, op: Any, dims: tuple[int | None], A: Tensor, **options: Any) -> Tensor:
+    return _broadcast(size, op, in_front(A, dims[0]), 1, options)
+
+
+def _broadcast(size: int, op: Any, A: Tensor, own: int, options: dict[str, Any]) -> Tensor:
+    """op of A and of tensors among the options, which have `own` dimensions behind those of the batch.
+
+    Batches broadcast from their end: ones are put between their dimensions and the new first one.
+    """
     given = {key: in_front(*value) for key, value in options.items() if isinstance(value, tuple)}
-    most = max(A.dim() - 3, *(value.dim() - 1 for value in given.values()))
-    for key, value in given.items():
-        options[key] = value.reshape(value.shape[0], *(1,) * (most + 1 - value.dim()), *value.shape[1:])
-    A = A.reshape(A.shape[0], *(1,) * (most + 3 - A.dim()), *A.shape[1:])
-    counts: Tensor = op(A, **options)
-    return counts.expand(size, *counts.shape[1:])
+    most = max(A.dim() - 3, *(value.dim() - 1 - own for value in given.values()))
+
+    def padded(x: Tensor, behind: int) -> Tensor:
+        return x.reshape(x.shape[0], *(1,) * (most + 1 + behind - x.dim()), *x.shape[1:])
+
+    result: Tensor = op(padded(A, 2), **options | {key: padded(value, own) for key, value in given.items()})
+    return result.expand(size, *result.shape[1:])
 
 
 def _thresholds(
@@ -105,6 +116,7 @@ for _name in ("gram", "covariance", "near_rank", "near_rank_ratio", "near_rank_i
     batched(_name, _matrix)
 for _name in ("near_rank.tensor", "near_rank_ratio.tensor"):
     batched(_name, _tensor_tolerances)
+batched("covariance.weighted", _weights)
 batched("singular_value_counts", _thresholds)
 batched("near_rank_grouped", _grouped)
 batched("gram_accumulate_", _accumulate)
