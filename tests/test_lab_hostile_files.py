@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bsgap_kernels import cli
+from bsgap_kernels.lab.checkpoint import Checkpoints
 from bsgap_kernels.lab.checks import UserError
 from bsgap_kernels.lab.config import TrainConfig
 from bsgap_kernels.lab.saved import load_run
@@ -137,3 +140,26 @@ def test_crafted_weights(run: Path) -> None:
     finally:
         path.write_bytes(good)
     assert load_run(run).config.steps == 1
+
+
+@pytest.mark.parametrize("space", [3000, 50_000])
+def test_a_full_disk_names_the_file_and_spares_the_checkpoint(space: int, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"x": torch.ones(3)})
+    code = f"""if True:
+        import resource, torch
+        from pathlib import Path
+        from bsgap_kernels.lab.checkpoint import Checkpoints
+        resource.setrlimit(resource.RLIMIT_FSIZE, ({space}, {space}))
+        try:
+            Checkpoints(Path({str(tmp_path)!r})).save(2, {{"x": torch.ones(10**5)}})
+        except OSError as error:
+            print(error.filename, error.strerror)
+    """
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == f"{tmp_path / 'step-000000002.pt'} File too large\n"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["step-000000001.json", "step-000000001.pt"]
+    state = checkpoints.load(problems := [])
+    assert state is not None
+    assert torch.equal(state["x"], torch.ones(3))
+    assert problems == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,36 @@ def test_rows_outlive_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert sink.lost == 2
     sink.close()
     assert [row["step"] for row in read_jsonl(sink.path)] == [step for step in range(5) for _ in SITES]
+
+
+@pytest.mark.parametrize(
+    ("kept", "first_step", "missing"),
+    [
+        ([*range(4), *range(9, 12)], 12, "4 to 8"),
+        (range(4), 12, "4 to 11"),
+        ([*range(0, 30, 10), *range(60, 90, 10)], 90, "21 to 59"),
+        (range(12), 12, None),
+        (range(0, 100, 10), 95, None),
+        ([], 12, None),
+    ],
+)
+def test_a_resumed_run_says_which_rows_are_missing(
+    kept: Sequence[int], first_step: int, missing: str | None, tmp_path: Path, caplog: Any
+) -> None:
+    path = tmp_path / "run.jsonl"
+    write(JsonlSink(path), [row for step in kept for row in rows_of(range(step, step + 1))])
+    write(JsonlSink(path, attempt=1, first_step=first_step), rows_of(range(first_step, first_step + 1)))
+    said = [record.getMessage() for record in caplog.records]
+    start = f"{path}: rows of run run are missing before step {first_step}: steps "
+    assert said == ([] if missing is None else [start + missing])
+
+
+def test_a_changed_cadence_is_no_gap(tmp_path: Path, caplog: Any) -> None:
+    path = tmp_path / "run.jsonl"
+    rows = [*rows_of(range(5)), Row(4, "", "cadence.every", 20), *rows_of(range(24, 45, 20))]
+    write(JsonlSink(path), rows)
+    write(JsonlSink(path, attempt=1, first_step=64), [])
+    assert caplog.records == []
 
 
 # Parquet

@@ -9,7 +9,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 TEMPORARY = ".tmp"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
     """Have `write` fill a temporary file beside `path`, bring it to the disk, and rename it to `path`.
 
     The temporary file is this process's own, so that of two that write one path each writes it whole, and the
@@ -26,17 +26,41 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     for left, process in temporaries(path):
         if process is not None and not _is_alive(process):
             left.unlink(missing_ok=True)
+    guarded: _Remembering | None = None
     temporary = path.with_name(f"{path.name}.{platform.node()}-{os.getpid()}{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
-            write(file)
+            guarded = _Remembering(file)
+            write(guarded)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as raised:
         temporary.unlink(missing_ok=True)
+        # torch.save hides a full disk behind a RuntimeError of its archive.
+        error = raised if guarded is None or guarded.error is None else guarded.error
+        if isinstance(error, OSError) and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from raised
         raise
     sync_directory(path.parent)
+
+
+class _Remembering:
+    """A file that keeps the first error of its writes."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes, /) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def temporaries(path: Path) -> list[tuple[Path, int | None]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Sequence
 from io import FileIO
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -15,6 +18,8 @@ from typing import TypeVar
 from bsgap_kernels.tracking.rows import LineFormatter, Row, check_attempt
 from bsgap_kernels.tracking.sinks._files import local_path, lock
 
+_LOG = logging.getLogger(__name__)
+_CADENCE = re.compile(rb'"metric": "cadence\.every", "value": (\d+)')
 ROWS_CUT = "resume.rows_cut"
 # A killed run loses no more than this; at full batch a step may take seconds.
 _SECONDS_BETWEEN_FLUSHES = 2.0
@@ -32,7 +37,8 @@ class JsonlSink:
     Attempt 0 starts the file and refuses one that holds something. A later attempt appends, after taking out
     the rows of this run at steps >= first_step, which it is about to write again, and a last line that a kill
     left torn. All other lines, other runs' too, stay byte for byte; the file is replaced whole or not at all.
-    How many rows went is written as a row of its own, `resume.rows_cut`. first_step None stands for the step
+    How many rows went is written as a row of its own, `resume.rows_cut`. Earlier steps without rows,
+    where most are closer together, are named in a warning. first_step None stands for the step
     of the first row written. The rule loses nothing if the rows before the checkpoint were flushed when it
     was made.
 
@@ -119,7 +125,10 @@ class JsonlSink:
             self._lines.clear()
         while self._pending:
             # A disk that fills up takes a part and raises at the next call: the rest stays.
-            del self._pending[: self._file.write(self._pending) or 0]
+            try:
+                del self._pending[: self._file.write(self._pending) or 0]
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def close(self) -> None:
         """Write what is buffered and close the file."""
@@ -162,23 +171,42 @@ def refuse_existing(path: Path, attempt: int) -> None:
 def cut_back(path: Path, run: str, first_step: int) -> int:
     """Take the rows of `run` at steps >= first_step and a torn last line out of a file; return how many.
 
+    Rows of earlier steps that are missing are named in a warning: steps further apart than most are.
     Reads the whole file once. Lines of another form than `LineFormatter` gives are kept.
     """
     head = re.escape(f'{{"run": {json.dumps(run)}, "attempt": '.encode())
     step_of = re.compile(head + rb'\d+, "step": (\d+), ').match
     path = path.resolve()
     kept = path.with_name(path.name + ".resume")
-    cut = 0
+    cut, steps, cadences = 0, set(), [1]
     with path.open("rb") as source, kept.open("wb") as target:
         for line in source:
             match = step_of(line)
             if not line.endswith(b"\n") or (match is not None and int(match[1]) >= first_step):
                 cut += 1
             else:
+                if match is not None:
+                    steps.add(int(match[1]))
+                    if cadence := _CADENCE.search(line):
+                        cadences.append(int(cadence[1]))
                 target.write(line)
     if cut:
         shutil.copymode(path, kept)
         kept.replace(path)
     else:
         kept.unlink()
+    if missing := _missing(sorted(steps), first_step, max(cadences)):
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more ranges" if missing[3:] else "")
+        _LOG.warning("%s: rows of run %s are missing before step %d: steps %s", path, run, first_step, shown)
     return cut
+
+
+def _missing(steps: list[int], first_step: int, cadence: int) -> list[str]:
+    """Ranges of steps without rows that are longer than the run's usual interval, or its `cadence`."""
+    intervals = Counter(after - before for before, after in pairwise(steps))
+    if not intervals:
+        return []
+    most = max(intervals.values())
+    usual = max(cadence, *(interval for interval, times in intervals.items() if times == most))
+    gaps = [(before, after) for before, after in pairwise([*steps, first_step]) if after - before > usual]
+    return [f"{before + 1} to {after - 1}" for before, after in gaps]
