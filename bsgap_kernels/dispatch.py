@@ -161,8 +161,12 @@ def device_kind(A: Tensor) -> Device:
 
 def float32_sums_serve(rtol: float | None, device: Device) -> bool:
     """Return true if counts at rtol may come from float32 sums, for input that is not float64."""
-    limit = CUDA_FLOAT32_GRAM_MIN_RTOL if device == "cuda" else FLOAT32_GRAM_MIN_RTOL
-    return rtol is not None and rtol >= limit
+    return rtol is not None and rtol >= float32_min_rtol(device)
+
+
+def float32_min_rtol(device: Device) -> float:
+    """Return the least rtol at which counts may come from float32 sums."""
+    return CUDA_FLOAT32_GRAM_MIN_RTOL if device == "cuda" else FLOAT32_GRAM_MIN_RTOL
 
 
 def resolved(

@@ -348,6 +348,23 @@ def participation_ratio(A: Tensor, *, center: bool = False) -> Tensor:
     return _divide(lam.sum(dim=-1).square(), lam.square().sum(dim=-1))
 
 
+def mean_energy(A: Tensor) -> Tensor:
+    """Share of the squares that the column means hold: m‖μ‖² / ‖A‖_F², in [0, 1]; 0 of a zero matrix.
+
+    Args:
+        A: (*, m, n).
+
+    Returns:
+        float64.
+
+    What centring takes away: near 1 the largest singular value is that of the mean, and thresholds relative
+        to it count the mean's size.
+    """
+    X = _float64(A, False)
+    total = X.square().sum(dim=(-2, -1))
+    return _divide(X.mean(dim=-2).square().sum(dim=-1) * X.shape[-2], total)
+
+
 def nesum(A: Tensor, *, center: bool = True) -> Tensor:
     """Normalised eigenvalue sum Σ λ_i / λ_1 of the covariance: the stable rank of the centred matrix.
 

@@ -54,8 +54,11 @@ _PRIVATE = (
     # its features, all others its rows. totals: rows, a bound of the error of gram (float64 sums), additions.
     "_accumulate_gram_(Tensor(a!) gram, Tensor(b!) totals, Tensor(c!)? sums, Tensor A, int first, int last,"
     " bool features_side, bool center, bool float32_sums, bool fresh) -> ()",
-    # Count, bounds (-1 unless certified) and rows of each Gram matrix, float64 (N, 4).
-    "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float rtol, bool certify) -> Tensor",
+    # About the column means; with column sums of AᵀA, without AAᵀ. The lower triangle, and its totals.
+    "_centred_gram(Tensor gram, Tensor totals, Tensor? sums) -> (Tensor gram, Tensor totals)",
+    # Of each Gram matrix: rows, trace, Frobenius norm, largest eigenvalue, then for each rtol the count and
+    # its bounds (-1 unless certified); float64 (N, 4 + 3 t).
+    "_gram_counts(Tensor[] grams, Tensor[] totals, float atol, float[] rtol, bool certify) -> Tensor",
     "_gram_eigenvalues(Tensor[] grams) -> Tensor",
     # A tracker's hooks in compiled code (tracking/hooks.py). `token` is not written: it keeps the calls in
     # order.
@@ -69,8 +72,8 @@ _PRIVATE = (
     "_cuda_fill(Tensor(a!) out, int[] values) -> ()",
     "_cuda_exchange_capture_mode(int mode) -> int",
     "_cuda_counts(Tensor grams, Tensor table, int[] sides, int[] batches, Tensor? thresholds, float atol,"
-    " float rtol, Tensor? exponent, Tensor? gram_error, bool certify, bool spectrum)"
-    " -> (Tensor counts, Tensor lower, Tensor upper, Tensor eigenvalues)",
+    " float rtol, Tensor? exponent, Tensor? gram_error, bool certify, bool spectrum, bool moments=False)"
+    " -> (Tensor counts, Tensor lower, Tensor upper, Tensor eigenvalues, Tensor moments)",
     "_cuda_summaries(Tensor eigenvalues, Tensor table, int[] sides, int[] batches, Tensor? exponent)"
     " -> Tensor",
 )

@@ -64,7 +64,9 @@ def same(found: dict[str, SiteRecord], expected: dict[str, SiteRecord]) -> None:
             assert getattr(record, name) == getattr(other, name), (site, name, record, other)
         assert record.summary.keys() == other.summary.keys()
         for name, value in record.summary.items():
-            agree = math.isclose(value, other.summary[name], rel_tol=1e-6, abs_tol=1e-9)
+            # A small mean is what float32 activations, rounded by shares of the batch, leave.
+            near = 1e-6 if name == "mean_energy" else 1e-9
+            agree = math.isclose(value, other.summary[name], rel_tol=1e-6, abs_tol=near)
             assert agree or (math.isnan(value) and math.isnan(other.summary[name])), (
                 site,
                 name,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bsgap_kernels import reference
 from bsgap_kernels.tracking import METRICS, SiteRecord, SpectralAccumulator
+from bsgap_kernels.tracking.records import ABOUT_THE_MEAN
 from bsgap_kernels.tracking.sums import Sums
 
 RTOL = 1e-2
@@ -118,7 +119,8 @@ def test_a_single_non_finite_entry_says_so_until_reset() -> None:
             record = accumulator.compute()
             assert (record.near_rank, record.lower, record.upper) == (-1, -1, -1)
             assert math.isnan(record.ratio)
-            assert all(math.isnan(value) for value in record.summary.values())
+            for name, value in record.summary.items():
+                assert value == -1 if name.startswith("centred_") else math.isnan(value), name
             accumulator.reset()
             proves(accumulator.update(torch.eye(3)).compute(), 3)
 
@@ -165,11 +167,14 @@ def test_metrics_are_those_of_the_reference(center: bool, shape: tuple[int, int]
     A = torch.randn(shape, dtype=torch.float64) @ torch.diag(torch.logspace(0, -1.5, 20, dtype=torch.float64))
     A = (A + 0.1).relu()
     A[:, 3] = 0
-    record = accumulated(cut(A, [5, 9]), center=center, metrics=METRICS).compute()
-    expected = {
-        name: getattr(reference, name) for name in METRICS if name not in ("saturation", "dormant_units")
-    }
-    del expected["near_rank"]
+    asked = [name for name in METRICS if not (center and name in ABOUT_THE_MEAN)]
+    record = accumulated(cut(A, [5, 9]), center=center, metrics=asked).compute()
+    others = ("near_rank", "saturation", "dormant_units", *ABOUT_THE_MEAN)
+    expected = {name: getattr(reference, name) for name in METRICS if name not in others}
+    if not center:
+        assert record.summary.pop("mean_energy") == pytest.approx(float(reference.mean_energy(A)), rel=1e-6)
+        counted = [record.summary.pop(f"centred_{name}") for name in ("near_rank", "lower", "upper")]
+        assert counted == [int(reference.near_rank(A, rtol=RTOL, center=True))] * 3
     assert set(record.summary) == {*expected, "saturation", "dormant_units"}
     for name, metric in expected.items():
         value = float(metric(A, center=center))

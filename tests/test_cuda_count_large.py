@@ -49,7 +49,7 @@ def run(
         gram_error = torch.zeros(total, dtype=torch.float64)
     exponents = None if exponent is None else torch.tensor(exponent, dtype=torch.int32)
     cuda_host.clear_launches()
-    counts, lower, upper, flat = cuda_host.count_grams(
+    counts, lower, upper, flat, _ = cuda_host.count_grams(
         p.grams, p.table, p.sides, p.batches, thresholds, atol, rtol, exponents, gram_error, certify, spectrum
     )
     return counts, lower, upper, p.eigenvalues_of(flat) if spectrum else []

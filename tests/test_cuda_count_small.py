@@ -58,7 +58,7 @@ def count(
     grid = (wide + math.ceil(narrow / WARPS), 1, 1)
     shared = shared_bytes([s for s, b in zip(p.sides, p.batches, strict=True) if b > 0])
     assert cuda_host.launches() == [cuda_host.Launch("count_small_kernel", grid, THREADS, shared)]
-    return result
+    return result[:4]
 
 
 def gram_problem(*matrices: Tensor) -> Problem:
@@ -69,6 +69,32 @@ def gram_problem(*matrices: Tensor) -> Problem:
         # numpy's sums: any order, so a term passes through at most m roundings.
         groups.append(Group(X.mT @ X, m=A.shape[-2], roundings=A.shape[-2] + 2))
     return problem(groups)
+
+
+@pytest.mark.parametrize("certify", [False, True])
+def test_moments(certify: bool) -> None:
+    """Beside counts, of both kernels: trace, norm and largest eigenvalue in the caller's order."""
+    generator = torch.Generator().manual_seed(5)
+    draw = [torch.randn(2 * n, n, generator=generator, dtype=torch.float64) for n in (140, 9, 33, 128, 1)]
+    draw[2] *= 1e-150  # squares of its entries underflow
+    grams = [A.mT @ A for A in draw]
+    grams += [torch.zeros(7, 7, dtype=torch.float64), torch.zeros(130, 130, dtype=torch.float64)]
+    grams += [torch.full((3, 3), math.nan, dtype=torch.float64), grams[0] * math.nan]
+    p = problem([Group(g[None], roundings=5) for g in grams])
+    thresholds = torch.tensor([[[0.0, r] for r in (0.5, 0.1, 0.05, 0.03, 1e-2)]], dtype=torch.float64)
+    counts, *_, moments = cuda_host.count_grams(
+        p.grams, p.table, p.sides, p.batches, thresholds, 0.0, 0.0, None, None, certify, False, True
+    )
+    for place, g in zip(p.starts, grams, strict=True):
+        if not bool(g.any()) or bool(g.isnan().any()):
+            expected = torch.full((3,), 0.0 if not bool(g.any()) else math.nan, dtype=torch.float64)
+        else:
+            values = torch.linalg.eigvalsh(g)
+            norm = torch.linalg.matrix_norm(g / g.trace()) * g.trace()
+            expected = torch.stack([g.trace(), norm, values[-1]])
+            counted = [(values > t**2 * values[-1]).sum() for t in (0.5, 0.1, 0.05, 0.03, 1e-2)]
+            assert counts[place].tolist() == counted
+        torch.testing.assert_close(moments[place], expected, rtol=1e-5, atol=0, equal_nan=True)
 
 
 def true_counts(G: Tensor, rtol: float) -> Tensor:

@@ -229,6 +229,7 @@ class Counted:
     lower: Tensor
     upper: Tensor
     eigenvalues: Tensor
+    moments: Tensor
 
 
 def count_stage(
@@ -240,12 +241,13 @@ def count_stage(
     gram_error: Tensor | None = None,
     certify: bool = False,
     spectrum: bool = False,
+    moments: bool = False,
 ) -> Counted:
-    """Counts (N, t), certified bounds and eigenvalues of a set of Gram matrices."""
+    """Counts (N, t), certified bounds, eigenvalues and moments (N, 3) of a set of Gram matrices."""
     return Counted(
         *torch.ops.bsgap._cuda_counts(
             found.grams, found.table, found.plan.sides, found.plan.batches, pairs, atol, rtol, found.exponent,
-            gram_error, certify, spectrum,
+            gram_error, certify, spectrum, moments,
         )
     )  # fmt: skip
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import _native
-from ..rounding import UNDERFLOW, UNIT_ROUNDOFF
+from ..rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
 from ..schema import LIBRARY
 from ..strides import features_last
 from ..triton.memory import device_table
 from ._cuda import (
     centred_gram_stage,
     count_stage,
+    device_pairs,
     on_host,
     precision_of,
     rows_of,
@@ -82,10 +83,33 @@ def accumulate_gram(
     totals[2] += 1
 
 
+def centred_gram(gram: Tensor, totals: Tensor, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A site's Gram matrix about the column means, G - s sᵀ/m or H G H of AAᵀ, and its totals.
+
+    Bounds as in csrc/cpu/site_sums.cpp. Float32 sums have none here: then equal rows leave their rounding.
+    """
+    G = gram.tril()
+    G = G + G.tril(-1).mT
+    trace = G.diagonal().sum()
+    rows, error, additions = totals.unbind()
+    if sums is not None:
+        C = G - torch.outer(sums, sums / rows.clamp_min(1))
+    else:
+        mean = G.mean(-1)
+        C = G - mean[:, None] - mean[None, :] + mean.mean()
+    factor = 4 * gamma(G.shape[0] + 2) + 32 * UNIT_ROUNDOFF
+    added = 2 * UNIT_ROUNDOFF * (additions + 2)
+    error = (3 * (error + added * trace) + factor * trace) * (1 + 16 * UNIT_ROUNDOFF)
+    nothing = torch.isfinite(error) & (C.diagonal().sum() <= error)
+    return torch.where(nothing, 0.0, C), torch.stack(
+        [rows, torch.where(nothing, 2 * error, error), additions]
+    )
+
+
 def gram_counts(
-    grams: Sequence[Tensor], totals: Sequence[Tensor], atol: float, rtol: float, certify: bool
+    grams: Sequence[Tensor], totals: Sequence[Tensor], atol: float, rtol: Sequence[float], certify: bool
 ) -> Tensor:
-    """Count, lower and upper bound (-1 unless certified) and rows, float64 (N, 4), of what was added up.
+    """Rows, trace, Frobenius norm and largest eigenvalue, then count and bounds at each rtol (N, 4 + 3 t).
 
     One launch for sides up to 128, one sequence of launches for larger ones; nothing waits for the device.
     """
@@ -98,10 +122,14 @@ def gram_counts(
         sides = device_table([gram.shape[0] for gram in grams], grams[0].device)
         # Each addition rounds an entry by at most u of the sum so far, which never exceeds the trace.
         error = errors + (2 * UNIT_ROUNDOFF) * (additions + 2) * (1 + UNIT_ROUNDOFF * sides) * traces
-    counted = count_stage(_as_set(grams), atol, rtol, gram_error=error, certify=certify)
+    pairs = None if len(rtol) == 1 else device_pairs([(atol, r) for r in rtol], rows.device).view(1, -1, 2)
+    counted = count_stage(
+        _as_set(grams), atol, rtol[0], pairs=pairs, gram_error=error, certify=certify, moments=True
+    )
     none = counted.counts.new_full((), -1)
     bounds = (counted.lower, counted.upper) if certify else (none.expand_as(counted.counts),) * 2
-    return torch.cat([counted.counts.double(), *(bound.double() for bound in bounds), rows[:, None]], 1)
+    found = torch.stack([counted.counts, *bounds], -1).flatten(1)
+    return torch.cat([rows[:, None], counted.moments, found.double()], 1)
 
 
 def gram_eigenvalues(grams: Sequence[Tensor]) -> Tensor:
@@ -140,6 +168,7 @@ def _as_set(grams: Sequence[Tensor]) -> GramSet:
 
 KERNELS: PrivateKernels = {
     "_accumulate_gram_": accumulate_gram,
+    "_centred_gram": centred_gram,
     "_gram_counts": gram_counts,
     "_gram_eigenvalues": gram_eigenvalues,
 }

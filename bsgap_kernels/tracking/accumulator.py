@@ -11,7 +11,7 @@ from torch import Tensor
 from bsgap_kernels.ops import _checks
 from bsgap_kernels.tracking.hooks import local_rows
 from bsgap_kernels.tracking.options import checked_question
-from bsgap_kernels.tracking.records import SiteRecord, ask, record_of
+from bsgap_kernels.tracking.records import ROWS, SiteRecord, ask, record_of
 from bsgap_kernels.tracking.sums import Sums
 
 
@@ -46,7 +46,7 @@ class SpectralAccumulator:
     def __init__(
         self,
         *,
-        rtol: float = 1e-2,
+        rtol: float | Sequence[float] = 1e-2,
         atol: float | None = None,
         center: bool = False,
         metrics: Sequence[str] | str = ("near_rank",),
@@ -106,7 +106,7 @@ class SpectralAccumulator:
         with torch.no_grad():
             numbers = ask([self.sums], self.question).map(Tensor.cpu)
         # The rows themselves, not their weight, bound the rank.
-        numbers.counts[0, -1] = self.rows
+        numbers.counts[0, ROWS] = self.rows
         return record_of(0, numbers, self.sums.n, self.question, 0.0)
 
     def reset(self) -> None:

@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 # Has no value with fewer than three eigenvalues to fit, whatever the activation.
 _MAY_BE_UNDEFINED = ("alpha_req",)
 # Counts tell of a non-finite activation by -1.
-_COUNTS = ("near_rank", "dormant_units")
+_COUNTS = ("near_rank", "centred_near_rank", "dormant_units")
 
 
 class AlarmEvent(NamedTuple):
@@ -97,7 +97,7 @@ class AlarmSink:
         """Do nothing."""
 
     def _is_finite(self, row: Row) -> bool:
-        view, _, name = row.metric.rpartition(".")
+        view, _, name = row.metric.partition("@")[0].rpartition(".")
         finite = math.isfinite(row.value) and not (row.value < 0 and name in _COUNTS)
         if finite:
             # Almost always: nothing is kept for a site that never fails.

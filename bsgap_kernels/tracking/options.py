@@ -16,7 +16,7 @@ from bsgap_kernels import dispatch
 from bsgap_kernels.dispatch import SUMMED_GRAM_MIN_RTOL
 from bsgap_kernels.ops import SUMMARY_COLUMNS
 from bsgap_kernels.tracking.distributed import DistributedSpectra
-from bsgap_kernels.tracking.records import METRICS, Question
+from bsgap_kernels.tracking.records import ABOUT_THE_MEAN, DEFAULT_METRICS, METRICS, Question
 
 
 def checked_model(model: nn.Module) -> nn.Module:
@@ -66,22 +66,18 @@ def spectra_of(group: Any, comm_budget: int) -> DistributedSpectra | None:
 
 
 def checked_question(
-    rtol: float, atol: float | None, center: bool, certify: bool, metrics: Sequence[str] | str
+    rtol: float | Sequence[float],
+    atol: float | None,
+    center: bool,
+    certify: bool,
+    metrics: Sequence[str] | str | None,
 ) -> Question:
     """What is asked of every site, from options in their range."""
-    for option, tolerance in (("rtol", rtol), ("atol", atol)):
-        if tolerance is not None and not (math.isfinite(tolerance) and tolerance >= 0):
-            raise ValueError(f"{option}: got {tolerance!r}, expected a finite number of at least 0")
-    if rtol >= 1:
-        raise ValueError(
-            f"rtol: got {rtol!r}, expected less than 1: no singular value exceeds σ_max, so every count "
-            "would be 0"
-        )
-    if not certify and not atol and rtol < SUMMED_GRAM_MIN_RTOL:
-        raise ValueError(
-            f"rtol: got {rtol!r}, expected at least {SUMMED_GRAM_MIN_RTOL:g}: a Gram matrix resolves no "
-            "less; certify=True says how far it does"
-        )
+    rtols = _checked_rtols(rtol, resolved=0.0 if certify or atol else SUMMED_GRAM_MIN_RTOL)
+    if atol is not None and not (math.isfinite(atol) and atol >= 0):
+        raise ValueError(f"atol: got {atol!r}, expected a finite number of at least 0")
+    if metrics is None:
+        metrics = [name for name in DEFAULT_METRICS if not (center and name in ABOUT_THE_MEAN)]
     names = ("near_rank", *SUMMARY_COLUMNS) if metrics == "all" else metrics
     if isinstance(names, str):
         raise TypeError(f"metrics: got the string {names!r}, expected a list of names, or 'all'")
@@ -90,7 +86,33 @@ def checked_question(
             near = difflib.get_close_matches(name, METRICS, n=1)
             hint = f"; the nearest is {near[0]}" if near else ""
             raise ValueError(f"metrics: got {name!r}, expected names of {', '.join(METRICS)}{hint}")
-    return Question(0.0 if atol is None else float(atol), float(rtol), center, certify, tuple(names))
+        if center and name in ABOUT_THE_MEAN:
+            raise ValueError(f"metrics: got {name!r} with center=True, which takes the mean off everything")
+    return Question(0.0 if atol is None else float(atol), rtols, center, certify, tuple(names))
+
+
+def _checked_rtols(rtol: float | Sequence[float], resolved: float) -> tuple[float, ...]:
+    several = isinstance(rtol, Sequence) and not isinstance(rtol, str)
+    rtols = tuple(rtol) if isinstance(rtol, Sequence) else (rtol,)
+    if not rtols or len(set(rtols)) < len(rtols):
+        raise ValueError(f"rtol: got {rtol!r}, expected a number or several different ones")
+    for each in rtols:
+        got = f"{each!r} in {rtol!r}" if several else f"{each!r}"
+        if isinstance(each, (bool, str)):
+            raise TypeError(f"rtol: got {got}, expected a number or several")
+        if not (math.isfinite(each) and each >= 0):
+            raise ValueError(f"rtol: got {got}, expected a finite number of at least 0")
+        if each >= 1:
+            raise ValueError(
+                f"rtol: got {got}, expected less than 1: no singular value exceeds σ_max, so every count "
+                "would be 0"
+            )
+        if each < resolved:
+            raise ValueError(
+                f"rtol: got {got}, expected at least {resolved:g}: a Gram matrix resolves no less; "
+                "certify=True says how far it does"
+            )
+    return tuple(float(each) for each in rtols)
 
 
 def float32_serves(question: Question, activation: Tensor) -> bool:
@@ -98,9 +120,9 @@ def float32_serves(question: Question, activation: Tensor) -> bool:
     plan = dispatch.plan_of_sums(
         "RankTracker",
         activation.dtype,
-        question.rtol,
+        min(question.rtols),
         dispatch.device_kind(activation),
-        exact=question.spectrum or question.sums or question.atol > 0,
+        exact=question.exact,
         certify=question.certify,
     )
     return plan.gram == "float32"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -46,12 +46,13 @@ class Reading:
         self._groups: list[tuple[list[int], Numbers]] = []
         self._events: list[torch.cuda.Event] = []
         self._records: dict[str, SiteRecord] | None = None
+        self.tell: Callable[[dict[str, SiteRecord]], None] | None = None  # once, when they are there
         self._lock = threading.Lock()
         by_device: dict[torch.device, list[int]] = {}
         for index, site in enumerate(sums):
             by_device.setdefault(site.gram.device, []).append(index)
         for device, members in by_device.items():
-            numbers = ask([sums[i] for i in members], question)
+            numbers = ask([sums[i] for i in members], question, float32_sums=True)
             self._groups.append(
                 (members, numbers if device.type == "cpu" else self._to_host(numbers, device))
             )
@@ -85,6 +86,8 @@ class Reading:
                         found[index] = record_of(place, numbers, n, self.question, seconds)
                 self._records = {self.heads[index].name: found[index] for index in sorted(found)}
                 self._groups.clear()
+                if self.tell is not None:
+                    self.tell(self._records)
             return self._records
 
     def rows(self) -> list[Row]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bsgap_kernels.rounding import UNDERFLOW, UNIT_ROUNDOFF, gamma
+from bsgap_kernels.rounding import UNDERFLOW
 from bsgap_kernels.strides import features_last
 from bsgap_kernels.triton.memory import kept
 
 # Without a frame of Python: after a training step all that a call touches is far from the processor.
 _accumulate_gram: Callable[..., None] = torch.ops.bsgap._accumulate_gram_.default._op
+_centred_gram: Callable[..., tuple[Tensor, Tensor]] = torch.ops.bsgap._centred_gram.default._op
 
 ROWS, ERROR, ADDITIONS = range(3)
 """Elements of `totals`: rows added, bound of the Gram matrix's error, number of additions."""
@@ -151,21 +152,5 @@ class Sums:
         Both err by less than 3 e + (4 γ_{side+2} + 32 u) tr G, e the bound of G (docs/certificates.md,
         section 8). What is no larger than that is rounding of equal rows, and becomes 0.
         """
-        G = self.gram.tril()
-        G = G + G.tril(-1).mT
-        trace = G.diagonal().sum()
-        if self.sums is not None:
-            C = G - torch.outer(self.sums, self.sums / self.totals[ROWS].clamp_min(1))
-        else:
-            mean = G.mean(-1)
-            C = G - mean[:, None] - mean[None, :] + mean.mean()
-        totals = self.totals.clone()
-        factor = 4 * gamma(self.side + 2) + 32 * UNIT_ROUNDOFF
-        # What later additions may have rounded is part of e; it is counted here, since C has a smaller trace.
-        added = 2 * UNIT_ROUNDOFF * (totals[ADDITIONS] + 2)
-        error = (3 * (totals[ERROR] + added * trace) + factor * trace) * (1 + 16 * UNIT_ROUNDOFF)
-        # The diagonal errs by no more than that in all, so the norm is at most the trace and as much again.
-        nothing = torch.isfinite(error) & (C.diagonal().sum() <= error)
-        C = torch.where(nothing, 0.0, C)
-        totals[ERROR] = torch.where(nothing, 2 * error, error)
+        C, totals = _centred_gram(self.gram, self.totals, self.sums)
         return Sums(self.n, self.features_side, C, totals, None, self.magnitudes)

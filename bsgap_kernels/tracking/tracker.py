@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from bsgap_kernels.tracking.alarms import Alarm, AlarmSink
 from bsgap_kernels.tracking.background import BackgroundWriter
+from bsgap_kernels.tracking.baseline import tell_saturation
 from bsgap_kernels.tracking.cadence import Cadence
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.distributed import COMM_BUDGET, Reduction
@@ -31,7 +33,7 @@ from bsgap_kernels.tracking.options import (
 from bsgap_kernels.tracking.padding import MASK_TRUE, MaskTrue
 from bsgap_kernels.tracking.reader import TRAINING, ReadOptions, SiteReader
 from bsgap_kernels.tracking.reading import Reading, SiteHead
-from bsgap_kernels.tracking.records import SiteRecord
+from bsgap_kernels.tracking.records import DEFAULT_RTOLS, SiteRecord
 from bsgap_kernels.tracking.rows import Row
 from bsgap_kernels.tracking.sharding import Layouts, Placements
 from bsgap_kernels.tracking.sinks import open_sinks
@@ -69,11 +71,13 @@ class RankTracker:
             LayerNorm and embeddings, before the spatial dimensions of convolutions, second of batch and
             group norms. Without a graph of autograd the kinds of layers in the model decide.
         every: track every so many steps.
-        rtol, atol: the threshold is max(atol, rtol·σ_max).
+        rtol, atol: the threshold is max(atol, rtol·σ_max). Of several rtol the first is that of `near_rank`
+            and `ratio`, the others give `near_rank@0.03` and the like.
         center: subtract the column means first.
         certify: prove every count. Without, `lower` and `upper` are 0 and min(shape), and float32 and 16-bit
             activations are summed in float32 with float64 promotion if rtol ≥ 8.3e-3, on a GPU 9.95e-3.
-        metrics: names of `METRICS`, or "all" for near-rank and the columns of `spectral_summary`.
+        metrics: names of `METRICS`, or "all" for near-rank and the columns of `spectral_summary`. Default:
+            what one Gram matrix gives without eigenvalues, `DEFAULT_METRICS`.
         mask: name of the model's keyword argument that holds the padding mask (B, T): rows of `token` sites
             that are padding do not count. Masks that are added to scores, of 0 and −inf or far below 0, are
             known as such.
@@ -125,11 +129,11 @@ class RankTracker:
         unfold: str = "auto",
         features_dim: int | None = None,
         every: int = 1,
-        rtol: float = 1e-2,
+        rtol: float | Sequence[float] = DEFAULT_RTOLS,
         atol: float | None = None,
         center: bool = False,
         certify: bool = False,
-        metrics: Sequence[str] | str = ("near_rank",),
+        metrics: Sequence[str] | str | None = None,
         mask: str | None = None,
         mask_true: MaskTrue = "valid",
         micro_batches: int = 1,
@@ -201,6 +205,7 @@ class RankTracker:
         self._due = self._cadence.due(first_step)
         self._flight: _Flight | None = None
         self._announced = False
+        self._firsts: dict[str, Reading] = {}
         self._listen()
 
     def _open_writer(
@@ -432,6 +437,11 @@ class RankTracker:
         self, step: int, view: str, heads: list[SiteHead], seconds: list[float], sums: list[Sums]
     ) -> Reading:
         reading = Reading(step, view, heads, seconds, sums, self.question)
+        if view not in self._firsts:
+            self._firsts[view] = reading
+            speaks = self._verbose and (self._spectra is None or self._spectra.rank == 0)
+            if view == TRAINING and speaks:
+                reading.tell = partial(tell_saturation, self.question)
         if self._writer is not None:
             self._writer.put(reading.rows)
         return reading
@@ -452,6 +462,14 @@ class RankTracker:
             missing = "; functional nonlinearities in compiled code are found by example= only"
             note = missing if self._reader.unsearched else ""
             print(f"RankTracker: {self.cost()}{note}", file=sys.stderr, flush=True)
+
+    def baseline(self, view: str = TRAINING) -> dict[str, SiteRecord]:
+        """Return the records of the first reading of a view, which later ones are compared with; or {}.
+
+        Waits for the device. A resumed run has its own.
+        """
+        first = self._firsts.get(view)
+        return {} if first is None else first.records()
 
     def cost(self) -> str:
         """Sites, bytes held and bytes sent a tracked step, in one line."""

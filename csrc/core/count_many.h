@@ -3,7 +3,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <vector>
 
@@ -13,6 +15,13 @@
 #include "parallel.h"
 
 namespace bsgap {
+
+// Of a Gram matrix G: what costs nothing beside counts.
+struct Moments {
+  double trace = 0;
+  double frobenius = 0;  // norm of G
+  double largest = 0;    // eigenvalue, to about 1e-6
+};
 
 struct CountJob {
   MatrixView a;  // of a given Gram matrix: nothing but its side, as rows and as columns
@@ -24,6 +33,7 @@ struct CountJob {
   // resolve it.
   double* smallest_tau = nullptr;
   const double* gram = nullptr;  // side x side, lower triangle: given, then nothing is read of a
+  Moments* moments = nullptr;    // if wanted
 };
 
 // A Gram matrix that was summed up elsewhere, without a bound of its error; brought into the range in which
@@ -77,9 +87,36 @@ inline std::vector<Threshold> thresholds_of(const CountJob& job, const Certified
   return result;
 }
 
+// The moments that need no eigenvalue; NaN where the matrix is not finite.
+inline void begin_moments(const CountJob& job, const CertifiedGram& r) {
+  if (!job.moments) return;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  *job.moments = r.content == Content::kNonFinite ? Moments{nan, nan, nan} : Moments{};
+  if (r.content != Content::kFinite) return;
+  const double* g = entries_of(r, job.gram);
+  const double back = std::ldexp(1.0, -r.exponent);
+  double trace = 0, squares = 0;
+  for (int64_t i = 0; i < r.side; ++i) {
+    const double* row = g + i * r.side;
+    double part = 0;
+    for (int64_t j = 0; j < i; ++j) part += row[j] * row[j];
+    trace += row[i];
+    squares += 2 * part + row[i] * row[i];
+  }
+  job.moments->trace = trace * back * back;
+  job.moments->frobenius = std::sqrt(squares) * back * back;
+}
+
+inline void set_largest(const CountJob& job, const CertifiedGram& r, double largest) {
+  if (!job.moments) return;
+  const double back = std::ldexp(1.0, -r.exponent);
+  job.moments->largest = largest * back * back;
+}
+
 // Whether there is an eigenvalue to look at; fills in what is known without.
 inline bool begin_count(const CountJob& job, const CertifiedGram& r,
                         const std::vector<Threshold>& thresholds) {
+  begin_moments(job, r);
   double smallest_tau = kInfinity;
   for (int64_t t = 0; t < job.count; ++t) {
     if (r.content != Content::kFinite) {
@@ -96,14 +133,18 @@ inline bool begin_count(const CountJob& job, const CertifiedGram& r,
 
 inline void count_alone(const CountJob& job, const CertifiedGram& r, const ParallelFor& parallel) {
   const std::vector<Threshold> thresholds = thresholds_of(job, r);
-  if (begin_count(job, r, thresholds))
-    point_counts(entries_of(r, job.gram), r.side, thresholds.data(), job.count, job.counts, parallel);
+  if (!begin_count(job, r, thresholds)) return;
+  double largest = 0;
+  point_counts(entries_of(r, job.gram), r.side, thresholds.data(), job.count, job.counts, parallel,
+               job.moments ? &largest : nullptr);
+  set_largest(job, r, largest);
 }
 
 // Up to kLanes matrices of one side.
 inline void count_in_lanes(const CountJob* const* jobs, const CertifiedGram* grams, int number) {
   ScopedIeee ieee;
   const CountJob* with_work[kLanes];
+  const CertifiedGram* scaled[kLanes];
   const double* g[kLanes];
   std::vector<Threshold> thresholds[kLanes];
   int lanes = 0;
@@ -112,6 +153,7 @@ inline void count_in_lanes(const CountJob* const* jobs, const CertifiedGram* gra
     thresholds[lanes] = thresholds_of(*jobs[i], grams[i]);
     if (!begin_count(*jobs[i], grams[i], thresholds[lanes])) continue;
     with_work[lanes] = jobs[i];
+    scaled[lanes] = &grams[i];
     g[lanes++] = entries_of(grams[i], jobs[i]->gram);
     most = std::max(most, jobs[i]->count);
   }
@@ -119,6 +161,7 @@ inline void count_in_lanes(const CountJob* const* jobs, const CertifiedGram* gra
   const int64_t side = grams[0].side;
   LaneSpectra spectra(g, lanes, side);
   const Lanes top = spectra.largest();
+  for (int l = 0; l < lanes; ++l) set_largest(*with_work[l], *scaled[l], std::max(top[l], 0.0));
   for (int64_t t = 0; t < most; ++t) {
     Lanes shift{};
     CountAt at[kLanes];

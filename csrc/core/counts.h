@@ -163,11 +163,13 @@ inline CountAt count_at(const Threshold& t, int64_t side, double largest) {
 }
 
 // Point counts without a certificate: right outside the band that rounding moves (docs/certificates.md).
+// largest: if not null, where the largest eigenvalue goes, to about 1e-6.
 inline void point_counts(const double* g, int64_t n, const Threshold* thresholds, int64_t count, int64_t* out,
-                         const ParallelFor& parallel) {
+                         const ParallelFor& parallel, double* largest = nullptr) {
   ScopedIeee ieee;
   Buffer<double> work(n * factor_stride(n));
-  double top = -1;  // found when a relative threshold first asks for it
+  double top = -1;  // found when something first asks for it
+  if (largest) *largest = top = std::max(largest_eigenvalue(g, n, work.data(), parallel).lower, 0.0);
   for (int64_t i = 0; i < count; ++i) {
     if (thresholds[i].relative > 0 && top < 0)
       top = std::max(largest_eigenvalue(g, n, work.data(), parallel).lower, 0.0);

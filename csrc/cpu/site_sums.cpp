@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 #include <optional>
+#include <tuple>
 #include <vector>
 
 #include "core/count_many.h"
@@ -98,15 +99,74 @@ void accumulate_gram(Tensor gram, Tensor totals, std::optional<Tensor> sums, con
     for (int64_t j = 0; j < view.cols; ++j) s[j] += std::ldexp(own[j], -r.exponent);
 }
 
-// Count, lower and upper bound (-1 unless certified) and rows, float64 (N, 4), of Gram matrices that were
-// summed up.
+// A site's Gram matrix about the column means, G - s s^T / m or, without column sums, H G H of A A^T; the
+// lower triangle. Both err by less than 3 e + (4 gamma_{side+2} + 32 u) tr G, e the bound of G. What is no
+// larger than that is rounding of equal rows, and becomes 0. Second: the totals that belong to it.
+std::tuple<Tensor, Tensor> centred_gram(const Tensor gram, const Tensor totals,
+                                        const std::optional<Tensor> sums) {
+  const int64_t side = gram.size(0);
+  const double* g = static_cast<const double*>(gram.const_data_ptr());
+  const double* total = static_cast<const double*>(totals.const_data_ptr());
+  Tensor result = empty({side, side}, ScalarType::Double), own = empty({kTotals}, ScalarType::Double);
+  double *c = data<double>(result), *own_total = data<double>(own);
+  const bsgap::ScopedIeee ieee;
+  double trace = 0, centred_trace = 0;
+  for (int64_t i = 0; i < side; ++i) trace += g[i * side + i];
+  std::vector<double> mean(
+      side);  // of rows; or, of column sums, s / sqrt(m) would underflow where s / m does not
+  const double rows = std::max(total[kRows], 1.0);
+  double all = 0;
+  if (!sums) {
+    for (int64_t i = 0; i < side; ++i) {
+      for (int64_t j = 0; j < i; ++j) {
+        mean[i] += g[i * side + j];
+        mean[j] += g[i * side + j];
+      }
+      mean[i] += g[i * side + i];
+    }
+    for (double& x : mean) all += x /= static_cast<double>(side);
+    all /= static_cast<double>(side);
+  }
+  const double* s = sums ? static_cast<const double*>(sums->const_data_ptr()) : nullptr;
+  for (int64_t i = 0; i < side; ++i) {
+    const double* from = g + i * side;
+    double* to = c + i * side;
+    if (s) {
+      const double factor = s[i] / rows;
+      for (int64_t j = 0; j <= i; ++j) to[j] = from[j] - factor * s[j];
+    } else {
+      for (int64_t j = 0; j <= i; ++j) to[j] = from[j] - mean[i] - mean[j] + all;
+    }
+    centred_trace += to[i];
+  }
+  const double u = bsgap::kUnitRoundoff, factor = 4 * bsgap::gamma(static_cast<double>(side) + 2) + 32 * u;
+  // What later additions may have rounded is part of e; it is counted here, since C has a smaller trace.
+  const double added = 2 * u * (total[kAdditions] + 2);
+  const double error = (3 * (total[kError] + added * trace) + factor * trace) * (1 + 16 * u);
+  const bool nothing = error < bsgap::kInfinity && centred_trace <= error;
+  if (nothing) std::fill(c, c + side * side, 0.0);
+  std::copy(total, total + kTotals, own_total);
+  own_total[kError] = nothing ? 2 * error : error;  // the diagonal errs by no more than that in all
+  return {result, own};
+}
+
+// Where a row of gram_counts begins: rows, trace, Frobenius norm and largest eigenvalue of the Gram matrix.
+// Count, lower and upper bound of each threshold follow.
+enum Fact { kFactRows, kFactTrace, kFactFrobenius, kFactLargest, kFacts };
+
+// Facts, then counts and bounds (-1 unless certified) at max(atol, rtol sigma_max) of each rtol, float64
+// (N, kFacts + 3 t), of Gram matrices that were summed up.
 Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> totals, double atol,
-                   double rtol, bool certify) {
-  const int64_t size = static_cast<int64_t>(grams.size());
+                   const std::vector<double> rtol, bool certify) {
+  const int64_t size = static_cast<int64_t>(grams.size()), t = static_cast<int64_t>(rtol.size());
   STD_TORCH_CHECK(totals.size() == grams.size(), "bsgap: totals need one entry per Gram matrix");
-  Tensor result = empty({size, 4}, ScalarType::Double);
-  std::vector<int64_t> count(size);
-  const Threshold threshold{atol, rtol};
+  STD_TORCH_CHECK(t > 0, "bsgap: rtol must have an entry");
+  const int64_t width = kFacts + 3 * t;
+  Tensor result = empty({size, width}, ScalarType::Double);
+  std::vector<int64_t> count(size * t);
+  std::vector<Threshold> thresholds;
+  for (const double r : rtol) thresholds.push_back({atol, r});
+  std::vector<bsgap::Moments> moments(size);
   std::vector<bsgap::CountJob> jobs(size);
   for (int64_t i = 0; i < size; ++i) {
     const Tensor& g = grams[i];
@@ -115,27 +175,37 @@ Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> to
         "bsgap: a Gram matrix must be a contiguous square float64 tensor");
     jobs[i].a = {nullptr, bsgap::DType::kFloat64, g.size(0), g.size(0), g.size(0), 1};
     jobs[i].gram = static_cast<const double*>(g.const_data_ptr());
-    jobs[i].thresholds = &threshold;
-    jobs[i].count = 1;
-    jobs[i].counts = &count[i];
+    jobs[i].thresholds = thresholds.data();
+    jobs[i].count = t;
+    jobs[i].counts = &count[i * t];
+    jobs[i].moments = &moments[i];
   }
   bsgap::count_many(jobs, false, torch_parallel);
   double* out = data<double>(result);
   for (int64_t i = 0; i < size; ++i) {
     const double* total = static_cast<const double*>(totals[i].const_data_ptr());
-    out[4 * i] = static_cast<double>(count[i]);
-    out[4 * i + 1] = out[4 * i + 2] = certify ? out[4 * i] : -1.0;
-    out[4 * i + 3] = total[kRows];
+    double* row = out + i * width;
+    row[kFactRows] = total[kRows];
+    row[kFactTrace] = moments[i].trace;
+    row[kFactFrobenius] = moments[i].frobenius;
+    row[kFactLargest] = moments[i].largest;
+    for (int64_t j = 0; j < t; ++j) {
+      double* found = row + kFacts + 3 * j;
+      found[0] = static_cast<double>(count[i * t + j]);
+      found[1] = found[2] = certify ? found[0] : -1.0;
+    }
   }
   if (!certify) return result;
   const auto bound = [&](int64_t i, const ParallelFor& parallel) {
     const bsgap::ScopedIeee ieee;
-    if (count[i] < 0) return;
+    double* found = out + i * width + kFacts;
     const double* total = static_cast<const double*>(totals[i].const_data_ptr());
     const CertifiedGram r = bsgap::given_gram(jobs[i].gram, jobs[i].a.cols);
-    if (r.content != Content::kFinite) {
+    if (r.content == Content::kNonFinite) return;
+    if (r.content == Content::kZero) {
       // A sum of 0 says that the matrix is 0 only where nothing can have underflowed: then the error is 0.
-      if (total[kError] > 0) out[4 * i + 2] = static_cast<double>(jobs[i].a.cols);
+      if (total[kError] > 0)
+        for (int64_t j = 0; j < t; ++j) found[3 * j + 2] = static_cast<double>(jobs[i].a.cols);
       return;
     }
     // Each addition rounds an entry by at most u of the sum so far, which never exceeds the trace.
@@ -143,13 +213,17 @@ Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> to
     const double side = static_cast<double>(r.side), scale = std::ldexp(1.0, r.exponent);
     const double added = 2 * additions * r.frobenius_sq * (1 + 2 * bsgap::gamma(side)) + bsgap::kTiny;
     const double error = bsgap::round_up(bsgap::round_up(total[kError] * scale * scale) + added);
-    const Threshold t = bsgap::scaled(threshold, r.exponent);
-    bsgap::CountInterval interval{0, r.side};
+    const std::vector<Threshold> own = bsgap::detail::thresholds_of(jobs[i], r);
+    std::vector<bsgap::CountInterval> intervals(t, {0, r.side});
     if (error < bsgap::kInfinity)
-      bsgap::certified_counts(bsgap::entries_of(r, jobs[i].gram), r.side, error, &t, 1, &interval, parallel);
-    out[4 * i + 1] = static_cast<double>(interval.lower);
-    out[4 * i + 2] = static_cast<double>(interval.upper);
-    out[4 * i] = static_cast<double>(std::clamp(count[i], interval.lower, interval.upper));
+      bsgap::certified_counts(bsgap::entries_of(r, jobs[i].gram), r.side, error, own.data(), t,
+                              intervals.data(), parallel);
+    for (int64_t j = 0; j < t; ++j) {
+      const auto [lower, upper] = intervals[j];
+      found[3 * j] = static_cast<double>(std::clamp(count[i * t + j], lower, upper));
+      found[3 * j + 1] = static_cast<double>(lower);
+      found[3 * j + 2] = static_cast<double>(upper);
+    }
   };
   std::vector<int64_t> small;
   for (int64_t i = 0; i < size; ++i) {
@@ -169,5 +243,6 @@ Tensor gram_counts(const std::vector<Tensor> grams, const std::vector<Tensor> to
 
 STABLE_TORCH_LIBRARY_IMPL(bsgap, CPU, m) {
   m.impl("_accumulate_gram_", TORCH_BOX(&bsgap::cpu::accumulate_gram));
+  m.impl("_centred_gram", TORCH_BOX(&bsgap::cpu::centred_gram));
   m.impl("_gram_counts", TORCH_BOX(&bsgap::cpu::gram_counts));
 }

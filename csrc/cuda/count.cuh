@@ -19,6 +19,8 @@ inline constexpr int64_t kSmallSide =
 inline constexpr int64_t kSmallSide = 128;
 #endif
 
+inline constexpr int64_t kMoments = 3;
+
 // Pointers are to device memory unless said otherwise. N matrices in all, `rows` table rows in descending
 // order of side; t = threshold_count. "Caller's order": index kFirstResult of the row + index in the row.
 struct CountProblem {
@@ -39,6 +41,9 @@ struct CountProblem {
   int64_t* counts = nullptr;                   // (N, t), caller's order
   int64_t *lower = nullptr, *upper = nullptr;  // (N, t), if certify
   double* eigenvalues = nullptr;               // ascending, table order back to back, if spectrum
+  // (N, kMoments) or null: trace, Frobenius norm and, to about 1e-6, largest eigenvalue of the matrices as
+  // they stand; not together with `spectrum`.
+  double* moments = nullptr;
 };
 
 }  // namespace bsgap::cuda

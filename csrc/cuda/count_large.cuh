@@ -3,6 +3,7 @@
 //
 //   describe, then for every relative threshold a proposal of the largest eigenvalue (lanczos.cuh)
 //   spectrum   or more than four thresholds without a certificate: tridiagonal form (tridiagonal_large.cuh)
+//   moments    from the same proposal
 //   points     one factorisation per threshold, at tau^2 from the Rayleigh quotient
 //   certified  two above the proposal (and two more if those left it open) bound the largest eigenvalue; two
 //              per threshold bound the count; one more of each that did not pass, and the count at tau^2
@@ -110,9 +111,9 @@ inline void count_large_grams(const CountProblem& p, void* workspace, cudaStream
   b.thresholds = reinterpret_cast<LargeThreshold*>(base + places.thresholds);
   b.scratch = reinterpret_cast<double*>(base + places.scratch);
   // With thresholds on the device nobody here knows whether one is relative.
-  const bool may_need_top = p.thresholds != nullptr || (p.rtol > 0 && p.rtol < 1);
+  const bool may_need_top = p.moments != nullptr || p.thresholds != nullptr || (p.rtol > 0 && p.rtol < 1);
   // From there on a tridiagonal form costs less than a factorisation for each threshold.
-  const bool by_spectrum = !p.certify && p.threshold_count > kThresholdGroup;
+  const bool by_spectrum = !p.certify && p.moments == nullptr && p.threshold_count > kThresholdGroup;
   for (const detail::LargeChunk& chunk : chunks) {
     b.first = chunk.first;
     b.count = chunk.count;

@@ -46,10 +46,12 @@ __device__ void write_trivial(Group& group, const CountProblem& p, const MatrixT
     p.counts[at] = count;
     if (p.certify) p.lower[at] = p.upper[at] = count;
   }
+  const double value = zero ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+  if (p.moments != nullptr && group.rank() < kMoments)
+    p.moments[task.result * kMoments + group.rank()] = value;
   if (!p.spectrum) return;
   double* out = p.eigenvalues + first_eigenvalue(group, p, task);
-  for (int64_t i = group.rank(); i < task.side; i += Group::kSize)
-    out[i] = zero ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+  for (int64_t i = group.rank(); i < task.side; i += Group::kSize) out[i] = value;
 }
 
 // t: of G * 2^-exponent. top: the largest eigenvalue of G.
@@ -108,23 +110,33 @@ __device__ void count_matrix(Group& group, const MatrixMemory& m, const CountPro
   const int exponent = clamped(std::ilogb(trace), -1000, 1000);
   load_lower(group, task.g, n, std::ldexp(1.0, -exponent), 0.0, m.lower);
   CertifiedMatrix c{task.g, n, 0, 0, 0};
-  if (p.certify) {
+  double frobenius = 0;  // of G * 2^-exponent, squared
+  if (p.certify || p.moments != nullptr) {
     double squares = 0;
     if (rank < n) {
       for (int j = 0; j < rank; ++j) squares += 2 * (m.lower[packed(rank) + j] * m.lower[packed(rank) + j]);
       squares += m.lower[packed(rank) + rank] * m.lower[packed(rank) + rank];
     }
+    frobenius = group.sum(squares);
+  }
+  if (p.certify) {
     const double nd = n;
     const double scaled_norm =
-        std::sqrt(round_up(group.sum(squares) * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny)) + nd * kTiny;
+        std::sqrt(round_up(frobenius * (1 + gamma(nd * nd + 8)) + nd * nd * kTiny)) + nd * kTiny;
     c.frobenius = round_up(std::ldexp(round_up(scaled_norm), exponent));
     c.gram_error = gram_error_of(p, task, trace);
   }
   const Sturm t = tridiagonalize(group, m, n);
   const Spread s = spread(group, m, n);
   double top = 0;
-  if (p.certify || any_relative(group, p, task))
+  if (p.certify || p.moments != nullptr || any_relative(group, p, task))
     top = std::ldexp(largest_by_multisection(group, t, s), exponent);
+  if (p.moments != nullptr && rank == 0) {
+    double* out = p.moments + task.result * kMoments;
+    out[0] = trace;
+    out[1] = std::ldexp(std::sqrt(frobenius), exponent);
+    out[2] = detail::larger(top, 0.0);
+  }
   for (int64_t j = rank; j < p.threshold_count; j += Group::kSize)
     p.counts[task.result * p.threshold_count + j] = point_count(t, threshold_of(p, task, j), top, exponent);
   if (p.spectrum)

@@ -45,8 +45,8 @@ struct LargeMatrix {
   int64_t scratch;     // scratch_elements of all matrices before it
   int64_t eigenvalue;  // place of its first eigenvalue
   int32_t content;
-  int32_t needs_top;  // some threshold is relative
-  double gram_error;
+  int32_t needs_top;  // some threshold is relative, or moments are asked for
+  double trace, gram_error;
   double scale, back;  // powers of two: the matrix times `scale` has a trace in [1/2, 1)
   // Lanczos, in units of the scaled matrix.
   double ritz;       // largest Ritz value at the last check
@@ -141,13 +141,14 @@ __global__ void __launch_bounds__(kLargeThreads, 2) describe_kernel(LargeBatch b
   m.content = !(size < kInfinity)       ? kContentNonFinite
               : is_zero(p, task, trace) ? kContentZero
                                         : kContentFinite;
+  m.trace = trace;
   m.gram_error = m.content == kContentFinite ? gram_error_of(p, task, trace) : 0;
   int exponent = 0;
   if (m.content == kContentFinite) std::frexp(size, &exponent);
   exponent = exponent < -1000 ? -1000 : exponent;
   m.scale = std::ldexp(1.0, -exponent);
   m.back = std::ldexp(1.0, exponent);
-  m.needs_top = 0;
+  m.needs_top = p.moments != nullptr;
   for (int64_t j = 0; j < p.threshold_count; ++j) {
     const Threshold t = threshold_of(p, task, j);
     m.needs_top |= !is_nan(t) && t.relative > 0 && t.relative < 1;

@@ -4,6 +4,8 @@
 // active problem.
 #pragma once
 
+#include <limits>
+
 #include "large_matrix.cuh"
 
 namespace bsgap::cuda {
@@ -225,6 +227,14 @@ __global__ void __launch_bounds__(kLargeThreads, 2) write_counts_kernel(LargeBat
   const int64_t index = b.first + in_batch;
   const LargeMatrix& m = b.matrices[index];
   const Factorisation* f = detail::factorisations_of(b, index);
+  if (p.moments != nullptr && range.first == 0) {
+    double* out = p.moments + m.task.result * kMoments;
+    const bool finite = m.content == kContentFinite;
+    const double other = m.content == kContentZero ? 0.0 : std::numeric_limits<double>::quiet_NaN();
+    out[0] = finite ? m.trace : other;
+    out[1] = finite ? m.back * m.frobenius : other;
+    out[2] = finite ? m.theta : other;
+  }
   for (int j = 0; j < range.count; ++j) {
     LargeThreshold t = b.thresholds[index * kThresholdGroup + j];
     const int64_t out = m.task.result * p.threshold_count + range.first + j;

@@ -87,13 +87,13 @@ CountProblem problem_of(const Tensor& table, const std::vector<int64_t>& sides,
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> counts(const Tensor grams, const Tensor table,
-                                                  const std::vector<int64_t> sides,
-                                                  const std::vector<int64_t> batches,
-                                                  const std::optional<Tensor> thresholds, double atol,
-                                                  double rtol, const std::optional<Tensor> exponent,
-                                                  const std::optional<Tensor> gram_error, bool certify,
-                                                  bool spectrum) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> counts(const Tensor grams, const Tensor table,
+                                                          const std::vector<int64_t> sides,
+                                                          const std::vector<int64_t> batches,
+                                                          const std::optional<Tensor> thresholds, double atol,
+                                                          double rtol, const std::optional<Tensor> exponent,
+                                                          const std::optional<Tensor> gram_error,
+                                                          bool certify, bool spectrum, bool moments) {
   const Place place(grams);
   require(grams, ScalarType::Double, "grams");
   CountProblem p = problem_of(table, sides, batches, exponent);
@@ -130,6 +130,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> counts(const Tensor grams, const Tens
   Tensor lower = if_asked(certify, {n, p.threshold_count}, ScalarType::Long);
   Tensor upper = if_asked(certify, {n, p.threshold_count}, ScalarType::Long);
   Tensor lambda = if_asked(spectrum, {eigenvalues}, ScalarType::Double);
+  Tensor traces = if_asked(moments, {n, bsgap::cuda::kMoments}, ScalarType::Double);
+  p.moments = data<double>(traces);
   p.counts = data<int64_t>(result);
   p.lower = data<int64_t>(lower);
   p.upper = data<int64_t>(upper);
@@ -137,7 +139,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> counts(const Tensor grams, const Tens
   const int64_t bytes = bsgap::cuda::count_workspace_bytes(p);
   Tensor workspace = if_asked(bytes > 0, {bytes}, ScalarType::Byte);
   bsgap::cuda::count_grams(p, data<unsigned char>(workspace), place.stream());
-  return {result, lower, upper, lambda};
+  return {result, lower, upper, lambda, traces};
 }
 
 Tensor summaries(const Tensor eigenvalues, const Tensor table, const std::vector<int64_t> sides,

@@ -105,8 +105,9 @@ def count_grams(
     gram_error: Tensor | None,
     certify: bool,
     spectrum: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Counts, lower, upper (N, t) and eigenvalues (flat), as ``_cuda_counts`` returns them."""
+    moments: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Counts, lower, upper (N, t), eigenvalues (flat) and moments (N, 3), as ``_cuda_counts`` returns."""
     matrices, count = sum(batches), 1 if thresholds is None else thresholds.shape[1]
     if thresholds is not None and thresholds.shape not in {(1, count, 2), (matrices, count, 2)}:
         raise ValueError(f"thresholds {tuple(thresholds.shape)} do not match {matrices} matrices")
@@ -116,6 +117,7 @@ def count_grams(
     lower, upper = (torch.full(shape if certify else (0, count), -77, dtype=torch.int64) for _ in range(2))
     total = sum(s * b for s, b in zip(sides, batches, strict=True)) if spectrum else 0
     eigenvalues = torch.full((total,), -77.0, dtype=torch.float64)
+    traces = torch.full((matrices if moments else 0, 3), -77.0, dtype=torch.float64)
     _run(
         "bsgap_count_grams",
         _pointer(grams, torch.float64),
@@ -136,10 +138,11 @@ def count_grams(
         _pointer(lower, torch.int64),
         _pointer(upper, torch.int64),
         _pointer(eigenvalues, torch.float64),
+        _pointer(traces if moments else None, torch.float64),
         sides=sides,
         matrices=matrices,
     )
-    return counts, lower, upper, eigenvalues
+    return counts, lower, upper, eigenvalues, traces
 
 
 def summaries(

@@ -51,13 +51,14 @@ int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, c
                       const int64_t* batches, const double* thresholds, int thresholds_shared,
                       int64_t threshold_count, double atol, double rtol, const int32_t* exponent,
                       const double* gram_error, int certify, int spectrum, int64_t* counts, int64_t* lower,
-                      int64_t* upper, double* eigenvalues) {
+                      int64_t* upper, double* eigenvalues, double* moments) {
   return guarded([&] {
     CountProblem p{grams, table, rows, sides, batches, thresholds, thresholds_shared != 0};
     p.threshold_count = threshold_count;
     p.atol = atol, p.rtol = rtol, p.exponent = exponent, p.gram_error = gram_error;
     p.certify = certify != 0, p.spectrum = spectrum != 0;
     p.counts = counts, p.lower = lower, p.upper = upper, p.eigenvalues = eigenvalues;
+    p.moments = moments;
     // Of the exact size, and poisoned.
     const size_t bytes = static_cast<size_t>(bsgap::cuda::count_workspace_bytes(p));
     const std::unique_ptr<void, decltype(&std::free)> workspace(std::aligned_alloc(256, bytes), &std::free);

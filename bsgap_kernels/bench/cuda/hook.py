@@ -24,6 +24,6 @@ def hook_path(activations: list[Tensor], rtol: float) -> Callable[[], Tensor]:
         torch._foreach_zero_(grams + totals)
         for activation, gram, total in zip(activations, grams, totals, strict=True):
             ops._accumulate_gram_(gram, total, None, activation, 1, 2, True, False, float32_sums, False)
-        return ops._gram_counts(grams, totals, 0.0, rtol, False)[:, 0].long()
+        return ops._gram_counts(grams, totals, 0.0, [rtol], False)[:, 4].long()
 
     return call

@@ -15,6 +15,7 @@ Needs `torchmetrics`: `pip install 'bsgap_kernels[torchmetrics]'`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,8 @@ class NearRank(Metric):
     def _value(self, record: SiteRecord, name: str) -> Tensor:
         if name == "near_rank":
             return torch.tensor(record.near_rank, device=self.gram.device)
-        value = record.ratio if name == "ratio" else record.summary[name]
+        # A count that the sums do not resolve is none.
+        value = record.ratio if name == "ratio" else record.summary.get(name, math.nan)
         return torch.tensor(value, dtype=torch.float64, device=self.gram.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = ()) -> Self:
