@@ -31,7 +31,7 @@ PRODUCTS = ("tile", "tile_bfloat16", "plane_tile", "few_planes", "dot", "add_mul
 # Whole vectors, but divisions, comparisons and triangles are part of the loop.
 STEPS = ("factor_block", "divide_columns", "lanes_tridiagonalize", "lanes_largest", "lanes_sturm")
 # Whole vectors are added.
-SUMS = ("add_panel_sums", "plane_sum")
+SUMS = ("add_panel_sums", "add_plane_sum")
 # Whole vectors are written.
 COPIES = ("pack_plain", "pack_pairs", "pack_shifted", "copy_plane")
 

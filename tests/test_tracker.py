@@ -224,8 +224,9 @@ def test_a_plain_step_is_one_op_a_site_and_one_for_all() -> None:
                 model(x)
                 tracker.step()
             added = operators(lambda: (model(x), tracker.step())) - untracked
-        added.pop("aten::empty", 0)  # of the results; torch 2.11 does not name them
-        expected = {"bsgap::_accumulate_gram_": 2, "bsgap::_gram_counts": 2 if centred else 1}
+        for name in ("aten::empty", "aten::slice", "aten::as_strided"):  # of results; 2.11 names no empty
+            added.pop(name, 0)
+        expected = {"bsgap::_accumulate_gram_": 2, "bsgap::_gram_counts": 1}
         assert added == expected | ({"bsgap::_centred_gram": centred} if centred else {})
 
 

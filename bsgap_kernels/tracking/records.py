@@ -124,10 +124,12 @@ def ask(sites: Sequence[Sums], question: Question, *, float32_sums: bool = False
     answered = sites
     if question.center:
         answered = [s.centred() if s.features_side else s for s in sites]
+    # In one call: small matrices are counted side by side, large ones on all threads.
+    counts = _counts([*answered, *about_mean] if question.about_mean else answered, question)
     return Numbers(
-        _counts(answered, question),
+        counts[: len(sites)],
         _spectra(answered) if question.spectrum else [],
-        _counts(about_mean, question) if question.about_mean else None,
+        counts[len(sites) :] if question.about_mean else None,
         _spectra(about_mean) if saturation else [],
         [s.magnitudes.clone() for s in sites if s.magnitudes is not None],
         _resolved(sites[0].gram, question) if float32_sums else SUMMED_GRAM_MIN_RTOL,

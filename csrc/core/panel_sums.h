@@ -38,40 +38,26 @@ BSGAP_PER_ISA_TEMPLATE((class T), void, add_panel_sums,
 
 // The sum of a plane of `depth` numbers, a multiple of 8, in 32 lanes: enough to hide the latency of
 // additions.
-template <class T, int kVectorBytes>
-[[gnu::always_inline]] inline double plane_sum_body(const T* plane, int64_t depth) {
-  constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(double)), kVectors = 4;
-  using In = Simd<T, kLanes* static_cast<int>(sizeof(T))>;
-  using Vector = typename Simd<double, kVectorBytes>::Vector;
-  Vector sums[kVectors] = {};
+template <class T>
+[[gnu::always_inline]] inline void add_plane_sum_body(const T* plane, int64_t depth, double* sum) {
+  constexpr int64_t kLanes = 32;
+  double sums[kLanes] = {};
   int64_t p = 0;
-  for (; p + kVectors * kLanes <= depth; p += kVectors * kLanes)
-    for (int v = 0; v < kVectors; ++v)
-      sums[v] += __builtin_convertvector(In::load(plane + p + v * kLanes), Vector);
-  for (; p < depth; p += kLanes) sums[0] += __builtin_convertvector(In::load(plane + p), Vector);
-  const Vector all = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  double sum = 0;
-  for (int l = 0; l < kLanes; ++l) sum += all[l];
-  return sum;
+  for (; p + kLanes <= depth; p += kLanes) {
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) sums[l] += static_cast<double>(plane[p + l]);
+  }
+  for (; p < depth; p += 8) {
+#pragma omp simd
+    for (int64_t l = 0; l < 8; ++l) sums[l] += static_cast<double>(plane[p + l]);
+  }
+  double all = 0;
+#pragma omp simd reduction(+ : all)
+  for (int64_t l = 0; l < kLanes; ++l) all += sums[l];
+  *sum += all;
 }
-#if BSGAP_X86_DISPATCH
-template <class T>
-BSGAP_AVX512 inline double plane_sum_avx512(const T* plane, int64_t depth) {
-  return plane_sum_body<T, 64>(plane, depth);
-}
-template <class T>
-BSGAP_AVX2 inline double plane_sum_avx2(const T* plane, int64_t depth) {
-  return plane_sum_body<T, 32>(plane, depth);
-}
-#endif
-template <class T>
-double plane_sum(const T* plane, int64_t depth) {
-#if BSGAP_X86_DISPATCH
-  if (instruction_set() == Isa::kAvx512) return plane_sum_avx512(plane, depth);
-  if (instruction_set() == Isa::kAvx2) return plane_sum_avx2(plane, depth);
-#endif
-  return plane_sum_body<T, 16>(plane, depth);
-}
+BSGAP_PER_ISA_TEMPLATE((class T), void, add_plane_sum, (const T* plane, int64_t depth, double* sum),
+                       (plane, depth, sum))
 
 }  // namespace detail
 }  // namespace bsgap

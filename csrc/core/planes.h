@@ -183,7 +183,7 @@ void add_planes(const MatrixView& x, int64_t begin, int64_t end, int64_t sum_row
     for (int64_t c = 0; c < side; ++c)
       std::fill(copied.data() + c * capacity + rows, copied.data() + c * capacity + depth, T(0));
     if (column_sums)
-      for (int64_t c = 0; c < side; ++c) column_sums[c] += plane_sum(copied.data() + c * capacity, depth);
+      for (int64_t c = 0; c < side; ++c) add_plane_sum(copied.data() + c * capacity, depth, column_sums + c);
     double sums[kFewPlanes * kFewPlanes];
     const auto add = [&](int64_t i0, int64_t j0) {
       for (int64_t i = i0; i < std::min(side, i0 + block); ++i)
