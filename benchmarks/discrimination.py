@@ -1,14 +1,14 @@
 """Which metrics tell steps, layers and batch sizes apart on networks that people train.
 
-python benchmarks/discrimination.py CIFAR10.npz          # about an hour on two cores; all models, or those named
-python benchmarks/discrimination.py --pages [--check]    # writes, or compares, the table in docs/metrics.md
+python benchmarks/discrimination.py CIFAR10.npz         # about an hour on two cores; all models, or some
+python benchmarks/discrimination.py --pages [--check]   # writes, or compares, the table in docs/metrics.md
 
-Each model is trained twice from one initialisation, with a small and a large batch, for equally many examples.
-CIFAR10.npz has Keras's names (x_train, y_train); text is the standard library's own sources, as bytes. Every
+Each model is trained twice from one initialisation, with a small and a large batch, for as many examples.
+CIFAR10.npz has Keras's names (x_train, y_train); text is the standard library's own sources, as bytes. Each
 site is read on one fixed probe in training mode, before and after, unfolded as `RankTracker` does by default.
 
-A metric is constant at a site if its three readings (initialisation, both ends) lie within 2 % of the largest;
-it is saturated if all three are the largest possible (k of counts and ranks) or at most 1.
+A metric is constant at a site if its three readings (initialisation, both ends) lie within 2 % of the
+largest; it is saturated if all three are the largest possible (k of counts and ranks) or at most 1.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class ByteLSTM(nn.Module):
         self.hidden, self.act, self.head = nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 256)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, 256)."""
         hidden, _ = self.lstm(self.embedding(tokens))
         return self.head(self.act(self.hidden(hidden)))
 
@@ -78,6 +79,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, 256)."""
         logits: Tensor = self.model(tokens).logits
         return logits
 
@@ -204,7 +206,7 @@ def metric_names(found: dict[str, Any]) -> list[str]:
 
 
 def judged(found: dict[str, Any], metric: str) -> tuple[float, float, float]:
-    """Shares of sites at which a metric is constant and saturated, and its median relative range over sites."""
+    """Shares of sites at which a metric is constant and saturated, and the median of its relative ranges."""
     constant = saturated = 0
     ranges: list[float] = []
     name = metric if metric.startswith("near_rank") else metric.removesuffix(f"@{RTOLS[0]:g}")

@@ -25,7 +25,7 @@ METRICS = ("near_rank", *SUMMARY_COLUMNS, *ABOUT_THE_MEAN, "saturation", "dorman
 """What a tracker can record; definitions and sources in bsgap_kernels/reference.py, of the same names."""
 DEFAULT_METRICS = ("near_rank", "stable_rank", "participation_ratio", *ABOUT_THE_MEAN)
 DEFAULT_RTOLS = (1e-1, 3e-2, 1e-2)
-"""What tells sites, steps and batch sizes apart (benchmarks/discrimination.py) and costs no eigenvalues."""
+"""What tells sites, steps and batch sizes apart (docs/metrics.md) and costs no eigenvalues."""
 _OF_MOMENTS = ("sigma_max", "frobenius_norm", "stable_rank", "participation_ratio")
 
 
