@@ -26,7 +26,8 @@ pytest.importorskip("lightning", reason="needs lightning: pip install 'bsgap_ker
 from lightning.pytorch import callbacks
 
 from bsgap_kernels.tracking.adapters import lightning
-from bsgap_kernels.tracking.adapters.lightning import RankCallback, _Newest
+from bsgap_kernels.tracking.adapters._holder import NewestRatios
+from bsgap_kernels.tracking.adapters.lightning import RankCallback
 from bsgap_kernels.tracking.rows import Row
 
 RTOL = 0.05
@@ -301,18 +302,11 @@ def test_nothing_is_logged_unless_asked(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("metrics.csv"))
 
 
-def test_a_step_is_sent_to_the_loggers_once() -> None:
-    sent: list[tuple[dict[str, float], int]] = []
-
-    class Log:
-        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-            sent.append((metrics, step))
-
-    newest = _Newest()
+def test_the_ratios_of_a_step_are_taken_once() -> None:
+    newest = NewestRatios()
     newest.write([Row(6, "a", "batch.ratio", 0.5), Row(7, "a", "batch.ratio", 0.25), Row(7, "", "loss", 1.0)])
-    newest.send([Log()])
-    newest.send([Log()])
-    assert sent == [({"near_rank_ratio/a": 0.25}, 7)]
+    assert newest.take() == (7, {"near_rank_ratio/a": 0.25})
+    assert newest.take() is None
 
 
 @pytest.mark.parametrize("compiled", ["part", "whole"])

@@ -264,3 +264,17 @@ def test_the_docstring_runs(tmp_path: Path) -> None:
     result = doctest.testmod(transformers, extraglobs=names)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_what_the_trainer_logs_holds_the_ratios(tmp_path: Path) -> None:
+    ranks = RankCallback(rtol=RTOL, log=True)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=6, logging_steps=1, report_to=[], disable_tqdm=True, use_cpu=True
+    )
+    trainer = Trainer(gpt2(), arguments, train_dataset=examples("gpt2"), callbacks=[ranks])
+    trainer.train()
+    logged = [
+        entry for entry in trainer.state.log_history if "near_rank_ratio/transformer.h.0.mlp.act#0" in entry
+    ]
+    assert logged
+    assert all(0 < entry["near_rank_ratio/transformer.h.1.mlp.act#0"] <= 1 for entry in logged)

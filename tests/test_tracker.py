@@ -363,3 +363,33 @@ def test_an_output_that_is_no_activation_names_the_site() -> None:
             model(torch.randn(3))
         with pytest.raises(ValueError, match="Bad: the module returned a scalar"):
             model(torch.tensor(1.0))
+
+
+def test_collect_after_step_gives_the_records_of_that_step() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh())
+    with RankTracker(model, verbose=False) as tracker:
+        for rows in (30, 3):
+            model(torch.randn(rows, 6))
+            tracker.step()
+            for _ in range(2):  # asking twice changes nothing
+                assert tracker.collect()["1#0"].shape == (rows, 5)
+        assert tracker.state_dict()["step"] == 2
+        model(torch.randn(7, 6))
+        assert tracker.collect()["1#0"].shape == (7, 5)
+        assert tracker.collect() == {}
+        assert tracker.state_dict()["step"] == 4
+
+
+def test_a_star_stops_at_a_dot() -> None:
+    model = nn.Sequential(nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU())), nn.ReLU())
+
+    def chosen(*patterns: str) -> list[str]:
+        return list(select_modules(model, list(patterns)))
+
+    assert chosen("?") == ["0", "1"]
+    assert chosen("0.*") == ["0.0", "0.1"]
+    assert chosen("**.0") == ["0", "0.0", "0.1.0"]
+    assert chosen("0.**") == ["0.0", "0.1", "0.1.0"]
+    assert chosen("[!0]", "0.?.0") == ["0.1.0", "1"]
+    with pytest.raises(ValueError, match=r"'0\.0' matches|\* stops at a dot; '\*\*1\.0' matches 0\.1\.0"):
+        chosen("*1.0")

@@ -276,7 +276,7 @@ def test_a_region_compiled_before_is_refused_by_name(wrapped: bool) -> None:
         inner.compile(backend="aot_eager")
         model = nn.Sequential(inner, nn.Linear(16, 4), nn.Tanh())
     model(rows())
-    with watch(model, layers=["0*1", "2"]) as tracker:
+    with watch(model, layers=["0.**1", "2"]) as tracker:
         model(rows())
         message = ""
         try:

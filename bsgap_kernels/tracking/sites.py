@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -100,12 +100,35 @@ def _named(layers: Layers, names: list[tuple[str, nn.Module]]) -> list[tuple[str
 
 def _matches(pattern: str | re.Pattern[str], name: str) -> bool:
     if isinstance(pattern, str):
-        return fnmatchcase(name, pattern)
+        pattern = _glob(pattern)
     return pattern.search(name) is not None
+
+
+@lru_cache
+def _glob(pattern: str) -> re.Pattern[str]:
+    """A glob over dotted names: `*` and `?` do not match a dot; `**` does, and `**.` may match nothing."""
+    parts = re.split(r"(\*\*\.|\*\*|\*|\?|\[!?[^]]+\])", pattern)
+    expressions = {"**.": r"(?:.*\.)?", "**": ".*", "*": "[^.]*", "?": "[^.]"}
+
+    def expression(place: int, part: str) -> str:
+        if place % 2 == 0:
+            return re.escape(part)
+        return expressions.get(part) or part.replace("[!", "[^")
+
+    body = "".join(expression(place, part) for place, part in enumerate(parts))
+    return re.compile(rf"\A{body}\Z")
 
 
 def _no_match(pattern: str | re.Pattern[str], names: list[str]) -> str:
     text = pattern if isinstance(pattern, str) else pattern.pattern
+    if isinstance(pattern, str) and "*" in pattern:
+        deeper = re.sub(r"\*+", "**", pattern)
+        found = [name for name in names if _matches(deeper, name)]
+        if found:
+            return (
+                f"layers: the pattern {text!r} matches no module, since * stops at a dot; {deeper!r} matches "
+                f"{listing(found, 5)}"
+            )
     near = difflib.get_close_matches(text.replace("*", ""), names, n=5, cutoff=0.4)
     hint = f"the nearest names are {', '.join(near)}" if near else f"the model has {listing(names)}"
     return f"layers: the pattern {text!r} matches no module; {hint}"

@@ -63,8 +63,8 @@ class RankTracker:
     Args:
         model: the network, before `torch.compile` or data parallelism wraps it (DistributedDataParallel is
             unwrapped).
-        layers: glob patterns over module names, regular expressions, or a function of name and module; None
-            reads the outputs of all nonlinearities.
+        layers: glob patterns over module names (`*` stops at a dot, `**` does not), regular expressions, or a
+            function of name and module; None reads the outputs of all nonlinearities.
         unfold: `auto`, `flatten`, `channel`, `pool` or `token` (see `unfold_activation`).
         features_dim: the dimension of activations that holds their features (C or D of `unfold_activation`),
             at every site. Default: as the layer says that made the activation, or takes it: last of Linear,
@@ -206,6 +206,7 @@ class RankTracker:
         self._flight: _Flight | None = None
         self._announced = False
         self._firsts: dict[str, Reading] = {}
+        self._stepped: Reading | None = None  # of the last `step`, for `collect`
         self._listen()
 
     def _open_writer(
@@ -335,13 +336,26 @@ class RankTracker:
             return
         if not self._reader.passes and self._due and self._enabled and self._spectra is None:
             raise RuntimeError(_never_fired())
-        self._own_step()
+        self._stepped = self._own_step()
 
     def collect(self, view: str = TRAINING) -> dict[str, SiteRecord]:
-        """End a step, or the reading of another view, and wait for its numbers: records by site."""
-        reading = self._own_step() if view == TRAINING else self._finish(view)
+        """End a step, or the reading of another view, and wait for its numbers: records by site.
+
+        After `step`, and before another forward pass, the records are those of the step that it ended. With a
+        process group no rank knows whether others have read on: there that call counts as a step without
+        reads.
+        """
+        if view != TRAINING:
+            reading = self._finish(view)
+        elif self._stepped is not None and self._spectra is None and self._reader.passes == self._passes:
+            reading = self._stepped
+        else:
+            reading = self._own_step()
+            self._stepped = None
         if self._flight is not None:
-            reading = self._land()
+            landed, reading = reading, self._land()
+            if reading is not None and not reading.heads:
+                reading = landed
         return {} if reading is None else reading.records()
 
     def join_hook(self, **_: Any) -> JoinedSteps:

@@ -93,6 +93,35 @@ class TrackerHolder:
             ) from None
 
 
+class NewestRatios:
+    """A sink that keeps the ratios of the newest step, for a trainer's loggers to take on its own thread."""
+
+    def __init__(self) -> None:
+        self._rows: tuple[int, dict[str, float]] | None = None
+
+    def write(self, rows: Sequence[Any]) -> None:
+        """Keep the ratios, named `near_rank_ratio/<site>`."""
+        ratios = [row for row in rows if row.metric == "batch.ratio"]
+        if ratios:
+            step = max(row.step for row in ratios)
+            # One assignment, so that the other thread sees a whole step.
+            self._rows = (
+                step,
+                {f"near_rank_ratio/{row.site}": row.value for row in ratios if row.step == step},
+            )
+
+    def take(self) -> tuple[int, dict[str, float]] | None:
+        """Return step and ratios, once for each step."""
+        rows, self._rows = self._rows, None
+        return rows
+
+    def flush(self) -> None:
+        """Rows are kept, not written."""
+
+    def close(self) -> None:
+        """The last rows are still to be taken."""
+
+
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside what data parallelism and `torch.compile` wrapped around it."""
     while True:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ._holder import Part, TrackerHolder
+from ._holder import NewestRatios, Part, TrackerHolder
 from ._optional import need
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class RankCallback(TrackerHolder, Callback):
     def __init__(self, *, part: Part = None, log: bool = False, **options: Any) -> None:
         super().__init__(part, options)
         self._logs = log  # Lightning puts the module's log() at the name `log`
-        self._newest = _Newest()
+        self._newest = NewestRatios()
         self._paused = ExitStack()
         self._optimizer_steps = 0
 
@@ -74,7 +74,7 @@ class RankCallback(TrackerHolder, Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Attach the tracker."""
-        self._newest = _Newest()
+        self._newest = NewestRatios()
         self._attach(
             pl_module,
             more_sinks=[self._newest] if self._logs else [],
@@ -104,7 +104,7 @@ class RankCallback(TrackerHolder, Callback):
         self.tracker.step()
         every = trainer.log_every_n_steps
         if self._logs and every > 0 and trainer.global_step % every == 0:
-            self._newest.send(trainer.loggers)
+            self._send(trainer.loggers)
 
     def on_validation_start(self, trainer: Any, pl_module: nn.Module) -> None:
         """Record nothing, even of a module that validates in training mode (the sanity check too)."""
@@ -119,7 +119,14 @@ class RankCallback(TrackerHolder, Callback):
         """Close the tracker while process groups and loggers are still there."""
         self.close()
         if self._logs:
-            self._newest.send(trainer.loggers)
+            self._send(trainer.loggers)
+
+    def _send(self, loggers: Sequence[Any]) -> None:
+        newest = self._newest.take()
+        if newest is not None:
+            step, values = newest
+            for logger in loggers:
+                logger.log_metrics(values, step=step)
 
     def on_exception(self, trainer: Any, pl_module: nn.Module, exception: BaseException) -> None:
         """Close the tracker."""
@@ -144,33 +151,3 @@ class RankCallback(TrackerHolder, Callback):
         self._state = state_dict
         if self.tracker is not None and self._open:
             self.tracker.load_state_dict(state_dict["tracker"])
-
-
-class _Newest:
-    """A sink that keeps the ratios of the newest step, for the loggers to take on the training thread."""
-
-    def __init__(self) -> None:
-        self._rows: tuple[int, dict[str, float]] | None = None
-
-    def write(self, rows: Sequence[Any]) -> None:
-        ratios = [row for row in rows if row.metric == "batch.ratio"]
-        if ratios:
-            step = max(row.step for row in ratios)
-            # One assignment, so that the other thread sees a whole step.
-            self._rows = (
-                step,
-                {f"near_rank_ratio/{row.site}": row.value for row in ratios if row.step == step},
-            )
-
-    def send(self, loggers: Sequence[Any]) -> None:
-        """To every logger, once for each step."""
-        rows, self._rows = self._rows, None
-        if rows is not None:
-            for logger in loggers:
-                logger.log_metrics(rows[1], step=rows[0])
-
-    def flush(self) -> None:
-        """Rows are kept, not written."""
-
-    def close(self) -> None:
-        """The last rows are still to be sent."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from ._holder import Part, TrackerHolder
+from ._holder import NewestRatios, Part, TrackerHolder
 from ._optional import need
 
 if TYPE_CHECKING:
@@ -44,6 +44,9 @@ class RankCallback(TrackerHolder, TrainerCallback):
             all of it.
         unfold: `token` reads (batch, tokens, features) as one observation per token.
         mask: the model's argument that marks padding with 0, such as `attention_mask`.
+        log: add `near_rank_ratio/<site>` of the newest counted step to what the Trainer logs: its
+            `state.log_history` and what it prints. Reporters that it was given (`report_to`) have their copy
+            by then; `sinks=` reaches TensorBoard, W&B and MLflow.
         options: others of `RankTracker`; `micro_batches`, and of a resumed run `attempt` and `first_step`,
             are known from the Trainer.
 
@@ -53,14 +56,28 @@ class RankCallback(TrackerHolder, TrainerCallback):
     Adds no synchronisation to the step.
     """
 
-    def __init__(self, *, part: Part = None, unfold: Any = "token", mask: Any = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        part: Part = None,
+        log: bool = False,
+        unfold: Any = "token",
+        mask: Any = None,
+        **options: Any,
+    ) -> None:
         super().__init__(part, {"unfold": unfold, "mask": mask, **options})
+        self._newest = NewestRatios() if log else None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **more: Any) -> None:
         """Attach the tracker; one of an earlier run that failed is closed first."""
         self.close()
         self._state = state.stateful_callbacks.get(_KEY, {})  # of a checkpoint
-        self._attach(model, first_step=state.global_step, micro_batches=args.gradient_accumulation_steps)
+        self._attach(
+            model,
+            more_sinks=[] if self._newest is None else [self._newest],
+            first_step=state.global_step,
+            micro_batches=args.gradient_accumulation_steps,
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """End the tracker's step."""
@@ -68,6 +85,14 @@ class RankCallback(TrackerHolder, TrainerCallback):
             self.tracker.step()
             # What the Trainer's state holds it saves and loads with its checkpoints.
             state.stateful_callbacks[_KEY] = self._saved()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        """Add the newest ratios; the Trainer logs in step with the sinks, which are some steps behind."""
+        newest = None if self._newest is None else self._newest.take()
+        if newest is not None:
+            for entry in (logs, state.log_history[-1] if state.log_history else None):
+                if entry is not None:
+                    entry.update(newest[1])
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         """Write the rows of the steps before the checkpoint."""
