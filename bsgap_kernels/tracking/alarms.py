@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import filterfalse
 from typing import NamedTuple
 
-from bsgap_kernels.tracking.rows import Row
+from bsgap_kernels.tracking.rows import Row, is_header
 
 _LOG = logging.getLogger(__name__)
 # Has no value with fewer than three eigenvalues to fit, whatever the activation.
@@ -86,7 +87,7 @@ class AlarmSink:
 
     def write(self, rows: Sequence[Row], /) -> None:
         """Look at rows."""
-        for row in rows:
+        for row in filterfalse(is_header, rows):
             if self._is_finite(row):
                 self._look_at_bounds(row)
 

@@ -43,6 +43,7 @@ from bsgap_kernels.tracking.sites import (
     listing,
     matrix_of,
     no_site,
+    resolve_unfold,
     select_modules,
 )
 from bsgap_kernels.tracking.sums import ROWS, Sums
@@ -405,7 +406,9 @@ class SiteReader:
             notes.append(f"sketch {options.sketch} of {n}")
             n = options.sketch
         sums = self._zeros(m, n, activation.device)
-        return Site(SiteHead(name, n, ", ".join(notes)), sums, features_dim=features_dim, layout=layout)
+        unfold = resolve_unfold(activation.ndim, options.unfold)
+        head = SiteHead(name, n, ", ".join(notes), unfold, str(activation.dtype).removeprefix("torch."))
+        return Site(head, sums, features_dim=features_dim, layout=layout)
 
     def _fitting(self, site: Site, activation: Tensor) -> Tensor:
         """What of an activation the sums of its site are to be given, once it is known that it fits them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from bsgap_kernels.tracking.clock import beside_captures
 from bsgap_kernels.tracking.records import Numbers, Question, SiteRecord, ask, record_of
-from bsgap_kernels.tracking.rows import Row
+from bsgap_kernels.tracking.rows import HEADER, Row
 from bsgap_kernels.tracking.sums import Sums
 
 
@@ -21,6 +22,8 @@ class SiteHead(NamedTuple):
     name: str
     n: int
     note: str  # what is not as it stands: sampling, sketch
+    unfold: str = ""
+    dtype: str = ""
 
 
 class Reading:
@@ -46,6 +49,7 @@ class Reading:
         self._groups: list[tuple[list[int], Numbers]] = []
         self._events: list[torch.cuda.Event] = []
         self._records: dict[str, SiteRecord] | None = None
+        self.described: dict[str, dict[str, object]] = {}  # facts of the sites whose header is due
         self.tell: Callable[[dict[str, SiteRecord]], None] | None = None  # once, when they are there
         self._lock = threading.Lock()
         by_device: dict[torch.device, list[int]] = {}
@@ -91,10 +95,14 @@ class Reading:
             return self._records
 
     def rows(self) -> list[Row]:
-        """The same as rows: near_rank and ratio, bounds if certified, other metrics by name."""
+        """The same as rows: headers where due, near_rank, ratio, bounds if certified, others by name."""
         notes = {head.name: head.note for head in self.heads}
         result = []
         for site, record in self.records().items():
+            if site in self.described:
+                (m, n), note = record.shape, notes[site]
+                header = {"m": m, "n": n, **self.described[site], **({"note": note} if note else {})}
+                result.append(Row(self.step, site, f"{self.view}.{HEADER}", 1.0, json.dumps(header)))
             values: dict[str, float] = {"near_rank": record.near_rank, "ratio": record.ratio}
             if self.question.certify:
                 values |= {"lower": record.lower, "upper": record.upper}

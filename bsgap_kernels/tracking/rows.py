@@ -13,7 +13,8 @@ class Row(NamedTuple):
 
     metric carries its view, such as "batch.near_rank" or "probe.ratio". site is "" for a value of the whole
     run, such as a loss. note tells how the value was had where that was not by the whole activation, such as
-    "rows 1/4" or a sketch.
+    "rows 1/4" or a sketch. The first row of a site and view is its header: metric "batch.header", value 1,
+    and for a note one JSON object of the facts that its numbers depend on.
     """
 
     step: int
@@ -21,6 +22,16 @@ class Row(NamedTuple):
     metric: str
     value: float
     note: str = ""
+
+
+HEADER = "header"
+OVERHEAD = "tracking.overhead"
+"""Seconds spent on tracking in a step, as a share of the rest of the step."""
+
+
+def is_header(row: Row) -> bool:
+    """Return true for a row that describes a site and is no number of it."""
+    return row.metric.endswith(f".{HEADER}")
 
 
 @runtime_checkable

@@ -22,6 +22,7 @@ from bsgap_kernels.tracking.baseline import tell_saturation
 from bsgap_kernels.tracking.cadence import Cadence
 from bsgap_kernels.tracking.clock import StepClock
 from bsgap_kernels.tracking.distributed import COMM_BUDGET, Reduction
+from bsgap_kernels.tracking.header import facts_of, model_facts
 from bsgap_kernels.tracking.joining import FIRST, UNAWARE, JoinedSteps
 from bsgap_kernels.tracking.options import (
     check_counts,
@@ -34,7 +35,7 @@ from bsgap_kernels.tracking.padding import MASK_TRUE, MaskTrue
 from bsgap_kernels.tracking.reader import TRAINING, ReadOptions, SiteReader
 from bsgap_kernels.tracking.reading import Reading, SiteHead
 from bsgap_kernels.tracking.records import DEFAULT_RTOLS, SiteRecord
-from bsgap_kernels.tracking.rows import Row
+from bsgap_kernels.tracking.rows import OVERHEAD, Row
 from bsgap_kernels.tracking.sharding import Layouts, Placements
 from bsgap_kernels.tracking.sinks import open_sinks
 from bsgap_kernels.tracking.sites import UNFOLDS, Layers
@@ -206,6 +207,8 @@ class RankTracker:
         self._flight: _Flight | None = None
         self._announced = False
         self._firsts: dict[str, Reading] = {}
+        self._described: set[tuple[str, str]] = set()  # views and sites whose header is written
+        self._model_facts = model_facts(model)
         self._stepped: Reading | None = None  # of the last `step`, for `collect`
         self._listen()
 
@@ -430,7 +433,8 @@ class RankTracker:
             {site.head.name: site.head.note for site in sites},
             (0.0, 0.0) if self._clock is None else self._clock.latest,
         )
-        self._flight = _Flight(self._step, view, work, {site.head.name: site.seconds for site in sites})
+        spent = {site.head.name: site.seconds for site in sites}
+        self._flight = _Flight(self._step, view, work, spent, {site.head.name: site.head for site in sites})
         self._reader.release(sites)
         self._announce()
         return landed
@@ -443,7 +447,11 @@ class RankTracker:
         found, (step_seconds, own_seconds) = flight.work.wait()
         if step_seconds > 0:
             self._set_cadence(step_seconds, own_seconds)
-        heads = [SiteHead(name, sums.n, flight.work.layout[name].note) for name, sums in found.items()]
+        heads = []
+        for name, sums in found.items():
+            # A rank's own site may differ from what the ranks have agreed upon, or be missing.
+            own = flight.heads.get(name, SiteHead(name, sums.n, ""))
+            heads.append(own._replace(n=sums.n, note=flight.work.layout[name].note))
         seconds = [flight.seconds.get(name, 0.0) for name in found]
         return self._count(flight.step, flight.view, heads, seconds, list(found.values()))
 
@@ -457,11 +465,18 @@ class RankTracker:
             if view == TRAINING and speaks:
                 reading.tell = partial(tell_saturation, self.question)
         if self._writer is not None:
+            for head, own in zip(heads, sums, strict=True):
+                if (view, head.name) not in self._described:
+                    self._described.add((view, head.name))
+                    reading.described[head.name] = facts_of(head, own, self.question) | self._model_facts
             self._writer.put(reading.rows)
         return reading
 
     def _set_cadence(self, step_seconds: float, own_seconds: float) -> None:
         before = self._cadence.every
+        if self._writer is not None:
+            share = Row(self._step, "", OVERHEAD, own_seconds / max(step_seconds - own_seconds, 1e-9))
+            self._writer.put(lambda: [share])
         self._cadence.observe(self._step, step_seconds, own_seconds)
         if self._cadence.every != before and self._writer is not None:
             row = Row(self._step, "", "cadence.every", self._cadence.every)
@@ -522,6 +537,7 @@ class _Flight:
     view: str
     work: Reduction
     seconds: dict[str, float]
+    heads: dict[str, SiteHead]
 
 
 def _never_fired() -> str:

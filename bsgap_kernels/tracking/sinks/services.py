@@ -6,11 +6,11 @@ import hashlib
 import re
 import time
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import filterfalse, groupby
 from operator import attrgetter
 from typing import Any
 
-from bsgap_kernels.tracking.rows import Row, check_attempt
+from bsgap_kernels.tracking.rows import Row, check_attempt, is_header
 from bsgap_kernels.tracking.sinks._optional import require
 from bsgap_kernels.tracking.sinks.tensorboard import tag_of
 
@@ -71,7 +71,7 @@ class WandbSink:
 
     def write(self, rows: Sequence[Row], /) -> None:
         """Log rows, those of one step in one call."""
-        for step, group in groupby(rows, attrgetter("step")):
+        for step, group in groupby(filterfalse(is_header, rows), attrgetter("step")):
             of_step = list(group)
             values = {tag_of(row): row.value for row in of_step}
             if self._join:
@@ -163,7 +163,7 @@ class MlflowSink:
     def write(self, rows: Sequence[Row], /) -> None:
         """Hold rows, and log every full batch."""
         now = int(time.time() * 1000)
-        for row in rows:
+        for row in filterfalse(is_header, rows):
             tag = tag_of(row)
             name = self._names.get(tag)
             if name is None:

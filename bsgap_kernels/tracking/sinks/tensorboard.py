@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import filterfalse, groupby
 from operator import attrgetter
 from pathlib import Path
 
-from bsgap_kernels.tracking.rows import Row, check_attempt
+from bsgap_kernels.tracking.rows import Row, check_attempt, is_header
 from bsgap_kernels.tracking.sinks._optional import require
 
 
@@ -57,7 +57,7 @@ class TensorBoardSink:
         if rows and not self._resumed:
             self._resume(rows[0].step)
         value = self._summary.Value
-        for step, group in groupby(rows, attrgetter("step")):
+        for step, group in groupby(filterfalse(is_header, rows), attrgetter("step")):
             values = [value(tag=tag_of(row), simple_value=row.value) for row in group]
             self._writer.add_summary(self._summary(value=values), step)
 
