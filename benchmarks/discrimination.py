@@ -111,8 +111,8 @@ def lab(name: str) -> Callable[[], nn.Module]:
 
 ADAM = torch.optim.Adam
 MODELS = {
-    "resnet18": Setting(lab("resnet18"), False, 32, 512, 8, 0.02),
-    "vgg16": Setting(lab("vgg16-bn"), False, 32, 512, 6, 0.02),
+    "resnet18": Setting(lab("resnet18"), False, 32, 512, 3, 0.02),
+    "vgg16": Setting(lab("vgg16-bn"), False, 32, 512, 4, 0.02),
     "resnet56": Setting(lab("resnet56"), False, 32, 512, 4, 0.05),
     "gpt2": Setting(gpt2, True, 16, 256, 4, 1e-3, ADAM),
     "vit": Setting(vit, False, 32, 512, 12, 1e-3, ADAM),

@@ -38,7 +38,7 @@ _COMMANDS = {
     "train": "train one network and log the near-rank of every layer at every step",
     "sweep": "train at several batch sizes and seeds, print the table, write report.html",
     "compare": "train by several methods at a large batch, and by plain SGD at a small one, side by side",
-    "report": "write report.html for a sweep or a run",
+    "report": "write an HTML report for a sweep, a run, or what RankTracker wrote",
     "demo": "sweep of LeNet-5 on digits at batch 16, 128 and full, in under two minutes on two cores",
     "sharpness": "how sharp the minimum of a run is, and the loss along curves between two runs",
     "study": "run the study of large batches as its plan declares it",
@@ -361,15 +361,29 @@ def _demo(arguments: list[str]) -> int:
 
 def _report(arguments: list[str]) -> None:
     parser = _parser("report")
-    parser.add_argument("directory", type=str, help="directory of a sweep or of a run")
-    directory = Path(parser.parse_args(arguments).directory).expanduser()
-    if not directory.is_dir():
-        raise UserError(
-            f"directory: looked at {directory} and found no such directory, expected a sweep or a run"
-        )
+    add = parser.add_argument
+    add(
+        "path",
+        nargs="+",
+        help="directory of a sweep or of a run; or a RankTracker's .jsonl or .parquet files, or a folder of "
+        "them, several to compare",
+    )
+    add("--out", metavar="FILE", help="of a RankTracker's files: the report; default: beside the first")
+    options = parser.parse_args(arguments)
+    paths = [Path(path).expanduser() for path in options.path]
+    for path in paths:
+        if not path.exists():
+            raise UserError(
+                f"path: looked at {path} and found nothing, expected a sweep, a run or a tracker's file"
+            )
     report = require("bsgap_kernels.lab.report")
     try:
-        path = report.write_report(directory)
+        if report.is_tracked(paths):
+            path = report.write_tracked_report(paths, Path(options.out).expanduser() if options.out else None)
+        elif len(paths) > 1 or options.out:
+            raise UserError("path: got a directory of the trainer's, expected it alone and without --out")
+        else:
+            path = report.write_report(paths[0])
     except ValueError as error:
         raise UserError(str(error)) from error
     print(f"report: {path}")

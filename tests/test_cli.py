@@ -38,6 +38,7 @@ def reports(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         return directory / "report.html"
 
     module.write_report = write_report  # type: ignore[attr-defined]
+    module.is_tracked = lambda paths: False  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bsgap_kernels.lab.report", module)
     return asked
 
@@ -106,10 +107,10 @@ def mistake(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         ("sweep --seeds 0,x", "bsgap sweep: seeds: got 'x', expected integers of at least 0"),
         ("demo --steps 0", "bsgap demo: steps: got 0, expected an integer of at least 1"),
         ("demo --bogus", "bsgap demo: --bogus: unknown option"),
-        ("report", "bsgap report: the following arguments are required: directory"),
+        ("report", "bsgap report: the following arguments are required: path"),
         (
             "report /no/such/run",
-            "looked at /no/such/run and found no such directory, expected a sweep or a run",
+            "looked at /no/such/run and found nothing, expected a sweep, a run or a tracker's file",
         ),
         ("info --bogus", "bsgap info: --bogus: unknown option"),
     ],

@@ -107,6 +107,18 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
             read(missing)
 
 
+def test_without_pandas_it_is_a_table_of_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written(tmp_path / "run.jsonl")
+    rows = rows_of(read(tmp_path / "run.jsonl"))
+    found = history.importlib.util.find_spec
+    monkeypatch.setattr(
+        history.importlib.util, "find_spec", lambda name: None if name == "pandas" else found(name)
+    )
+    table = read(tmp_path / "run.jsonl")
+    assert type(table).__module__.startswith("pyarrow")
+    assert [row["metric"] for row in table.to_pylist()] == [row["metric"] for row in rows]
+
+
 def test_without_pandas_and_pyarrow_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from bsgap_kernels.tracking.records import Question, SiteRecord
 
 
-def saturated(count: float, record: SiteRecord) -> bool:
+def is_saturated(count: float, shape: tuple[int, int]) -> bool:
     """Return true for a count that is the largest possible, or at most 1: a ratio of 1, or the floor."""
-    k = min(record.shape)
+    k = min(shape)
     return k > 1 and (count == k or 0 <= count <= 1)
 
 
@@ -25,7 +25,7 @@ def saturation_sentence(records: Mapping[str, SiteRecord], question: Question) -
     for place, rtol in enumerate(question.rtols):
         name = f"near_rank@{rtol:g}"
         counts = [(r.summary[name] if place else r.near_rank, r) for r in records.values()]
-        found[rtol] = sum(saturated(count, record) for count, record in counts)
+        found[rtol] = sum(is_saturated(count, record.shape) for count, record in counts)
     bad = [rtol for rtol in found if 2 * found[rtol] >= sites > 0]
     if not bad:
         return None

@@ -45,9 +45,9 @@ def load_results(directory: Path) -> Results:
         raise ReportError(
             f"{directory} {what}; expected a directory of results as `bsgap sweep` or `bsgap train` writes it"
         )
-    single = _is_run(directory)
+    single = is_run(directory)
     try:
-        folders = [directory] if single else sorted(child for child in directory.iterdir() if _is_run(child))
+        folders = [directory] if single else sorted(child for child in directory.iterdir() if is_run(child))
     except OSError as error:
         raise ReportError(f"{directory} cannot be read: {error.strerror}") from error
     runs = [run for run in map(_load_run, folders) if run is not None]
@@ -87,7 +87,8 @@ def load_results(directory: Path) -> Results:
     return results
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Return true for a directory with a run's files."""
     return path.is_dir() and any((path / name).is_file() for name in RUN_FILES)
 
 

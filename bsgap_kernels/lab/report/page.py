@@ -31,14 +31,14 @@ from bsgap_kernels.lab.report.style import (
     method_color,
 )
 from bsgap_kernels.lab.report.table import has_means, table_html
-from bsgap_kernels.lab.report.text import facts_html, notices_html, title
+from bsgap_kernels.lab.report.text import facts, facts_html, notices_html, title
 
 __all__ = ["REPORT_FILE", "ReportError", "write_report"]
 
 REPORT_FILE = "report.html"
 
 # The page may run its own scripts and load nothing, whatever a browser or a library would like to fetch.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 # A canvas drawn at screen resolution is blurred on paper: draw at twice that at least.
 _SHARP = """{ const ratio = window.devicePixelRatio || 1;
@@ -111,17 +111,17 @@ def render(results: Results) -> str:
     data |= {"series-data": pack(results)} if drawn or comparison else {}
     blocks = "".join(_data_html(name, script_json(content)) for name, content in data.items())
     names = ["series.js", *(["page.js"] if drawn else []), *(["compare.js"] if comparison else [])]
-    scripts = "".join(f"<script>{_asset(name)}</script>" for name in names) if data else ""
+    scripts = "".join(f"<script>{asset(name)}</script>" for name in names) if data else ""
     means = _MEANS if has_means(results) else ""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=1180">
 <title>{escape(head)}</title>
 <link rel="icon" href="data:,">
-<style>{_asset("page.css").replace("__FONT__", FONT)}</style>
+<style>{asset("page.css").replace("__FONT__", FONT)}</style>
 <script>{_SHARP}</script>
 </head>
 <body>
@@ -129,7 +129,7 @@ def render(results: Results) -> str:
 <header class="card">
 <h1>{escape(head)}</h1>
 <p class="lead">{escape(lead)}</p>
-{facts_html(results)}
+{facts_html(facts(results))}
 </header>
 <noscript><p class="notice">The figures and the comparison need JavaScript, which is off here; the numbers are
 in the table.</p></noscript>
@@ -294,5 +294,6 @@ def _color_html(name: str, color: str) -> str:
     return f'<span><i style="border-color: {color}"></i>{escape(name)}</span>'
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a file beside this one."""
     return (Path(__file__).parent / name).read_text(encoding="utf-8")

@@ -83,11 +83,9 @@ def _machine_text(results: Results) -> str | None:
     return ", ".join(word for word in words if word)
 
 
-def facts_html(results: Results) -> str:
-    """The head's list of facts."""
-    entries = (
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts(results)
-    )
+def facts_html(pairs: list[tuple[str, str]]) -> str:
+    """The head's list of (name, value) facts."""
+    entries = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs)
     return f'<dl class="facts">{"".join(entries)}</dl>'
 
 
