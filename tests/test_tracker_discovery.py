@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,11 +24,20 @@ FOUND: dict[str, Callable[[Tensor], Tensor]] = {
     "minimum": lambda x: torch.minimum(x, x * 2),
     "swish by hand": lambda x: x * torch.sigmoid(x),
     "scaled": lambda x: 2 * F.relu(x) - 1,
+    "sine": torch.sin,
+    "product with itself": lambda x: x * x,
+    "GELU by hand": lambda x: 0.5 * x * (1 + torch.erf(x / 1.414)),
+    "tanh GELU by hand": lambda x: 0.5 * x * (1 + torch.tanh(0.8 * (x + 0.045 * x**3))),
+    "x / sqrt(1 + x²)": lambda x: x / torch.sqrt(1 + x * x),
+    "log(1 + |x|)": lambda x: torch.log1p(x.abs()),
 }
 LEFT: dict[str, Callable[[Tensor], Tensor]] = {
     "nothing": lambda x: x,
     "a mask": lambda x: torch.where(x.detach() > 0, x, torch.zeros(())),
     "scaling": lambda x: x / 3,
+    "normalize": F.normalize,
+    "standardisation by hand": lambda x: (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5),
+    "product of two layers' parts": lambda x: torch.cat([x[:, :2].softmax(-1), x[:, 2:]], -1),
     "a norm": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True)),
 }
 
@@ -81,3 +91,43 @@ def test_a_function_of_a_parameter_is_no_activation() -> None:
             self.function = lambda x: x * F.softplus(self.raw)
 
     assert list(read(Scaled())) == ["act#0"]
+
+
+class Squash(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def test_a_function_of_the_users_own_is_named() -> None:
+    with pytest.warns(UserWarning, match="Squash before third: may or may not be a nonlinearity"):
+        assert list(read(Net(Squash.apply))) == ["act#0"]
+
+
+def test_a_layer_called_several_times_keeps_its_sites() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = F.relu(self.inner(x))
+            return self.out(x)
+
+    assert list(read(Loop(), steps=3)) == ["inner:input#1", "inner:input#2", "out:input#0"]
+
+
+@pytest.mark.parametrize("function", [nn.Softplus(), None])
+def test_a_parametrisation_is_no_activation(function: nn.Module | None) -> None:
+    class Positive(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return F.softplus(weight)
+
+    model = Net(F.relu)
+    nn.utils.parametrize.register_parametrization(model.third, "weight", function or Positive())
+    assert list(read(model)) == ["act#0", "third:input#0"]

@@ -136,8 +136,8 @@ def test_masks_of_other_passes_are_forgotten() -> None:
 
 def test_bad_masks() -> None:
     model = Sequence()
-    with pytest.raises(ValueError, match="mask: got 'padding', .* forward, which has x, attention_mask"):
-        watch(model, mask="padding")
+    with pytest.raises(ValueError, match="mask: got 'pads', .* forward, which has x, attention_mask"):
+        watch(model, mask="pads")
     with pytest.raises(ValueError, match="mask_true: got 'pad', expected one of valid, padding"):
         watch(model, mask="attention_mask", mask_true="pad")
     assert not model._forward_pre_hooks

@@ -136,11 +136,9 @@ def test_a_layer_whose_first_call_has_no_activation_keeps_the_numbers_of_calls()
     model = Written(recurrent, **linears("inner", "outer"))
     with watch(model) as tracker:
         model(torch.randn(20, 12))
-        assert list(tracker.collect()) == ["inner:input#1"]
-        model(torch.randn(20, 12))
-        records = tracker.collect()
-    assert records["inner:input#0"].near_rank == 0
-    assert records["inner:input#1"].near_rank > 0
+        for _ in range(3):
+            assert list(tracker.collect()) == ["inner:input#1"]
+            model(torch.randn(20, 12))
 
 
 def test_discovery_waits_for_a_pass_with_a_graph() -> None:

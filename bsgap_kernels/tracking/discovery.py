@@ -18,8 +18,13 @@ from bsgap_kernels.tracking.sites import CONSUMERS
 
 _DEPTH = 12
 _NONLINEAR = re.compile(
-    r"^(Relu|LeakyRelu|Prelu|Rrelu|Elu|Selu|Celu|Gelu|Silu|Mish|Sigmoid|LogSigmoid|Hardsigmoid|Tanh|Hardtanh|"
+    r"^((Sin|Cos|Tan|Sinh|Asinh|Atan|Erf|Exp|Expm1|Log1P|Abs)Backward|Relu|LeakyRelu|Prelu|Rrelu|Elu|Selu|Celu|Gelu|Silu|Mish|Sigmoid|LogSigmoid|Hardsigmoid|Tanh|Hardtanh|"
     r"Hardswish|Softplus|Softshrink|Hardshrink|Threshold|Glu|Clamp|Pow|Maximum|Minimum)"
+)
+# What mixes units or rows: what comes before it is another activation.
+_MIXING = re.compile(
+    r"^(Addmm|Mm|Mv|Bmm|Baddbmm|Dot|Linear|Convolution|Mkldnn|Cudnn|Native|Embedding|ScaledDot|Softmax|LogSoftmax|Mean|"
+    r"Sum|Prod|Norm|LinalgVectorNorm|Std|Var|Max|Amax|Amin|Aminmax|Logsumexp|Cumsum|Index|Gather|AccumulateGrad)"
 )
 _TRANSPARENT = re.compile(
     r"^(_ToTorchTensor|_FromTorchTensor|Redistribute|View|UnsafeView|Reshape|Alias|Permute|Transpose|TBackward|Squeeze|Unsqueeze|Expand|Clone|Contiguous|ToCopy|"
@@ -46,10 +51,34 @@ def nonlinear_sources(activation: Tensor) -> list[Any]:
             met.add(node)
             if _is_nonlinear(node):
                 sources.append(node)
-            elif _TRANSPARENT.match(node.name()):
-                parents += [parent for parent, _ in node.next_functions]
+                continue
+            name, before = node.name(), [parent for parent, _ in node.next_functions]
+            if name.startswith("Div"):
+                parents += before[:1]  # a divisor is a norm
+            elif _TRANSPARENT.match(name) or (name.startswith("Add") and None in before):  # of a constant
+                parents += before
         level = parents
     return sources
+
+
+def unknown_source(activation: Tensor) -> str | None:
+    """The name of the autograd function of the user's that the activation comes from, or None."""
+    node: Any = activation.grad_fn
+    while node is not None and _TRANSPARENT.match(node.name()):
+        node = next((parent for parent, _ in node.next_functions if parent is not None), None)
+    function: Any = getattr(node, "_forward_cls", None)
+    return None if function is None or function.__module__.startswith("torch.") else function.__name__
+
+
+def _elementwise(node: Any) -> set[Any]:
+    """The node, and those before it of which it is a function element by element."""
+    found: set[Any] = set()
+    level = [node]
+    for _ in range(6):
+        new = [x for x in level if x is not None and x not in found]
+        found.update(new)
+        level = [p for x in new if not _MIXING.match(x.name()) for p, _ in x.next_functions]
+    return {x for x in found if not hasattr(x, "variable")}
 
 
 def _is_nonlinear(node: Any) -> bool:
@@ -58,9 +87,9 @@ def _is_nonlinear(node: Any) -> bool:
     parents = [parent for parent, _ in node.next_functions]
     if name.startswith("Where"):  # between two functions of an activation; else a mask
         return len(parents) == 2 and None not in parents
-    if name.startswith("Div") and len(parents) == 2 and parents[1] is not None:  # softsign, x / (|x| + 1)
-        inner = [p.name() for p, _ in parents[1].next_functions if p is not None]
-        return parents[1].name().startswith("Add") and any(x.startswith("Abs") for x in inner)
+    if name.startswith(("Div", "Mul")):  # softsign, x / (|x| + 1); x * x; x / sqrt(1 + x²)
+        both = len(parents) == 2 and None not in parents
+        return both and bool(_elementwise(parents[0]) & _elementwise(parents[1]))
     if not _NONLINEAR.match(name):
         return False
     return not all(isinstance(getattr(parent, "variable", None), nn.Parameter) for parent in parents)
@@ -72,10 +101,12 @@ class Discovery:
     found: modules, by name, whose input comes from a functional nonlinearity, in the order met. An output
         that is read already (`known`) is no such source, and a source that two layers consume belongs to the
         first.
+    unknown: by the same names, functions of the user's that an input comes from; they are not read.
     """
 
     def __init__(self, model: nn.Module, on_look: Callable[[str, Tensor, bool], None]) -> None:
         self.found: dict[str, nn.Module] = {}
+        self.unknown: dict[str, str] = {}
         self.looked = False  # at one pass with a graph
         self._on_look = on_look
         # Nodes, kept alive for the pass so that no other takes their place in memory.
@@ -101,6 +132,8 @@ class Discovery:
         new = self._add(nonlinear_sources(activation))
         if new:
             self.found.setdefault(name, module)
+        elif (function := unknown_source(activation)) is not None:
+            self.unknown.setdefault(name, function)
         self._on_look(name, activation, new)
 
     def _add(self, sources: list[Any]) -> bool:

@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from bsgap_kernels.schema import LIBRARY
@@ -179,7 +180,10 @@ class BeginHook(ReaderHook):
         if compiling and exporting():
             return
         mask = None if self.mask is None else self._mask(args, kwargs)
-        training = module.training and (torch.is_grad_enabled() or _wants_gradients(args, kwargs))
+        training = module.training and (
+            torch.is_grad_enabled()
+            or (_wants_gradients(args, kwargs) and (compiling or _inside_checkpoint()))
+        )
         if compiling:
             torch.ops.bsgap._begin_pass_(self.token, mask, self.number, training)
             return
@@ -198,6 +202,8 @@ class BeginHook(ReaderHook):
             mask = args[self.place]
         if mask is None:
             return None
+        if isinstance(mask, Tensor) and mask.ndim > 2 and mask.shape[1:-1].numel() == 1:
+            mask = mask.reshape(mask.shape[0], mask.shape[-1])  # (B, 1, 1, T), added to scores
         if not isinstance(mask, Tensor) or mask.ndim != 2:
             got = (
                 f"a tensor of shape {tuple(mask.shape)}" if isinstance(mask, Tensor) else type(mask).__name__
@@ -215,6 +221,16 @@ def _wants_gradients(args: Any, kwargs: dict[str, Any]) -> bool:
         any(isinstance(x, Tensor) and x.requires_grad for x in inputs)
         and not torch.is_inference_mode_enabled()
     )
+
+
+def _inside_checkpoint() -> bool:
+    """Whether a reentrant activation checkpoint makes this pass, which records no graph at first."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def place_of_mask(model: nn.Module, mask: str) -> int | None:

@@ -126,6 +126,7 @@ class SiteReader:
         self._calls: dict[int, int] = {}
         self._mask: Tensor | None = None
         self._masks = mask is not None
+        self._mask_side = None if mask is None else padding.side_of(model, mask)
         self._sequence_first = self._masks and padding.is_sequence_first(model)
         self._masked = False  # some site had rows for the mask
         self._training = True  # the pass under way could be one of a training step
@@ -135,6 +136,8 @@ class SiteReader:
         self._observed: set[int] = set()
         self._names: list[str] = []
         self._of_consumer: dict[int, int | None] = {}  # dimension of features of inputs
+        self._not_activations: set[tuple[int, int]] = set()  # inputs that came from no nonlinearity
+        self.not_read: dict[str, str] = {}  # layer, and the function unknown here that its input comes from
         modules = select_modules(model, layers)
         if not modules and not any(isinstance(module, CONSUMERS) for module in model.modules()):
             raise ValueError(
@@ -208,8 +211,11 @@ class SiteReader:
         self._of_consumer[number] = axis.of_consumer(self._model.get_submodule(name))
         if found:
             self.observe(number, activation)
-        else:  # so that a call is named as its hook will name it
-            self._calls[number] = self._calls.get(number, 0) + 1
+        else:  # so that a call is named as its hook will name it, and this one is not read by it
+            call = self._calls.get(number, 0)
+            self._calls[number] = call + 1
+            if torch.is_grad_enabled():
+                self._not_activations.add((number, call))
 
     @property
     def device(self) -> torch.device:
@@ -260,7 +266,15 @@ class SiteReader:
         self._discovery.close()
         for name, module in self._discovery.found.items():
             self._attach(name, module, of_input=True)
+        self.not_read = self._discovery.unknown
         self._discovery = None
+        if self.not_read:
+            pairs = ", ".join(f"{function} before {layer}" for layer, function in self.not_read.items())
+            warnings.warn(
+                f"bsgap_kernels: {pairs}: may or may not be a nonlinearity, and is not read; layers= reads "
+                "the modules that it names",
+                stacklevel=5,
+            )
 
     def close(self) -> None:
         """Take every hook off the model for good."""
@@ -303,7 +317,7 @@ class SiteReader:
         self._calls[module] = call + 1
         self._observed.add(module)
         listening = self.recording and (self.view is not None or (self._training and self._model.training))
-        if not listening and self._discovery is None:
+        if (not listening and self._discovery is None) or (module, call) in self._not_activations:
             return
         activation = output
         if not plain:
@@ -457,9 +471,10 @@ class SiteReader:
         valid = None
         if self._mask is not None:
             fitted = partial(padding.fitted, sequence_first=self._sequence_first, site=name)
-            valid = fitted(self._mask, rows)
-            if valid is None and layout is not None:
-                valid = layout.valid(self._mask, rows, fitted)
+            if self._mask_side is None or padding.is_on_side(name, self._mask_side, rows, self._mask):
+                valid = fitted(self._mask, rows)
+                if valid is None and layout is not None:
+                    valid = layout.valid(self._mask, rows, fitted)
         if valid is not None:
             valid = valid[:: self.options.sample_rows]
             if layout is not None:

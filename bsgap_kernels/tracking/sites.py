@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import is_fake
+from torch.nn.utils.rnn import PackedSequence
 
 from bsgap_kernels.strides import features_last
 from bsgap_kernels.tracking import axis
@@ -61,7 +62,12 @@ def select_modules(model: nn.Module, layers: Layers | None = None) -> dict[str, 
     names = [
         (name or type(model).__name__, module) for name, module in model.named_modules(remove_duplicate=False)
     ]
-    chosen = [(name, module) for name, module in names if is_nonlinearity(module)]
+    chosen = [
+        (name, module)
+        for name, module in names
+        # One inside a parametrisation is a function of a weight.
+        if is_nonlinearity(module) and "parametrizations" not in name.split(".")
+    ]
     if layers is not None:
         chosen = _named(layers, names)
     selected: dict[str, nn.Module] = {}
@@ -141,10 +147,15 @@ def listing(names: list[str], limit: int = 12) -> str:
 
 
 def activation_of(output: Any, site: str) -> Tensor:
-    """The tensor to read from a module's output: itself, or the first tensor of a tuple, list or mapping."""
+    """The tensor to read from a module's output: itself, or the first tensor of a tuple, list or mapping.
+
+    Of packed sequences, as recurrent layers give them, the tokens without padding.
+    """
     items = output.values() if isinstance(output, Mapping) else output
-    if isinstance(output, (tuple, list, Mapping)):
-        output = next((item for item in items if isinstance(item, Tensor)), output)
+    if isinstance(output, (tuple, list, Mapping)) and not isinstance(output, PackedSequence):
+        output = next((item for item in items if isinstance(item, (Tensor, PackedSequence))), output)
+    if isinstance(output, PackedSequence):
+        output = output.data
     if not isinstance(output, Tensor):
         raise TypeError(
             f"{site}: the module returned {type(output).__name__}, expected a tensor (or a tuple or mapping "

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from bsgap_kernels.tracking import padding
 from bsgap_kernels.tracking.alarms import Alarm, AlarmSink
 from bsgap_kernels.tracking.background import BackgroundWriter
 from bsgap_kernels.tracking.baseline import tell_saturation
@@ -82,7 +83,9 @@ class RankTracker:
         mask: name of the model's keyword argument that holds the padding mask (B, T): rows of `token` sites
             that are padding do not count. Masks that are added to scores, of 0 and −inf or far below 0, are
             known as such.
-        mask_true: what true or 1 stands for in any other mask, `valid` tokens or `padding`.
+        mask_true: what true or 1 stands for in any other mask, `valid` tokens or `padding`. Default: padding
+            for torch's `key_padding_mask`, else valid. In a model with an encoder and a decoder a mask tells
+            of the encoder's tokens, or of the decoder's if its name begins with `decoder` or `tgt`.
         micro_batches: forward passes in a step. Above 1, or with a process group, a site with fewer rows than
             features holds its n × n Gram matrix, because only that adds up (see `max_features`).
         sample_rows: read only every so many examples of the batch. It shifts what is counted; rows say so.
@@ -136,7 +139,7 @@ class RankTracker:
         certify: bool = False,
         metrics: Sequence[str] | str | None = None,
         mask: str | None = None,
-        mask_true: MaskTrue = "valid",
+        mask_true: MaskTrue | None = None,
         micro_batches: int = 1,
         sample_rows: int = 1,
         max_features: int = 4096,
@@ -166,7 +169,7 @@ class RankTracker:
             raise TypeError(f"features_dim: got {features_dim!r}, expected an int or None")
         if features_dim is not None and unfold in ("flatten", "token"):
             raise ValueError(f"features_dim: got {features_dim}, which unfold={unfold!r} has no use of")
-        if mask_true not in MASK_TRUE:
+        if mask_true is not None and mask_true not in MASK_TRUE:
             raise ValueError(f"mask_true: got {mask_true!r}, expected one of {', '.join(MASK_TRUE)}")
         if max_overhead is not None and not 0 < max_overhead < math.inf:
             raise ValueError(f"max_overhead: got {max_overhead!r}, expected a positive share such as 0.01")
@@ -177,7 +180,7 @@ class RankTracker:
         options = ReadOptions(
             unfold=unfold,
             features_dim=features_dim,
-            mask_true=mask_true,
+            mask_true=padding.meaning_of(mask or "", mask_true),
             question=question,
             adds_up=micro_batches > 1 or self._spectra is not None,
             sample_rows=sample_rows,
