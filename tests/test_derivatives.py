@@ -214,3 +214,17 @@ def test_compiled_transforms(op: Callable[[Tensor], Tensor]) -> None:
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(A)
     for found, expected in zip(compiled, both(A), strict=True):
         torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("column", ["sigma_max", "stable_rank", "effective_rank"])
+def test_third_derivatives_are_refused(column: str) -> None:
+    A = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    place = bsgap.SUMMARY_COLUMNS.index(column)
+
+    def metric(x: Tensor) -> Tensor:
+        return bsgap.spectral_summary(x)[..., place].sum()
+
+    (first,) = torch.autograd.grad(metric(A), A, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), A, create_graph=True)
+    with pytest.raises(NotImplementedError, match="third derivatives are not supported"):
+        torch.autograd.grad(second.square().sum(), A)

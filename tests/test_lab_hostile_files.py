@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,3 +164,14 @@ def test_a_full_disk_names_the_file_and_spares_the_checkpoint(space: int, tmp_pa
     assert state is not None
     assert torch.equal(state["x"], torch.ones(3))
     assert problems == []
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"status": "finished"}', '{"status": "finished", "sites": [1]}']
+)
+def test_a_study_names_a_summary_that_is_none(text: str, tmp_path: Path) -> None:
+    from bsgap_kernels.lab.study.run import _run
+
+    (tmp_path / "summary.json").write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(tmp_path))):
+        _run("experiment", "epochs", tmp_path)

@@ -113,7 +113,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """A summary.json, or nothing where there is none that can be read."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

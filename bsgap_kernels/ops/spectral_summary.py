@@ -37,7 +37,8 @@ def spectral_summary(A: Tensor, *, center: bool = False, **refused: Any) -> Tens
 
     Shapes: A (*, m, n) as `near_rank`; result (*, 10), float64. A zero or empty matrix gives 0 (alpha_req
     NaN), non-finite input NaN. From the float64 Gram matrix, so σ below about 1e-8·σ_1 is rounding.
-    Twice differentiable, in both modes, in the first five columns; elsewhere the gradient is 0. Where no
+    Twice differentiable, in both modes, in the first five columns; elsewhere the gradient is 0. A third
+    backward pass raises NotImplementedError; nested transforms of torch.func do not, and are wrong. Where no
     derivative exists: singular values below 1e-8·σ_1 are left out of effective_rank, as of a matrix of lower
     rank; of a multiple σ_1 the derivative is that of one of its vectors; a zero matrix has derivatives 0.
     Cost: a Gram matrix and its eigenvalues (4/3 k³). Raises TypeError / ValueError that name the argument.
@@ -89,6 +90,7 @@ def _spectrum(G: Tensor) -> _Spectrum:
     top = lam[..., -1:]
     alive = lam > 1e-16 * top
     E = V.mT @ (G - G.detach()) @ V
+    _refuse_third_derivatives(E)
     E_ii = E.diagonal(dim1=-2, dim2=-1)
     sigma = torch.where(alive, lam, 1.0).sqrt()
     a, b = sigma[..., :, None], sigma[..., None, :]
@@ -121,6 +123,24 @@ def _spectrum(G: Tensor) -> _Spectrum:
             sigma * sigma.log(), (sigma.log() + 1) / (2 * sigma), (log_ratio - b.log() - 1) * scale
         ),
     )
+
+
+def _refuse_third_derivatives(E: Tensor) -> None:
+    """Have them raise: what is made of E is right to its first derivative, the second of a column."""
+    if torch.compiler.is_compiling() or not E.requires_grad:
+        return
+
+    def refuse(grad: Tensor | None) -> None:
+        if grad is not None and bool((grad != 0).any()):
+            raise NotImplementedError(
+                "spectral_summary: third derivatives are not supported, first and second ones are"
+            )
+
+    def guard(grad: Tensor | None) -> None:  # autograd calls with None where nothing flows
+        if grad is not None and grad.requires_grad:
+            grad.register_hook(refuse)
+
+    E.register_hook(guard)
 
 
 def _columns(A: Tensor, center: bool) -> tuple[Tensor, bool, Tensor, Tensor]:

@@ -98,6 +98,9 @@ def _run(experiment: str, budget: str, directory: Path) -> dict[str, Any]:
     summary = read_summary(directory / SUMMARY_FILE)
     if summary.get("status") != "finished":
         raise UserError(f"{directory}: the run is not finished; run the study again")
+    sites: list[Any] = summary["sites"] if isinstance(summary.get("sites"), list) else [None]
+    if not all(isinstance(site, dict) for site in sites) or not {"batch_size", "seed"} <= summary.keys():
+        raise UserError(f"{directory / SUMMARY_FILE}: holds no summary of a run; run the study again")
     sharpness = read_summary(directory / SHARPNESS_FILE)
     hessian = sharpness.get("hessian")
     return {
@@ -106,7 +109,7 @@ def _run(experiment: str, budget: str, directory: Path) -> dict[str, Any]:
         "batch_size": summary["batch_size"],
         "seed": summary["seed"],
         **{key: summary.get(key) for key in _KEPT},
-        "sites": [{key: site.get(key) for key in _KEPT_OF_SITES} for site in summary["sites"]],
+        "sites": [{key: site.get(key) for key in _KEPT_OF_SITES} for site in sites],
         "sharpness": [
             {key: entry.get(key) for key in _KEPT_OF_SHARPNESS} for entry in sharpness.get("sharpness", [])
         ],
