@@ -15,7 +15,19 @@ from torch import nn
 from . import machine, measure
 from .overhead_hooks import HookClock, HookSet
 from .overhead_result import EQUAL, NEAR_TAU, WRONG, OverheadResult, SiteCount, WayTimes
-from .overhead_ways import DELVE, NAIVE, NONE, OURS, STEP_END, Naive, Ours, Way, delve_is_installed, make_ways
+from .overhead_ways import (
+    DEFAULTS,
+    DELVE,
+    NAIVE,
+    NONE,
+    OURS,
+    STEP_END,
+    Naive,
+    Ours,
+    Way,
+    delve_is_installed,
+    make_ways,
+)
 from .truth import truth_at
 
 Step = Callable[[], object]
@@ -70,8 +82,9 @@ def measure_overhead(
         every: as RankTracker's; the others track every step. A sample is the mean of so many steps.
         max_overhead: as RankTracker's. A sample is the mean of `ADAPTIVE_STEPS` steps.
         tracker_options: further options of RankTracker.
-        ways: names to measure, of `no tracking`, `naive hooks`, `delve`, `RankTracker`; default: all, delve
-            where it is installed. `no tracking` is always among them.
+        ways: names to measure, of `no tracking`, `naive hooks`, `delve`, `RankTracker` (one count a site)
+            and `RankTracker, all defaults`; default: all, delve where it is installed. `no tracking` is
+            always among them.
         rounds: samples of a way at most.
         budget_s: seconds of timed steps of a way; a slow one gets fewer samples, at least 7.
         check: count one more step by both ways and by float64 singular values.
@@ -261,7 +274,7 @@ class _Run:
 
 
 def _names(ways: Sequence[str] | None) -> list[str]:
-    known = (NONE, NAIVE, DELVE, OURS)
+    known = (NONE, NAIVE, DELVE, OURS, DEFAULTS)
     if ways is None:
         return [name for name in known if name != DELVE or delve_is_installed()]
     for name in ways:
@@ -283,7 +296,7 @@ def _times(
     known = [value for value in (added, inside_ms) if value is not None]
     cost = None
     if known:
-        cost = max(known) if name == OURS else min(known)
+        cost = max(known) if name in (OURS, DEFAULTS) else min(known)
     return WayTimes(
         name,
         rounds=len(samples.times_ms),

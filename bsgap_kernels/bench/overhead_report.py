@@ -8,7 +8,7 @@ from typing import Any
 
 from .machine import BUSY
 from .overhead_result import EQUAL, OverheadResult, WayTimes
-from .overhead_ways import NAIVE, NONE, OURS, STEP_END
+from .overhead_ways import DEFAULTS, NAIVE, NONE, OURS, STEP_END
 from .tables import aligned, milliseconds, targets_table
 
 BAR = 30
@@ -135,7 +135,7 @@ def write_chart(path: Path, results: Sequence[tuple[str, OverheadResult]]) -> No
     path.write_text(page, encoding="utf-8")
 
 
-COLOURS = {NONE: "#8c8c8c", NAIVE: "#c44e52", OURS: "#4c72b0"}
+COLOURS = {NONE: "#8c8c8c", NAIVE: "#c44e52", OURS: "#4c72b0", DEFAULTS: "#8172b3"}
 
 
 def _steps_figure(name: str, result: OverheadResult) -> Any:

@@ -17,6 +17,8 @@ from ..tracking.rows import Row
 from ..tracking.sites import activation_of, unfold_activation
 
 NONE, NAIVE, DELVE, OURS = "no tracking", "naive hooks", "delve", "RankTracker"
+DEFAULTS = "RankTracker, all defaults"
+"""Three thresholds, also about the mean, and the metrics that come with them; `OURS` counts once."""
 INPUT = ":input"
 """What the tracker appends to a module's name where it reads the input."""
 STEP_END = "(end of step)"
@@ -135,7 +137,7 @@ class Naive:
 
 
 class Ours:
-    """RankTracker: near-rank of every site, nothing else, handed on to a sink that forgets it."""
+    """RankTracker: what it counts is handed on to a sink that forgets it."""
 
     def __init__(self, options: Mapping[str, Any], *, steps: int = 1) -> None:
         self.steps = steps
@@ -267,6 +269,7 @@ def make_ways(
         NONE: Untracked,
         NAIVE: partial(Naive, **naive),
         DELVE: partial(Delve, unfold=options["unfold"], device=device),
-        OURS: partial(Ours, options, steps=ours_steps),
+        OURS: partial(Ours, {"metrics": ("near_rank",), **options}, steps=ours_steps),
+        DEFAULTS: partial(Ours, {k: v for k, v in options.items() if k != "rtol"}, steps=ours_steps),
     }
     return {name: makers[name] for name in names}
