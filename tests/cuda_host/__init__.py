@@ -172,6 +172,34 @@ def fill_table(values: Sequence[int]) -> Tensor:
     return out
 
 
+def inertia(G: Tensor, shift: float) -> tuple[int, bool, float]:
+    """Positive pivots of G - shift I of up to 128 rows, whether that is known, and the bound of its error."""
+    out = torch.full((3,), -77.0, dtype=torch.float64)
+    n, value = ctypes.c_int(G.shape[0]), ctypes.c_double(shift)
+    _run("bsgap_inertia", _pointer(G, torch.float64), n, value, _pointer(out, torch.float64))
+    return int(out[0]), bool(out[1]), float(out[2])
+
+
+def factorisation(index: int) -> list[float]:
+    """Shift, factorisation, shift and underflow error, positive pivots and whether one was replaced.
+
+    Of the first matrix of the last count, which had more than 128 rows.
+    """
+    out = torch.full((6,), -77.0, dtype=torch.float64)
+    _run("bsgap_factorisation", ctypes.c_int64(index), _pointer(out, torch.float64))
+    found: list[float] = out.tolist()
+    return found
+
+
+def gram_error(trace: float, side: int, depth: int, roundings: int, exponent: int = 0) -> float:
+    """The bound of the error of a computed Gram matrix of that trace."""
+    out = torch.full((1,), -77.0, dtype=torch.float64)
+    sizes = [ctypes.c_int64(value) for value in (side, depth, roundings)]
+    pointer = _pointer(out, torch.float64)
+    _run("bsgap_gram_error", ctypes.c_double(trace), *sizes, ctypes.c_int(exponent), pointer)
+    return float(out[0])
+
+
 def largest_eigenvalue(G: Tensor, proposal: float) -> tuple[float, float]:
     """Certified bounds of the largest eigenvalue of a matrix of 33 to 128 rows, from a proposal for it."""
     out = torch.full((2,), -77.0, dtype=torch.float64)

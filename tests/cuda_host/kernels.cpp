@@ -3,6 +3,7 @@
 #include <cfenv>
 #include <cstdio>
 #include <cstring>
+#include <vector>
 
 #include "cuda/count_launch.cuh"
 #include "cuda/summary.cuh"
@@ -39,6 +40,28 @@ __global__ void bounds_kernel(const double* g, int n, double proposal, double* o
   if (threadIdx.x == 0) out[0] = b.lower, out[1] = b.upper;
 }
 
+// The factorisation of a matrix of at most kSmallSide rows less a shift: its error bound.
+__global__ void inertia_kernel(const double* g, int n, double shift, double* out) {
+  using namespace bsgap::cuda;
+  const MatrixMemory m = MatrixMemory::at<SmallBlock>(dynamic_shared<double>(), n);
+  SmallBlock group(m.scratch);
+  const Inertia i = count_above(group, m, g, n, shift);
+  if (threadIdx.x == 0) out[0] = i.positive, out[1] = i.valid, out[2] = i.error;
+}
+
+// Factorisations of the last count of matrices of more rows, as it left them.
+std::vector<bsgap::cuda::Factorisation> factorisations;
+
+void keep_factorisations(const CountProblem& p, const unsigned char* workspace) {
+  using namespace bsgap::cuda;
+  const LargeShapes shapes(p);
+  factorisations.clear();
+  if (shapes.matrices() == 0) return;
+  const auto places = detail::large_workspace(shapes, detail::large_chunks(p, shapes));
+  const auto* first = reinterpret_cast<const Factorisation*>(workspace + places.factorisations);
+  factorisations.assign(first, first + shapes.matrices() * kShiftsPerMatrix);
+}
+
 }  // namespace
 
 extern "C" {
@@ -65,6 +88,7 @@ int bsgap_count_grams(const double* grams, const int64_t* table, int64_t rows, c
     bsgap::cuda::host::poison(workspace.get(), bytes);
     std::feclearexcept(FE_INVALID);
     bsgap::cuda::count_grams(p, workspace.get(), nullptr);
+    keep_factorisations(p, static_cast<const unsigned char*>(workspace.get()));
     invalid_operations = std::fetestexcept(FE_INVALID) != 0;
   });
 }
@@ -82,6 +106,37 @@ int bsgap_largest_eigenvalue(const double* g, int n, double proposal, double* ou
   return guarded([&] {
     BSGAP_LAUNCH(bounds_kernel, dim3(1), bsgap::cuda::kSmallThreads, bsgap::cuda::small_shared_bytes(n, 0),
                  nullptr, g, n, proposal, out);
+  });
+}
+
+int bsgap_inertia(const double* g, int n, double shift, double* out) {
+  return guarded([&] {
+    BSGAP_LAUNCH(inertia_kernel, dim3(1), bsgap::cuda::kSmallThreads, bsgap::cuda::small_shared_bytes(n, 0),
+                 nullptr, g, n, shift, out);
+  });
+}
+
+// Shift, factorisation, shift and underflow error, positive pivots, and whether one was replaced, of
+// factorisation `index` of the first matrix.
+int bsgap_factorisation(int64_t index, double* out) {
+  return guarded([&] {
+    const bsgap::cuda::Factorisation& f = factorisations.at(index);
+    out[0] = f.shift, out[1] = f.factor_error, out[2] = f.shift_error, out[3] = f.underflow_error;
+    out[4] = static_cast<double>(f.positive), out[5] = f.replaced;
+  });
+}
+
+// The bound of a Gram matrix's error from its trace, for a table row of these numbers.
+int bsgap_gram_error(double trace, int64_t side, int64_t depth, int64_t roundings, int exponent,
+                     double* out) {
+  return guarded([&] {
+    int64_t row[bsgap::cuda::kTableColumns] = {};
+    row[bsgap::cuda::kCount] = 1, row[bsgap::cuda::kSide] = side, row[bsgap::cuda::kOuter] = depth;
+    row[bsgap::cuda::kInner] = 1, row[bsgap::cuda::kRoundings] = roundings;
+    const int32_t scaled = exponent;
+    CountProblem p;
+    p.table = row, p.rows = 1, p.exponent = &scaled;
+    *out = gram_error_of(p, bsgap::cuda::find_matrix(p, 0), trace);
   });
 }
 
