@@ -1,12 +1,14 @@
 """All that only a GPU can show, in two commands on one machine without a network.
 
-benchmarks/gpu_check.sh first --out DIR     # at most 7 minutes: libraries, smoke test, `gpu` tests, benchmark
+benchmarks/gpu_check.sh first --out DIR     # at most 7 minutes: libraries, smoke, `gpu` tests, benchmark
 benchmarks/gpu_check.sh second --out DIR    # at most 4 minutes: sanitizers, error of device sums, overhead
 
 Needs python3 (PYTHON names another) with torch, Triton, pytest and NumPy; libraries that were built before
-are used, else nvcc builds them. Every step writes into DIR as it goes, and after each one summary.json and
-results.tar.gz (all JSON) are written again: what is cut off leaves what it had. A step that fails does not
-stop the next. --dry-run runs what the CPU can run of it.
+are used, else nvcc builds them. So are Triton kernels in TRITON_CACHE_DIR (build/triton unless it is set),
+where gpu_compile.py puts them beforehand on any machine with the same Triton (3.8 or later). Every step
+writes into DIR as it goes, and after each one summary.json and results.tar.gz (all JSON) are written again:
+what is cut off leaves what it had. A step that fails does not stop the next. --dry-run runs what the CPU can
+run of it.
 Exit code: 0 all well, 1 a step failed, 2 wrong usage, 3 no GPU.
 """
 
@@ -28,7 +30,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS = {"first": 415, "second": 235}
 """Seconds of a command, all its steps together."""
-LOAD = "from bsgap_kernels import _core, _native; assert _native.CUDA_LIBRARY_PATH is not None"
+LOAD = (
+    "from pathlib import Path; from bsgap_kernels import _core, _native; "
+    "paths = [_core.__file__, _native.CUDA_LIBRARY_PATH]; print(*paths); "
+    "assert all(path and Path(path).is_relative_to(Path.cwd()) for path in paths), 'not of this checkout'"
+)
 FAMILIES = (
     "sides up to 32",
     "sides up to 128",
@@ -41,6 +47,8 @@ FAMILIES = (
     "large sides",
 )
 """Of kernels, in gpu_cases.py: a process each."""
+LIMIT = "LIMIT"
+"""In a command, the seconds in which a step may begin something: its limit, and ten to end it."""
 SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
 
 
@@ -63,7 +71,15 @@ def steps_of(part: str, out: Path) -> list[list[Step]]:
     cases = [python, "benchmarks/gpu_cases.py", "--device", "cuda"]
     bsgap = [python, "-m", "bsgap_kernels"]
     if part == "first":
-        tests = [python, "benchmarks/gpu_tests.py", str(out / "tests.jsonl"), "--device", "cuda"]
+        tests = [
+            python,
+            "benchmarks/gpu_tests.py",
+            str(out / "tests.jsonl"),
+            "--device",
+            "cuda",
+            "--seconds",
+            LIMIT,
+        ]
         bench = [
             *bsgap,
             "bench",
@@ -75,11 +91,13 @@ def steps_of(part: str, out: Path) -> list[list[Step]]:
             "120",
         ]
         build = [python, "setup.py", "build_ext", "--inplace"]
+        compile_ahead = [python, "benchmarks/gpu_compile.py", "--seconds", LIMIT]
         return [
             [Step("load", [python, "-c", LOAD], 30, 385, device=False)],
             [Step("build", build, 150, 235, device=False, unless="load")],
-            [Step(f"smoke, {family}", [*cases, family], 30, 205, cpu=True) for family in FAMILIES],
-            [Step("tests", tests, 150, 130, cpu=True)],
+            [Step("compile", compile_ahead, 50, 185, device=False)],
+            [Step(f"smoke, {family}", [*cases, family], 30, 155, cpu=True) for family in FAMILIES],
+            [Step("tests", tests, 150, 80, cpu=True)],
             [Step("benchmark", bench, 150)],
         ]
     sanitize = ["env", "PYTORCH_NO_CUDA_MEMORY_CACHING=1", SANITIZER, "--error-exitcode", "9"]
@@ -124,7 +142,8 @@ class Check:
         self.began = time.monotonic()
         self.done: list[dict[str, object]] = []
         found = os.environ.get("PYTHONPATH")
-        self.environment = os.environ | {"PYTHONPATH": f"{ROOT}:{found}" if found else str(ROOT)}
+        self.environment = {"TRITON_CACHE_DIR": str(ROOT / "build" / "triton")} | os.environ
+        self.environment["PYTHONPATH"] = f"{ROOT}:{found}" if found else str(ROOT)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run steps side by side and write the summary."""
@@ -141,7 +160,7 @@ class Check:
             else:
                 limits[step.name] = min(step.limit, left)
                 print(f"== {step.name} (at most {limits[step.name]:.0f} s)", flush=True)
-                running[step.name] = (step, self.start(step), time.monotonic())
+                running[step.name] = (step, self.start(step, limits[step.name]), time.monotonic())
         for name, (step, process, began) in running.items():
             try:
                 process.wait(max(0.1, limits[name] - (time.monotonic() - began)))
@@ -157,9 +176,10 @@ class Check:
         """Return the file that takes the output of a step while it runs."""
         return self.out / f"{self.part}-{step.name.replace(', ', '-').replace(' ', '-')}.log"
 
-    def start(self, step: Step) -> subprocess.Popen[bytes]:
+    def start(self, step: Step, limit: float) -> subprocess.Popen[bytes]:
         """Start a step in a process group of its own."""
-        command = ["cpu" if self.dry and word == "cuda" else word for word in step.command]
+        said = {LIMIT: f"{max(limit - 10, 1):.0f}"} | ({"cuda": "cpu"} if self.dry else {})
+        command = [said.get(word, word) for word in step.command]
         with self.log_of(step).open("wb") as log:
             return subprocess.Popen(
                 command,
@@ -196,9 +216,11 @@ class Check:
                 for line in tests.read_text(encoding="utf-8").splitlines()
                 if line.endswith("}")
             ]
-            kinds = ("passed", "failed", "skipped")
+            kinds = ("passed", "failed", "skipped", "error", "not run")
             summary["tests"] = {kind: sum(row["outcome"] == kind for row in rows) for kind in kinds}
-            summary["tests"]["names_of_failed"] = [row["test"] for row in rows if row["outcome"] == "failed"]
+            summary["tests"]["names_of_failed"] = [
+                row["test"] for row in rows if row["outcome"] in ("failed", "error")
+            ]
         written = path.with_suffix(".partial")
         written.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         written.replace(path)

@@ -1,6 +1,6 @@
 """Runs the tests marked `gpu` on several processes, each under a time limit, and keeps each result at once.
 
-python benchmarks/gpu_tests.py RESULTS.jsonl [--workers N] [--limit SECONDS]
+python benchmarks/gpu_tests.py RESULTS.jsonl [--workers N] [--limit SECONDS] [--seconds SECONDS]
 
 A process is replaced after a test that outlasts its limit, that ends the process, or that leaves a CUDA error
 behind: the context of such a process is lost for all later tests. Needs pytest and nothing beside it.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import queue
 import subprocess
@@ -24,15 +25,26 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 WORK = [sys.executable, str(Path(__file__)), "--work"]
 STICKY = ("CUDA error", "AcceleratorError", "illegal memory access", "unspecified launch failure")
+READY = "ready\n"
+START_LIMIT = 90
+"""Seconds in which a process has to be ready: they are not taken from its first test."""
 PYTEST = ["-q", "-m", "gpu", "-p", "no:cacheprovider"]
 
 
 def work() -> None:
-    """The worker: runs the test named on each line of standard input, and answers with a line of JSON."""
-    import pytest
+    """The worker: says that it is ready, then runs the test named on each line of standard input.
 
+    Answers with a line of JSON each.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what tests print goes elsewhere
+    import pytest
+    import torch
+
+    if torch.cuda.is_available():
+        torch.zeros(1, device="cuda")
+    answers.write(READY)
+    answers.flush()
 
     class Outcome:
         def __init__(self) -> None:
@@ -76,28 +88,37 @@ class Worker:
             self.process = subprocess.Popen(
                 WORK, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
             )
+            line, seconds, why = self.answer("", START_LIMIT)
+            if line != READY:
+                self.close()
+                return {"outcome": "failed", "message": f"no process for it: {why}", "seconds": seconds}
+        line, seconds, why = self.answer(test + "\n", limit)
+        if not line:
+            self.close()
+            return {"outcome": "failed", "message": why, "seconds": seconds}
+        found: dict[str, Any] = json.loads(line)
+        if found["outcome"] == "failed" and any(sign in found["message"] for sign in STICKY):
+            self.close()
+        return found
+
+    def answer(self, line: str, limit: float) -> tuple[str, float, str]:
+        """The process's next line, after it was given one; how long it took; why there is none."""
         process = self.process
+        assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
         timer = threading.Timer(limit, process.kill)
         began = time.monotonic()
         timer.start()
         try:
-            process.stdin.write(test + "\n")
+            process.stdin.write(line)
             process.stdin.flush()
-            line = process.stdout.readline()
+            found = process.stdout.readline()
         except BrokenPipeError:
-            line = ""
+            found = ""
         timer.cancel()
         seconds = round(time.monotonic() - began, 3)
-        if not line:
-            self.close()
-            why = f"more than {limit:g} s" if seconds >= limit else "its process ended"
-            return {"outcome": "failed", "message": why, "seconds": seconds}
-        found: dict[str, Any] = json.loads(line)
-        if found["outcome"] == "failed" and any(sign in found["message"] for sign in STICKY):
-            self.close()
-        return found
+        return found, seconds, f"more than {limit:g} s" if seconds >= limit else "its process ended"
 
     def close(self) -> None:
         """End the process."""
@@ -107,8 +128,14 @@ class Worker:
             self.process = None
 
 
-def run(tests: Sequence[str], results: Path, workers: int, limit: float) -> Counter[str]:
-    """Run the tests, appending a line of JSON for each as it ends; returns how many had which outcome."""
+def run(
+    tests: Sequence[str], results: Path, workers: int, limit: float, seconds: float = math.inf
+) -> Counter[str]:
+    """Run the tests, appending a line of JSON for each as it ends; returns how many had which outcome.
+
+    None is begun after that many seconds: those are "not run".
+    """
+    ends = time.monotonic() + seconds
     waiting: queue.SimpleQueue[str] = queue.SimpleQueue()
     for test in tests:
         waiting.put(test)
@@ -123,7 +150,10 @@ def run(tests: Sequence[str], results: Path, workers: int, limit: float) -> Coun
                     test = waiting.get_nowait()
                 except queue.Empty:
                     break
-                found = {"test": test, **worker.run(test, limit)}
+                if time.monotonic() > ends:
+                    found = {"test": test, "outcome": "not run", "message": "", "seconds": 0}
+                else:
+                    found = {"test": test, **worker.run(test, limit)}
                 with lock:
                     outcomes[found["outcome"]] += 1
                     file.write(json.dumps(found) + "\n")
@@ -146,12 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; 1 if a test failed."""
     parser = argparse.ArgumentParser(description="Run the tests marked gpu on several processes.")
     parser.add_argument("results", type=Path)
-    parser.add_argument("--workers", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=min(12, len(os.sched_getaffinity(0))))
     parser.add_argument("--limit", type=float, default=45.0, metavar="SECONDS", help="of one test")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="after which no test is begun")
     parser.add_argument("--device", default="cuda", help="cpu: what of them a CPU can run")
     options = parser.parse_args(arguments)
     os.environ["BSGAP_GPU_TEST_DEVICE"] = options.device
-    outcomes = run(collect(), options.results, options.workers, options.limit)
+    outcomes = run(collect(), options.results, options.workers, options.limit, options.seconds)
     print(", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items())))
     return int(outcomes["failed"] + outcomes["error"] > 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -164,6 +165,8 @@ def test_the_cases_check_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 # Answers as a worker does: its process number, and what the name of the test asks for.
 STAND_IN = """
 import json, os, sys, time
+time.sleep(1)
+print("ready", flush=True)
 for line in sys.stdin:
     test = line.strip()
     if "hang" in test: time.sleep(60)
@@ -187,6 +190,40 @@ def test_a_worker_whose_context_is_lost_is_replaced(tmp_path: Path, monkeypatch:
     assert len({of[name] for name in "bcde"}) == 4  # another process after each
     assert of["die"] == "its process ended"
     assert of["hang"] == "more than 10 s"
+
+
+def test_a_slow_start_is_not_taken_from_the_first_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_tests, "WORK", program(STAND_IN.replace("sleep(1)", "sleep(4)")))
+    assert gpu_tests.run(["a"], tmp_path / "tests.jsonl", workers=1, limit=3) == {"passed": 1}
+    monkeypatch.setattr(gpu_tests, "START_LIMIT", 1)
+    assert gpu_tests.run(["a"], tmp_path / "tests.jsonl", workers=1, limit=3) == {"failed": 1}
+    last = json.loads((tmp_path / "tests.jsonl").read_text().splitlines()[-1])
+    assert last["message"] == "no process for it: more than 1 s"
+
+
+def test_no_test_is_begun_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = STAND_IN.replace("    lost =", "    time.sleep(3)\n    lost =")
+    monkeypatch.setattr(gpu_tests, "WORK", program(slow))
+    found = gpu_tests.run(["a", "b", "c"], tmp_path / "tests.jsonl", workers=1, limit=20, seconds=2)
+    assert found == {"passed": 1, "not run": 2}
+    assert len((tmp_path / "tests.jsonl").read_text().splitlines()) == 3
+
+
+def test_libraries_of_another_checkout_do_not_count(tmp_path: Path) -> None:
+    load = [sys.executable, "-c", gpu_check.LOAD]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    elsewhere = subprocess.run(load, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert elsewhere.returncode == 1
+    assert "not of this checkout" in elsewhere.stderr
+
+
+def test_a_step_is_told_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [[Step("told", [*program("import sys; print(sys.argv[1])"), gpu_check.LIMIT], 30)]]
+    code, _ = run(tmp_path, monkeypatch, steps)
+    assert code == 0
+    assert (tmp_path / "out" / "first-told.log").read_text() == "20\n"
 
 
 def test_the_worker_runs_tests_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import gpu_compile
 import own_process
 import pytest
 import torch
@@ -120,6 +124,47 @@ def test_what_triton_compiled_is_kept(stub: Any, monkeypatch: pytest.MonkeyPatch
     site.add_gram(*own, A, 1, 2, True, False, "float64", False)
     gram_set([view], precision="float32")
     assert stub.launches == before + 2
+
+
+@stubbed
+def test_what_is_compiled_ahead_is_what_calls_ask_for(
+    stub: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Triton's own cache says whether it had the kernel: one that it compiles makes a folder there.
+    from bsgap_kernels.triton.gram import gram_set, triton_version
+    from bsgap_kernels.triton.table import describe
+
+    if triton_version() < (3, 8):
+        pytest.skip("older versions name their kernels otherwise, and compile them when they are asked for")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    names = ("float16 32 0 float32", "float16 128 0 float32 beyond 64", "float16 128 0 rescue",
+             "float16 32 0 float64, site", "float16 32 0 float64, shift 2")  # fmt: skip
+    variants = [v for v in gpu_compile.ahead() if v.name.removeprefix("torch.") in names]
+    assert len(variants) == len(names)
+    for variant in variants:
+        assert gpu_compile.compile_one((variant, 90, math.inf)) == "compiled"
+    before = len(list(tmp_path.rglob("*.cubin")))
+    assert before == len(names)
+
+    def call(columns: int, **options: Any) -> None:
+        view = describe(torch.zeros(400, columns, dtype=torch.float16), batch=True)
+        assert view is not None
+        gram_set([view], **options)
+
+    call(32, precision="float32")
+    call(256, precision="float32")
+    call(32, precision="float64", shift="first_row")
+    A = torch.zeros(400, 32, dtype=torch.float16)
+    site.add_gram(*state(32, 32, sums=True), A, 1, 2, True, False, "float64", False)
+    assert len(list(tmp_path.rglob("*.cubin"))) == before
+    call(31, precision="float32")
+    assert len(list(tmp_path.rglob("*.cubin"))) == before + 1
+
+
+def test_no_variant_is_compiled_ahead_twice() -> None:
+    variants = gpu_compile.ahead()
+    assert len({replace(variant, name="") for variant in variants}) == len(variants)
+    assert gpu_compile.compile_one((variants[0], 90, 0.0)) == "not begun"
 
 
 @stubbed

@@ -307,12 +307,13 @@ def compile_variant(variant: Variant | ProbeVariant, capability: int) -> Any:
     # x_ptr of an unaligned matrix has no more alignment than its elements.
     loose = {p.name for p in kernel.params if p.do_not_specialize_on_alignment}
     loose |= {"x_ptr"} if constants.get("LAYOUT") == config.ANY else set()
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (name, kind) in enumerate(types.items())
-        if kind.startswith("*") and name not in loose
+    # Empty where a call says nothing of an argument: then Triton 3.8 finds the kernel in its cache.
+    attributes = {
+        (i,): [] if name in loose or kind == "constexpr" else [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(signature.items())
+        if kind.startswith("*") or kind == "constexpr"
     }
-    source = ASTSource(kernel, signature, constants, aligned)
+    source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
