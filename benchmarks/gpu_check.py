@@ -48,7 +48,8 @@ FAMILIES = (
 )
 """Of kernels, in gpu_cases.py: a process each."""
 LIMIT = "LIMIT"
-"""In a command, the seconds in which a step may begin something: its limit, and ten to end it."""
+"""In a command, the seconds in which a step may begin something: its limit but for what it takes to end."""
+ENDING = 15
 SANITIZER = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
 
 
@@ -178,7 +179,7 @@ class Check:
 
     def start(self, step: Step, limit: float) -> subprocess.Popen[bytes]:
         """Start a step in a process group of its own."""
-        said = {LIMIT: f"{max(limit - 10, 1):.0f}"} | ({"cuda": "cpu"} if self.dry else {})
+        said = {LIMIT: f"{max(limit - ENDING, 1):.0f}"} | ({"cuda": "cpu"} if self.dry else {})
         command = [said.get(word, word) for word in step.command]
         with self.log_of(step).open("wb") as log:
             return subprocess.Popen(
@@ -260,6 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"--out: cannot make the folder {options.out}: {error.strerror}")
     gpu = "" if options.dry_run else gpu_name()
+    if not gpu and not options.dry_run:
+        print("gpu_check: nvidia-smi names no GPU, so what needs one is skipped", flush=True)
     check = Check(options.part, options.out.resolve(), gpu, options.dry_run, LIMITS[options.part])
     for steps in steps_of(options.part, check.out):
         check.run(steps)

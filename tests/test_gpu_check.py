@@ -104,10 +104,15 @@ def test_no_time_is_taken_from_later_steps(tmp_path: Path, monkeypatch: pytest.M
     assert outcomes(summary) == {"long": None, "short": 0}
 
 
-def test_without_a_gpu_nothing_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_nothing_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     steps = [[Step("cases", [*program("import sys; print(sys.argv[1:])"), "cuda"], 20, cpu=True)]]
     code, summary = run(tmp_path, monkeypatch, steps, gpu="")
     assert (code, outcomes(summary)) == (3, {"cases": None})
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("gpu_check: nvidia-smi names no GPU")
+    assert last.endswith("nothing was measured")
     code, summary = run(tmp_path, monkeypatch, steps, "--dry-run")
     assert (code, outcomes(summary)) == (0, {"cases": 0})
     assert (tmp_path / "out" / "first-cases.log").read_text() == "['cpu']\n"
@@ -165,7 +170,6 @@ def test_the_cases_check_their_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 # Answers as a worker does: its process number, and what the name of the test asks for.
 STAND_IN = """
 import json, os, sys, time
-time.sleep(1)
 print("ready", flush=True)
 for line in sys.stdin:
     test = line.strip()
@@ -181,7 +185,7 @@ for line in sys.stdin:
 def test_a_worker_whose_context_is_lost_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_tests, "WORK", program(STAND_IN))
     tests = ["a", "b", "sticky", "c", "die", "d", "hang", "e"]
-    found = gpu_tests.run(tests, tmp_path / "tests.jsonl", workers=1, limit=10)
+    found = gpu_tests.run(tests, tmp_path / "tests.jsonl", workers=1, limit=3)
     assert found == {"passed": 5, "failed": 3}
     rows = [json.loads(line) for line in (tmp_path / "tests.jsonl").read_text().splitlines()]
     assert [row["test"] for row in rows] == tests
@@ -189,14 +193,15 @@ def test_a_worker_whose_context_is_lost_is_replaced(tmp_path: Path, monkeypatch:
     assert of["a"] == of["b"]
     assert len({of[name] for name in "bcde"}) == 4  # another process after each
     assert of["die"] == "its process ended"
-    assert of["hang"] == "more than 10 s"
+    assert of["hang"] == "more than 3 s"
 
 
 def test_a_slow_start_is_not_taken_from_the_first_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_tests, "WORK", program(STAND_IN.replace("sleep(1)", "sleep(4)")))
-    assert gpu_tests.run(["a"], tmp_path / "tests.jsonl", workers=1, limit=3) == {"passed": 1}
+    slow = STAND_IN.replace("print(", "time.sleep(3)\nprint(", 1)
+    monkeypatch.setattr(gpu_tests, "WORK", program(slow))
+    assert gpu_tests.run(["a"], tmp_path / "tests.jsonl", workers=1, limit=2) == {"passed": 1}
     monkeypatch.setattr(gpu_tests, "START_LIMIT", 1)
     assert gpu_tests.run(["a"], tmp_path / "tests.jsonl", workers=1, limit=3) == {"failed": 1}
     last = json.loads((tmp_path / "tests.jsonl").read_text().splitlines()[-1])
@@ -204,9 +209,9 @@ def test_a_slow_start_is_not_taken_from_the_first_test(
 
 
 def test_no_test_is_begun_when_time_is_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = STAND_IN.replace("    lost =", "    time.sleep(3)\n    lost =")
+    slow = STAND_IN.replace("    lost =", "    time.sleep(1)\n    lost =")
     monkeypatch.setattr(gpu_tests, "WORK", program(slow))
-    found = gpu_tests.run(["a", "b", "c"], tmp_path / "tests.jsonl", workers=1, limit=20, seconds=2)
+    found = gpu_tests.run(["a", "b", "c"], tmp_path / "tests.jsonl", workers=1, limit=20, seconds=0.5)
     assert found == {"passed": 1, "not run": 2}
     assert len((tmp_path / "tests.jsonl").read_text().splitlines()) == 3
 
@@ -223,7 +228,7 @@ def test_a_step_is_told_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     steps = [[Step("told", [*program("import sys; print(sys.argv[1])"), gpu_check.LIMIT], 30)]]
     code, _ = run(tmp_path, monkeypatch, steps)
     assert code == 0
-    assert (tmp_path / "out" / "first-told.log").read_text() == "20\n"
+    assert (tmp_path / "out" / "first-told.log").read_text() == "15\n"
 
 
 def test_the_worker_runs_tests_of_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
