@@ -116,7 +116,7 @@ def test_the_walk_to_the_kernel_is_the_one_that_is_documented(
     # What stands on the stack where the kernel is launched, file by file and function by function.
     from bsgap_kernels import _native, dispatch
     from bsgap_kernels.ops import _cuda
-    from bsgap_kernels.triton import launch
+    from bsgap_kernels.triton import gram, launch
 
     near_rank = importlib.import_module("bsgap_kernels.ops.near_rank")
     frames: list[traceback.FrameSummary] = []
@@ -126,6 +126,7 @@ def test_the_walk_to_the_kernel_is_the_one_that_is_documented(
     monkeypatch.setattr(_cuda, "count_stage", lambda found, rtol: Zero)
     monkeypatch.setattr(launch.Launch, "at", lambda *_: frames.extend(traceback.extract_stack()))
     monkeypatch.setattr(launch.Launch, "_adopt", lambda self, compiled: setattr(self, "_run", compiled))
+    monkeypatch.setattr(gram, "_PREPARED", {})
     for _ in range(2):
         near_rank._kernel(torch.zeros(90, 8), rtol=0.3)
     walked: dict[str, list[str]] = {}
