@@ -111,3 +111,26 @@ def test_gram_matrices(trace: float, exponent: int) -> None:
     lost = math.sqrt(cells) * float(TINY) if exponent < 0 else 0.0
     expected = float(gamma(c) * squares + cells * TINY) + (2 * math.sqrt(squares) + lost) * lost
     assert cuda_host.gram_error(trace, side, depth, c, exponent) == pytest.approx(expected, rel=NEAR)
+
+
+@pytest.mark.parametrize("n", [34, 128])
+def test_bounds_of_the_largest_eigenvalue(n: int) -> None:
+    """Each end is a shift with its factorisation's error, which is far above the rounding of the shift."""
+    G = matrix(n)
+    proposal = float(torch.linalg.eigvalsh(G)[-1])
+    low, high = cuda_host.largest_eigenvalue(G, proposal)
+    lower, gap = 0.0, 2.0**-27
+    while gap < 2.0**-8:
+        shift = proposal * (1 - gap)
+        error = cuda_host.inertia(G, shift)[2]
+        lower = max(lower, shift - error)
+        if error <= gap * proposal:
+            break
+        gap *= 64
+    shift = proposal * (1 + 2.0**-27)
+    positive, _, error = cuda_host.inertia(G, shift)
+    assert positive == 0
+    assert error > 1e4 * math.ulp(shift)
+    assert proposal - low == pytest.approx(proposal - lower, rel=1e-3)
+    assert high - shift == pytest.approx(error, rel=1e-3)
+    assert low < proposal < high
