@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 # At this rate every batch size gets there, so that one rate serves all. Of the full batch, whose updates take
 # most of the time, every fifth is evaluated: often enough to end in time.
-DEMO = {"lr": 0.02, "max_evaluations": 200, "probe_every": 10}
+DEMO = {"lr": 0.02, "max_evaluations": 200, "probe_every": 10, "unfold": "flatten"}
 DEMO_STEPS = 1000
 
 _COMMANDS = {

@@ -103,7 +103,7 @@ def main(out: Path) -> None:
             "one-sided": sentence(
                 ranks, out / "uneven", batch_size=16, steps=1, unfold="channel", probe_size=9
             ),
-            "wide": sentence(ranks, out / "wide", batch_size=16, steps=1, probe_size=9),
+            "wide": sentence(ranks, out / "wide", batch_size=16, steps=1, probe_size=9, unfold="flatten"),
         }
         # The command, as `torchrun -m bsgap_kernels train ...` calls it.
         setup.load_data = lambda *arguments, **options: small_data()

@@ -12,7 +12,7 @@ from bsgap_kernels.tracking.sites import UNFOLDS
 def test_names_agree_with_the_modules_that_hold_them() -> None:
     # config.py repeats the names so that the command line can check them without importing torch.
     assert set(options.MODELS) == set(REGISTRY)
-    assert set(UNFOLDS) - set(options.UNFOLDS) == {"auto", "token"}  # of sequences; the lab has images
+    assert set(UNFOLDS) - set(options.UNFOLDS) == {"token"}  # of sequences; the lab has images
 
 
 def test_procedural_options_from_a_mapping_and_defaults() -> None:
@@ -73,7 +73,7 @@ def test_layers_from_text() -> None:
         ),
         ({"rtol": -1e-3}, "rtol: got -0.001, expected a finite number of at least 0"),
         ({"atol": -1.0}, "atol: got -1.0, expected"),
-        ({"unfold": "rows"}, "unfold: got 'rows', expected one of flatten, channel, pool"),
+        ({"unfold": "rows"}, "unfold: got 'rows', expected one of auto, flatten, channel, pool"),
         ({"epochs": 3, "steps": 4}, "epochs, steps: got both 3 and 4, expected one of the two budgets"),
         ({"epochs": 0}, "epochs: got 0, expected an integer of at least 1"),
         ({"steps": 2.5}, "steps: got 2.5, expected an integer of at least 1"),

@@ -98,7 +98,7 @@ def test_the_head_says_what_the_experiment_is(page):
         "20 epochs",
         "0.01",
         "flatten",
-        "512 fixed",
+        "512",
         "torch 2.15.0",
     ):
         assert fact in head

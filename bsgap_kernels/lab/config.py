@@ -27,7 +27,7 @@ MODELS = (
 TORCHVISION = "torchvision:"
 """Before the name of one of torchvision's models."""
 LR_RULES = ("fixed", "linear", "sqrt")
-UNFOLDS = ("flatten", "channel", "pool")
+UNFOLDS = ("auto", "flatten", "channel", "pool")
 PRECISIONS = ("float32", "bfloat16")
 LAUNCHERS = ("local", "ray")
 DEFAULT_EPOCHS = 20
@@ -102,7 +102,8 @@ class RunOptions:
             alone. A reading takes all metrics and certified intervals.
         max_probes: raise probe_every so that a run probes about this often at most; null sets no limit.
         layers: glob patterns of the modules to read, separated by commas; null reads every nonlinearity.
-        unfold: how an activation becomes a matrix: flatten, channel or pool.
+        unfold: how an activation becomes a matrix: auto (as RankTracker's default: channel for images),
+            flatten, channel or pool.
         rtol: near-rank counts singular values above max(atol, rtol * largest).
         atol: absolute threshold; null means none.
         center: subtract the column means before counting.
@@ -140,7 +141,7 @@ class RunOptions:
     probe_every: int | None = 1
     max_probes: int | None = None
     layers: list[str] | str | None = None
-    unfold: str = "flatten"
+    unfold: str = "auto"
     rtol: float = 1e-2
     atol: float | None = None
     center: bool = False

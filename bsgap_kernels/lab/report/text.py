@@ -66,11 +66,16 @@ def facts(results: Results) -> list[tuple[str, str]]:
         ("Learning rate", rates),
         ("Tolerance rtol", tolerance),
         ("Unfolding", joined(results, "unfold")),
-        ("Probe batch", f"{', '.join(map(str, rows))} fixed training samples" if rows else None),
+        (_rows_name(joined(results, "unfold")), ", ".join(map(str, rows)) or None),
         ("Ran on", _machine_text(results)),
         ("Versions", joined(results, "versions")),
     ]
     return [(name, value) for name, value in pairs if value]
+
+
+def _rows_name(unfold: str | None) -> str:
+    """What the rows of the matrices are: samples, but where pixels or tokens are rows too."""
+    return "Probe batch, samples" if unfold in ("flatten", "pool") else "Rows of the probe, by layer"
 
 
 def _machine_text(results: Results) -> str | None:
