@@ -153,7 +153,7 @@ def test_it_raises_the_measured_rank(
     rank, near = {}, {}
     for method in ("sgd", *NAMES):
         hyper = {} if method == "sgd" else {"metric": metric, "strength": strength}
-        settings = config(method, hyper, batch_size=32, steps=30, probe_size=64)
+        settings = config(method, hyper, batch_size=32, steps=30, probe_size=64, unfold="flatten")
         summary = train(settings, tmp_path / method, data=small_data(64))
         rows = values(tmp_path / method)
         sites = [site["site"] for site in summary["sites"]]
@@ -320,7 +320,7 @@ def test_dead_and_non_finite_layers_leave_weights_finite(method: str) -> None:
 
 def test_other_models_and_precision(tmp_path: Path) -> None:
     for index, options in enumerate(
-        [{"model": "resnet56", "hyper": {"unfold": "channel", "layers": "*relu1"}, "unfold": "channel"},
+        [{"model": "resnet56", "hyper": {"unfold": "channel", "layers": "**relu1"}, "unfold": "channel"},
          {"model": "lstm"}, {"precision": "bfloat16", "hyper": {"metric": "participation-ratio"}}]
     ):  # fmt: skip
         for method in NAMES:
