@@ -255,13 +255,16 @@ def about(result: dict[str, Any]) -> str:
     )
 
 
+def written(result: dict[str, Any]) -> dict[Path, str]:
+    """The page with the result's table in it."""
+    page = marked.replaced(PAGE.read_text(encoding="utf-8"), "discrimination", table(result))
+    return {PAGE: marked.replaced(page, "discrimination-about", about(result))}
+
+
 def main(arguments: list[str]) -> int:
     """Measure, or write the page."""
     if arguments[:1] == ["--pages"]:
-        result = json.loads(RESULT.read_text(encoding="utf-8"))
-        page = marked.replaced(PAGE.read_text(encoding="utf-8"), "discrimination", table(result))
-        page = marked.replaced(page, "discrimination-about", about(result))
-        return marked.write({PAGE: page}, arguments[1:])
+        return marked.write(written(json.loads(RESULT.read_text(encoding="utf-8"))), arguments[1:])
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, help="CIFAR-10 as an .npz file with x_train and y_train")
     parser.add_argument("models", nargs="*", default=list(MODELS), help=", ".join(MODELS))
