@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.torch_free, pytest.mark.skipif(cuda_host.COMPILER is N
 
 U, TINY = Fraction(1, 2**53), Fraction(2) ** -1074
 NEAR = 1e-9
+LAST = 16 * 2.0**-1074
+"""What rounding outwards adds to the smallest numbers."""
 
 
 def gamma(n: int | Fraction) -> Fraction:
@@ -62,7 +64,7 @@ def test_factorisations_of_small_matrices(n: int) -> None:
         assert valid
         assert count == positive
         expected = factor + (of_shift if shift else 0) + underflow
-        assert error == pytest.approx(float(expected), rel=NEAR)
+        assert error == pytest.approx(float(expected), rel=NEAR, abs=LAST)
         assert Fraction(error) >= expected * (1 - Fraction(NEAR))
     tiny = G * 2.0**-1060  # what is left of it is the underflow term
     assert cuda_host.inertia(tiny, 0.0)[2] >= float((n + 1) ** 2 * TINY)
@@ -80,7 +82,7 @@ def test_factorisations_of_large_matrices(n: int) -> None:
     assert (shift, replaced) == (tau * tau, 0)
     expected = terms(G, shift)
     for value, right in zip((factor, of_shift, underflow), expected[:3], strict=True):
-        assert value == pytest.approx(float(right), rel=NEAR)
+        assert value == pytest.approx(float(right), rel=NEAR, abs=LAST)
     assert count == expected[3]
 
 
@@ -98,7 +100,7 @@ def test_a_replaced_pivot_is_part_of_the_error() -> None:
     moved = 2.0**-26 * (n - 64)
     own = float(terms(G + 1e-300 * torch.eye(n), 64.0 + 1e-12)[0])
     assert factor >= moved
-    assert factor == pytest.approx(moved + own, rel=1e-5)
+    assert factor == pytest.approx(moved + own, rel=1e-5, abs=LAST)
 
 
 @pytest.mark.parametrize("exponent", [0, 3, -3])
@@ -110,7 +112,9 @@ def test_gram_matrices(trace: float, exponent: int) -> None:
     squares = Fraction(trace) * (1 + 2 * gamma(c + side)) + cells * TINY
     lost = math.sqrt(cells) * float(TINY) if exponent < 0 else 0.0
     expected = float(gamma(c) * squares + cells * TINY) + (2 * math.sqrt(squares) + lost) * lost
-    assert cuda_host.gram_error(trace, side, depth, c, exponent) == pytest.approx(expected, rel=NEAR)
+    assert cuda_host.gram_error(trace, side, depth, c, exponent) == pytest.approx(
+        expected, rel=NEAR, abs=LAST
+    )
 
 
 @pytest.mark.parametrize("n", [34, 128])
@@ -131,6 +135,6 @@ def test_bounds_of_the_largest_eigenvalue(n: int) -> None:
     positive, _, error = cuda_host.inertia(G, shift)
     assert positive == 0
     assert error > 1e4 * math.ulp(shift)
-    assert proposal - low == pytest.approx(proposal - lower, rel=1e-3)
-    assert high - shift == pytest.approx(error, rel=1e-3)
+    assert proposal - low == pytest.approx(proposal - lower, rel=1e-3, abs=LAST)
+    assert high - shift == pytest.approx(error, rel=1e-3, abs=LAST)
     assert low < proposal < high
